@@ -1,0 +1,218 @@
+"""What a machine is, as measured by the probes or stated by a datasheet.
+
+One document describes one host with its devices. On a machine without a GPU the CPU is the device: its DRAM stands
+for HBM (tier ``hbm``), and the tier below it is the NVMe file.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tiercast_profiles.document import Document, Quantity, Strict
+from tiercast_profiles.model import Precision
+
+Tier = Literal["hbm", "dram", "cxl", "nvme", "pool"]
+TIERS: tuple[Tier, ...] = ("hbm", "dram", "cxl", "nvme", "pool")
+LookupPath = Literal["device", "uva", "cpu_gather", "disk", "pool"]
+PATHS: tuple[LookupPath, ...] = ("device", "uva", "cpu_gather", "disk", "pool")
+HOST_DRIVEN_PATHS: frozenset[LookupPath] = frozenset({"cpu_gather", "disk", "pool"})
+
+Component = Literal[
+    "embed",  # token ids to hidden states, by tokens in the step
+    "linear",  # one decoder layer without attention: norms, projections, MLP, residuals; by tokens
+    "attention_decode",  # attention of one layer for one new token per sequence; by sequences, context
+    "attention_prefill",  # attention of one layer for one chunk; by chunk tokens, context before the chunk
+    "engram_module",  # one Engram layer once its rows are staged: dequantise, project, gate, convolve; by tokens
+    "hash",  # row ids of all Engram layers; by tokens
+    "lookup_issue",  # time the compute thread spends handing one step's lookups to the prefetcher; by tokens
+    "head",  # final norm, language-model head, sampling; by sequences that sample
+    "step_overhead",  # what is left of a step: scheduling, batch build, bookkeeping; by sequences
+]
+
+
+class Collective(Strict):
+    """Tensor-parallel traffic between devices of one host, per direction."""
+
+    bandwidth_gb_per_s: Quantity
+    latency_us: Quantity
+
+
+class Device(Strict):
+    """One GPU, or the CPU that stands for it.
+
+    ``dense_tflops`` are peak rates without sparsity. The efficiency ratios turn peaks into what kernels reach.
+    ``step_host_overhead_us`` is the host time per step that compute does not cover, by graph mode.
+    """
+
+    kind: Literal["cuda", "rocm", "cpu"]
+    product_name: str
+    num_per_host: int = Field(gt=0)
+    num_compute_units: int = Field(gt=0)
+    memory_capacity_gb: Quantity
+    memory_reserve_gb: Quantity
+    memory_bandwidth_gb_per_s: Quantity
+    memory_efficiency_ratio: Quantity
+    dense_tflops: dict[Precision, Quantity]
+    matmul_efficiency_ratio: Quantity
+    layer_overhead_us: dict[Literal["eager", "piecewise", "full"], Quantity]
+    step_overhead_us: dict[Literal["eager", "piecewise", "full"], Quantity]
+    collective: Collective | None = None
+    has_unified_memory: bool = False
+    power_w: Quantity | None = None
+
+
+class Link(Strict):
+    """A copy path between host and device; ``num_sharing`` devices divide it."""
+
+    bandwidth_gb_per_s: Quantity
+    latency_us: Quantity
+    num_sharing: int = Field(default=1, gt=0)
+
+
+class Host(Strict):
+    """The host that carries the devices."""
+
+    cpu_model: str
+    num_cores: int = Field(gt=0)
+    num_numa_nodes: int = Field(gt=0)
+    memory_capacity_gb: Quantity
+    memory_bandwidth_gb_per_s: Quantity
+    random_access_ratio: Quantity  # share of memory_bandwidth that scattered row reads reach
+    remote_numa_speed_ratio: Quantity
+    page_size_bytes: int = Field(default=4096, gt=0)
+    huge_pages: str = "unknown"
+
+
+class Storage(Strict):
+    """A tier below host memory: the NVMe drive, a CXL expander or a remote pool."""
+
+    capacity_gb: Quantity
+    read_bandwidth_gb_per_s: Quantity
+    latency_us: Quantity
+    max_reads_per_s: Quantity | None = None
+    read_granularity_bytes: int = Field(gt=0)
+
+
+class LookupPoint(Strict):
+    """Measured time of one lookup: median with quartiles over the samples of the probe."""
+
+    num_rows: int = Field(gt=0)
+    row_bytes: int = Field(gt=0)
+    footprint_bytes: int = Field(gt=0)
+    time_us: float = Field(gt=0)
+    low_us: float = Field(gt=0)
+    high_us: float = Field(gt=0)
+
+
+class LookupCurve(Strict):
+    """How long one device needs to fetch rows from a tier by a path, alone on the machine.
+
+    Time of ``n`` rows = ``fixed_us`` + n × max(``row_ns``, bytes per row / ``bandwidth_gb_per_s``), where the bytes per
+    row are rounded up to ``read_granularity_bytes``. Where ``points`` were measured they are interpolated instead and
+    the parameters, fitted to them, only extend them.
+    """
+
+    tier: Tier
+    path: LookupPath
+    is_calibrated: bool
+    fixed_us: Quantity
+    row_ns: Quantity
+    bandwidth_gb_per_s: Quantity
+    read_granularity_bytes: int = Field(gt=0)
+    removes_duplicates: bool
+    points: tuple[LookupPoint, ...] = ()
+
+
+class ComputePoint(Strict):
+    """Measured time of one component; ``num_tokens`` and ``context_tokens`` mean what the component says."""
+
+    num_tokens: int = Field(gt=0)
+    context_tokens: int = Field(ge=0)
+    time_us: float = Field(ge=0)
+    low_us: float = Field(ge=0)
+    high_us: float = Field(ge=0)
+
+
+class ComputeTable(Strict):
+    """Measured component times of one model on this machine.
+
+    ``context_statistic`` says which context of a decode batch the attention time follows: ``max`` where the batch is
+    padded, ``mean`` where a kernel walks each sequence's own length.
+    """
+
+    model_name: str
+    shape_sha256: str
+    engram_sha256: str | None = None
+    graph_mode: Literal["eager", "piecewise", "full"]
+    num_threads: int | None = Field(default=None, gt=0)
+    context_statistic: Literal["max", "mean"]
+    components: dict[Component, tuple[ComputePoint, ...]]
+
+
+class Interference(Strict):
+    """How much a running lookup and the compute beside it slow each other (1 = not at all)."""
+
+    tier: Tier
+    path: LookupPath
+    compute_speed_ratio: Quantity
+    lookup_speed_ratio: Quantity
+
+
+class Reading(Strict):
+    """One telemetry value; an unknown is never a zero."""
+
+    value: float | str | None
+    unit: str
+    status: Literal["ok", "not_supported", "no_permission", "error"]
+
+
+class ProbeResult(Strict):
+    """Raw samples of one probe, kept whether or not they are used.
+
+    ``status`` ``unstable`` marks samples whose interquartile range exceeds 10 % of their median.
+    """
+
+    name: str
+    parameters: dict[str, str | int | float] = {}
+    unit: str
+    samples: tuple[float, ...] = ()
+    status: Literal["ok", "unstable", "invalid", "not_supported", "failed"]
+    reason: str = ""
+    telemetry: dict[str, Reading] = {}
+
+
+class HardwareProfile(Document):
+    """A host with its devices, links, tiers and the curves the simulator reads."""
+
+    calibration: Literal["measured", "datasheet"]
+    device: Device
+    host: Host
+    host_to_device: Link
+    device_to_host: Link
+    nvme: Storage | None = None
+    cxl: Storage | None = None
+    pool: Storage | None = None
+    lookups: tuple[LookupCurve, ...]
+    compute: tuple[ComputeTable, ...] = ()
+    interference: tuple[Interference, ...] = ()
+    probes: tuple[ProbeResult, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_curve_per_tier_and_path(self) -> Self:
+        pairs = [(curve.tier, curve.path) for curve in self.lookups]
+        if len(pairs) != len(set(pairs)):
+            raise ValueError("lookups holds two curves for one tier and path")
+        return self
+
+    def curve(self, tier: Tier, path: LookupPath) -> LookupCurve | None:
+        """The curve of a tier by a path, or None when this machine has none."""
+        return next((curve for curve in self.lookups if (curve.tier, curve.path) == (tier, path)), None)
+
+    def tier_capacity_gb(self, tier: Tier) -> Quantity | None:
+        """Capacity of a tier on one host (one device for ``hbm``), or None when the machine has no such tier."""
+        if tier == "hbm":
+            return self.device.memory_capacity_gb
+        if tier == "dram":
+            return self.host.memory_capacity_gb
+        storage = {"nvme": self.nvme, "cxl": self.cxl, "pool": self.pool}[tier]
+        return None if storage is None else storage.capacity_gb

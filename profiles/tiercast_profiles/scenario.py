@@ -1,0 +1,205 @@
+"""A scenario: hardware + model + placement + workload + prices, as a file asks for it and as it was resolved.
+
+Names of options follow vLLM and SGLang where those have a word for the thing.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tiercast_profiles.document import Strict, canonical_sha256
+from tiercast_profiles.errors import BadInput, MissingCapability
+from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, HardwareProfile, LookupPath, Tier
+from tiercast_profiles.model import ModelSpec, RowLayout
+from tiercast_profiles.prices import PriceBook
+from tiercast_profiles.workload import Workload
+
+PlacementTier = Literal["none", "hbm", "dram", "cxl", "nvme", "pool"]
+Prefetch = Literal["off", "step_entry", "prev_step"]
+GraphMode = Literal["eager", "piecewise", "full"]
+Replication = Literal["none", "per_rank", "per_numa", "per_node"]
+
+ALLOWED_PATHS: dict[Tier, tuple[LookupPath, ...]] = {
+    "hbm": ("device",),
+    "dram": ("uva", "cpu_gather"),
+    "cxl": ("uva", "cpu_gather"),
+    "nvme": ("disk",),
+    "pool": ("pool",),
+}
+
+
+class Parallel(Strict):
+    """Tensor-parallel ranks of one replica and number of data-parallel replicas."""
+
+    tensor: int = Field(default=1, gt=0, le=1024)
+    data: int = Field(default=1, gt=0, le=1024)
+
+
+class Placement(Strict):
+    """Where the tables live and how their rows travel. None means: the natural choice for the tier and device."""
+
+    tier: PlacementTier
+    path: LookupPath | None = None
+    prefetch: Prefetch = "step_entry"
+    replication: Replication = "per_node"
+    row_layout: RowLayout = "packed"
+    cache_gib: float = Field(default=0.0, ge=0, le=1e6)
+    graph_mode: GraphMode | None = None
+
+    @field_validator("prefetch", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+    @model_validator(mode="after")
+    def _path_fits_the_tier(self) -> Self:
+        if self.path is not None:
+            allowed = () if self.tier == "none" else ALLOWED_PATHS[self.tier]
+            if self.path not in allowed:
+                raise ValueError(
+                    f"path {self.path!r} cannot serve tier {self.tier!r}; allowed: {', '.join(allowed) or 'no path'}"
+                )
+        if self.tier in ("none", "hbm") and self.cache_gib > 0:
+            raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
+        return self
+
+
+class Engine(Strict):
+    """Serving-engine limits, named as vLLM names them."""
+
+    max_num_seqs: int = Field(default=512, gt=0, le=100_000)
+    max_num_batched_tokens: int = Field(default=8192, gt=0, le=10_000_000)
+    kv_block_tokens: int = Field(default=16, gt=0, le=65_536)
+    memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
+
+
+class Speculative(Strict):
+    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn."""
+
+    draft_tokens: int = Field(default=0, ge=0, le=64)
+    acceptance_ratio: float = Field(default=0.7, ge=0, le=1)
+
+
+class Scenario(Strict):
+    """One scenario file. ``hardware``, ``model`` and ``prices`` are shipped names or paths."""
+
+    schema_version: Literal[1]
+    hardware: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    parallel: Parallel = Parallel()
+    placement: Placement
+    workload: Workload
+    engine: Engine = Engine()
+    speculative: Speculative = Speculative()
+    prices: str = "default"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _budget_holds_a_step(self) -> Self:
+        per_sequence = 1 + self.speculative.draft_tokens
+        if self.engine.max_num_batched_tokens < per_sequence:
+            raise ValueError(
+                f"engine.max_num_batched_tokens={self.engine.max_num_batched_tokens} is below the {per_sequence} "
+                "tokens one decoding sequence needs per step"
+            )
+        return self
+
+
+class ResolvedPlacement(Strict):
+    """The placement with every natural choice made."""
+
+    tier: PlacementTier
+    path: LookupPath | None
+    prefetch: Prefetch
+    replication: Replication
+    row_layout: RowLayout
+    cache_gib: float
+    graph_mode: GraphMode
+
+
+class ResolvedScenario(Strict):
+    """A scenario with its documents loaded: what the runtime and the simulator both take."""
+
+    scenario: Scenario
+    hardware: HardwareProfile
+    model: ModelSpec
+    prices: PriceBook
+    placement: ResolvedPlacement
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices the scenario uses."""
+        return self.scenario.parallel.tensor * self.scenario.parallel.data
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that decides the result; raw probe samples, which decide nothing, are left out."""
+        return canonical_sha256(
+            {
+                "scenario": self.scenario.model_dump(mode="json", exclude={"hardware", "model", "prices"}),
+                "hardware": self.hardware.model_dump(mode="json", exclude={"probes"}),
+                "model": self.model.model_dump(mode="json"),
+                "prices": self.prices.model_dump(mode="json"),
+                "placement": self.placement.model_dump(mode="json"),
+            }
+        )
+
+    def with_placement(self, placement: Placement) -> "ResolvedScenario":
+        """The same scenario with another placement, resolved anew."""
+        scenario = self.scenario.model_copy(update={"placement": placement})
+        return combine(scenario, self.hardware, self.model, self.prices)
+
+
+def natural_path(tier: PlacementTier, hardware: HardwareProfile) -> LookupPath | None:
+    """The path a tier is read by when the scenario names none.
+
+    Host memory is read by the GPU itself (``uva``), or by worker threads where the device is a CPU.
+    """
+    if tier == "none":
+        return None
+    if tier in ("dram", "cxl"):
+        return "cpu_gather" if hardware.device.kind == "cpu" else "uva"
+    return ALLOWED_PATHS[tier][0]
+
+
+def natural_graph_mode(path: LookupPath | None, hardware: HardwareProfile) -> GraphMode:
+    """Graphs where the device and path allow them: host-driven paths break a full graph (facts: engines' docs)."""
+    if hardware.device.kind == "cpu":
+        return "eager"
+    return "piecewise" if path in HOST_DRIVEN_PATHS else "full"
+
+
+def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, prices: PriceBook) -> ResolvedScenario:
+    """Make every natural choice and check what only the documents together can tell.
+
+    Raises:
+        BadInput: a graph mode the path cannot have, or more ranks than one host carries.
+        MissingCapability: the machine has no such tier or no curve for the path.
+    """
+    wanted = scenario.placement
+    path = wanted.path or natural_path(wanted.tier, hardware)
+    graph_mode = wanted.graph_mode or natural_graph_mode(path, hardware)
+    if graph_mode == "full" and path in HOST_DRIVEN_PATHS:
+        raise BadInput(f"graph_mode 'full' cannot hold path {path!r}, which the host drives; use piecewise or eager")
+    if graph_mode != "eager" and hardware.device.kind == "cpu":
+        raise BadInput(f"graph_mode {graph_mode!r} needs a GPU; hardware {hardware.name!r} is a CPU; use eager")
+    if scenario.parallel.tensor > hardware.device.num_per_host:
+        raise BadInput(
+            f"parallel.tensor={scenario.parallel.tensor} exceeds the {hardware.device.num_per_host} devices of one "
+            f"{hardware.name!r} host"
+        )
+    if path is not None and wanted.tier != "none" and hardware.curve(wanted.tier, path) is None:
+        known = ", ".join(f"{curve.tier}/{curve.path}" for curve in hardware.lookups) or "none"
+        raise MissingCapability(
+            f"hardware {hardware.name!r} has no curve for tier {wanted.tier!r} by path {path!r}; it has: {known}"
+        )
+    placement = ResolvedPlacement(
+        tier=wanted.tier,
+        path=path,
+        prefetch=wanted.prefetch,
+        replication=wanted.replication,
+        row_layout=wanted.row_layout,
+        cache_gib=wanted.cache_gib,
+        graph_mode=graph_mode,
+    )
+    return ResolvedScenario(scenario=scenario, hardware=hardware, model=model, prices=prices, placement=placement)

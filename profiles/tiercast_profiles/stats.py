@@ -1,0 +1,100 @@
+"""Statistics of samples: one definition of every metric, used for measured and simulated runs alike.
+
+Definitions: TTFT is first token minus arrival, queueing included. TPOT is (finish − first token) ÷ (output tokens − 1)
+of one request. Throughput counts all tokens of the finished requests over the time from run start to last finish.
+``hidden_ratio`` is 1 − stall ÷ time lookups were in flight.
+"""
+
+import math
+from collections.abc import Sequence
+
+from tiercast_profiles.record import Metric, Percentiles, Samples
+from tiercast_profiles.units import NS_PER_MS, NS_PER_S
+
+
+def quantile(values: Sequence[float], ratio: float) -> float:
+    """Linear-interpolated quantile (the usual definition 7) of a non-empty sequence.
+
+    Raises:
+        ValueError: when ``values`` is empty or ``ratio`` lies outside [0, 1].
+    """
+    if not values:
+        raise ValueError("no values to take a quantile of")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio} must lie in [0, 1]")
+    ordered = sorted(values)
+    position = ratio * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle value."""
+    return quantile(values, 0.5)
+
+
+def spread_metric(values: Sequence[float]) -> Metric:
+    """Median with quartiles of repeats; a single value is a point."""
+    if len(values) == 1:
+        return Metric(value=values[0])
+    return Metric(value=median(values), low=quantile(values, 0.25), high=quantile(values, 0.75), basis="spread")
+
+
+def is_unstable(values: Sequence[float], limit_ratio: float = 0.10) -> bool:
+    """True when the interquartile range exceeds ``limit_ratio`` of the median: such samples need a flag."""
+    middle = median(values)
+    return middle <= 0 or (quantile(values, 0.75) - quantile(values, 0.25)) / middle > limit_ratio
+
+
+def percentiles(values_ns: Sequence[float]) -> Percentiles:
+    """p50, p90 and p99 in ms of durations in ns."""
+    p50, p90, p99 = (Metric(value=quantile(values_ns, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
+    return Percentiles(p50=p50, p90=p90, p99=p99)
+
+
+class SampleStatistics:
+    """The metrics that follow from samples alone.
+
+    Raises:
+        ValueError: when the samples hold no finished request or no step.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        requests, steps = samples.requests, samples.steps
+        if not requests.finish_ns or not steps.start_ns:
+            raise ValueError("a record needs at least one finished request and one step")
+        elapsed_ns = max(requests.finish_ns)
+        output, prompt = sum(requests.output_tokens), sum(requests.prompt_tokens)
+        self.output_tokens_per_s = output * NS_PER_S / elapsed_ns
+        self.total_tokens_per_s = (output + prompt) * NS_PER_S / elapsed_ns
+        self.ttft_ms = percentiles(
+            [first - arrival for first, arrival in zip(requests.first_token_ns, requests.arrival_ns, strict=True)]
+        )
+        tpot = [
+            (finish - first) / (tokens - 1)
+            for finish, first, tokens in zip(
+                requests.finish_ns, requests.first_token_ns, requests.output_tokens, strict=True
+            )
+            if tokens > 1
+        ]
+        self.tpot_ms: Percentiles | None = percentiles(tpot) if tpot else None
+        self.step_ms = percentiles(steps.duration_ns)
+        num_steps = len(steps.start_ns)
+        stall, lookup = sum(steps.stall_ns), sum(steps.lookup_ns)
+        self.stall_ms_per_step = stall / num_steps / NS_PER_MS
+        self.lookup_ms_per_step = lookup / num_steps / NS_PER_MS
+        self.hidden_ratio: float | None = min(1.0, max(0.0, 1 - stall / lookup)) if lookup > 0 else None
+        rows, read = sum(steps.rows), sum(steps.rows_read)
+        self.unique_row_ratio: float | None = read / rows if rows > 0 else None
+
+
+def relative_error(predicted: float, measured: float) -> float:
+    """(predicted − measured) ÷ measured.
+
+    Raises:
+        ValueError: when ``measured`` is zero.
+    """
+    if measured == 0:
+        raise ValueError("a relative error needs a measured value other than zero")
+    return (predicted - measured) / measured

@@ -1,0 +1,200 @@
+"""Files in, documents out; documents in, whole files out.
+
+The door of the house: everything wrong with a file ends here in one line that names the file and the field.
+"""
+
+import json
+import os
+import secrets
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tiercast_profiles.errors import BadInput, FileProblem, UnknownHardware, UnknownModel, UnknownName, UnknownPrices
+from tiercast_profiles.hardware import HardwareProfile
+from tiercast_profiles.hf_config import is_hf_config, model_from_hf_config
+from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.prices import PriceBook
+from tiercast_profiles.record import RunRecord
+from tiercast_profiles.scenario import ResolvedScenario, Scenario, combine
+
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_FILE_BYTES = 256 << 20
+
+
+def shipped_names(kind: str) -> tuple[str, ...]:
+    """Names of the shipped files of a kind: ``hardware``, ``models`` or ``prices``."""
+    folder = resources.files("tiercast_profiles") / "data" / kind
+    return tuple(sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_hardware(name_or_path: str) -> HardwareProfile:
+    """A shipped hardware profile by name, or one from a file.
+
+    Raises:
+        UnknownHardware: neither a shipped name nor a file; never answered with a default.
+        FileProblem: the file cannot be read.
+        BadInput: the file does not follow the schema.
+    """
+    return _load("hardware", name_or_path, HardwareProfile, UnknownHardware)
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """A shipped model by name, a model file, or a Hugging Face ``config.json`` of the V4.1 shape.
+
+    Raises:
+        UnknownModel: neither a shipped name nor a file.
+        FileProblem: the file cannot be read.
+        BadInput: the file is neither a model file nor a config this project understands.
+    """
+    return _load("models", name_or_path, ModelSpec, UnknownModel)
+
+
+def load_prices(name_or_path: str) -> PriceBook:
+    """A shipped price book by name, or one from a file.
+
+    Raises:
+        UnknownPrices: neither a shipped name nor a file.
+        FileProblem: the file cannot be read.
+        BadInput: the file does not follow the schema.
+    """
+    return _load("prices", name_or_path, PriceBook, UnknownPrices)
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """A scenario file (YAML or JSON)."""
+    return parse(Scenario, read_mapping(Path(path)), str(path))
+
+
+def load_record(path: str | Path) -> RunRecord:
+    """A run record (JSON)."""
+    return parse(RunRecord, read_mapping(Path(path)), str(path))
+
+
+def resolve(scenario: Scenario) -> ResolvedScenario:
+    """Load what the scenario names and make every natural choice."""
+    return combine(scenario, load_hardware(scenario.hardware), load_model(scenario.model), load_prices(scenario.prices))
+
+
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or text.endswith((".yaml", ".yml", ".json"))
+
+
+def _load(kind: str, name_or_path: str, schema: type[DocumentT], unknown: type[UnknownName]) -> DocumentT:
+    if name_or_path in shipped_names(kind):
+        return _shipped(kind, name_or_path, schema)  # type: ignore[return-value]  # cache loses the type variable
+    path = Path(name_or_path)
+    if not _looks_like_path(name_or_path) and not path.is_file():
+        raise unknown(name_or_path, shipped_names(kind))
+    data = read_mapping(path)
+    if schema is ModelSpec and is_hf_config(data):
+        data = model_from_hf_config(data, name_or_path)
+    return parse(schema, data, name_or_path)
+
+
+@cache
+def _shipped(kind: str, name: str, schema: type[BaseModel]) -> BaseModel:
+    text = (resources.files("tiercast_profiles") / "data" / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse(schema, yaml.load(text, Loader=_LOADER), f"shipped {kind}/{name}.yaml")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:  # Any: whatever the file holds, before its schema has seen it
+    """The mapping in a YAML or JSON file.
+
+    Raises:
+        FileProblem: missing, not a file, too large, not UTF-8, truncated, or not a mapping.
+    """
+    try:
+        if path.is_dir():
+            raise FileProblem(f"{path}: is a folder; give a YAML or JSON file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise FileProblem(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; not a file this tool writes or reads")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileProblem(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise FileProblem(f"{path}: not a UTF-8 text file") from None
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_LOADER)
+    except json.JSONDecodeError as error:
+        raise FileProblem(
+            f"{path}: not complete JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}" if where is not None else ""
+        raise FileProblem(f"{path}: not valid YAML{place} ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(data, dict):
+        raise FileProblem(f"{path}: holds {type(data).__name__}, not a mapping of keys to values")
+    return data
+
+
+def parse(schema: type[DocumentT], data: object, label: str) -> DocumentT:
+    """Validate ``data`` and turn the first problem into one line.
+
+    Raises:
+        BadInput: with the file, the field, what was given and what is wrong.
+    """
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(f"{label}: {_first_problem(schema, error)}") from None
+
+
+def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key explains more than the union branches that fail because of it.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    field = ".".join(str(part) for part in problem["loc"]) or "document"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(schema.model_fields) if len(problem["loc"]) == 1 else "see docs/scenario.md"
+        return f"{field}: unknown key; known here: {known}{more}"
+    if problem["type"] == "missing":
+        return f"{field}: missing{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = (
+        f" (given {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
+    )
+    return f"{field}: {message}{shown}{more}"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file or none: a temporary file beside the target, flushed, then renamed over it.
+
+    A device or a pipe (``/dev/stdout``) is written into and never replaced.
+
+    Raises:
+        FileProblem: when the folder is missing, not writable, or the disk is full; no partial file is left behind.
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return
+        real = Path(os.path.realpath(target))
+        temporary = real.with_name(f".{real.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(real)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileProblem(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+def to_yaml(document: BaseModel) -> str:
+    """A document as YAML a person can diff: keys in schema order, short sequences of numbers on one line."""
+    return yaml.dump(document.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
