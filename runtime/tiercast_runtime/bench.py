@@ -1,0 +1,289 @@
+"""Runs a scenario on this machine and writes what was measured as a record.
+
+Table files are kept under the cache folder and used again when their header matches: delete the folder to free the
+disk. Nothing in a measured record is predicted, and nothing in it is corrected.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tiercast_profiles import __version__, stats
+from tiercast_profiles.errors import BadInput, FileProblem
+from tiercast_profiles.hardware import Tier as MemoryTier
+from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.stats import SampleStatistics
+from tiercast_profiles.units import NS_PER_S, NS_PER_US, bytes_per_s_to_gb_per_s
+from tiercast_profiles.workload import workload_sha256
+from tiercast_runtime.device import describe, num_cores, set_compute_threads
+from tiercast_runtime.engine import Engine, EngineRun
+from tiercast_runtime.recorder import LayerStep
+from tiercast_runtime.support import check_supported, device_of
+
+MAX_REPEATS = 1000
+
+
+def default_table_folder() -> Path:
+    """Where table files are kept: ``$XDG_CACHE_HOME/tiercast/tables``, or ``~/.cache/tiercast/tables``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "tiercast" / "tables"
+
+
+def bench(
+    resolved: ResolvedScenario,
+    *,
+    repeats: int = 1,
+    folder: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> RunRecord:
+    """Serve the scenario's workload ``repeats`` times with the real runtime.
+
+    Each metric is the median over the repeats, with quartiles as its interval where there are several. Samples and
+    spans are those of the repeat with the median throughput.
+
+    Args:
+        resolved: what to run; its hardware profile must be of this kind of machine.
+        repeats: timed runs, each after its own warm-up.
+        folder: where table files are kept; by default :func:`default_table_folder`.
+        progress: called with the share done, 0 … 1, at most ten times per repeat.
+
+    Raises:
+        BadInput: ``repeats`` out of range.
+        MissingCapability: this machine, or the runtime, lacks something the scenario asks for.
+        InfeasibleScenario: it does not fit this machine's memory.
+        FileProblem: the table folder cannot be written.
+    """
+    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress)[0]
+
+
+def bench_in_rounds(
+    scenarios: Sequence[ResolvedScenario],
+    *,
+    repeats: int = 1,
+    folder: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[RunRecord, ...]:
+    """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
+
+    Every other round goes backwards, so that none is always measured after the same one. All of them are in memory at
+    once. Arguments and errors are those of :func:`bench`.
+    """
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise BadInput(f"repeats={repeats}; must be between 1 and {MAX_REPEATS}")
+    for resolved in scenarios:
+        check_supported(resolved)
+    devices = [device_of(resolved) for resolved in scenarios]
+    previous_threads = torch.get_num_threads()
+    num_threads = set_compute_threads()
+    total = repeats * len(scenarios)
+    try:
+        with contextlib.ExitStack() as stack:
+            engines = [
+                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved)))
+                for resolved, device in zip(scenarios, devices, strict=True)
+            ]
+            runs: list[list[EngineRun]] = [[] for _ in engines]
+            num_done = 0
+            for index in range(repeats):
+                places = range(len(engines))
+                for place in places if index % 2 == 0 else reversed(places):
+
+                    def report(share: float, done: int = num_done) -> None:
+                        if progress is not None:
+                            progress((done + share) / total)
+
+                    runs[place].append(engines[place].run(report))
+                    num_done += 1
+            return tuple(
+                _record(resolved, engine, done, num_threads)
+                for resolved, engine, done in zip(scenarios, engines, runs, strict=True)
+            )
+    finally:
+        torch.set_num_threads(previous_threads)
+
+
+def _prepared(folder: Path | None, resolved: ResolvedScenario) -> Path:
+    """The folder for table files, made if the tier needs it."""
+    chosen = default_table_folder() if folder is None else folder
+    if resolved.placement.tier == "nvme":
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileProblem(f"{chosen}: cannot be made ({error.strerror or error}); give another folder") from None
+    return chosen
+
+
+def _record(resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], num_threads: int) -> RunRecord:
+    statistics = [SampleStatistics(run.samples) for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: statistics[i].output_tokens_per_s)
+    middle = runs[order[len(runs) // 2]]
+    scenario, model = resolved.scenario, resolved.model
+    return RunRecord(
+        kind="measured",
+        scenario=scenario,
+        placement=resolved.placement,
+        scenario_sha256=resolved.sha256,
+        workload_sha256=workload_sha256(scenario.workload, scenario.seed, engine.text.vocabulary, engine.text.sha256),
+        provenance=Provenance(
+            tool_version=__version__,
+            git_commit=git_commit(Path(__file__).parent),
+            hardware_name=resolved.hardware.name,
+            hardware_sha256=resolved.hardware.sha256,
+            hardware_calibration=resolved.hardware.calibration,
+            model_name=model.name,
+            model_sha256=model.sha256,
+            prices_sha256=resolved.prices.sha256,
+            vocabulary=engine.text.vocabulary,
+            text_sha256=engine.text.sha256,
+            facts=_facts(resolved, engine, middle, len(runs), num_threads),
+            warnings=_warnings(engine, statistics),
+        ),
+        metrics=_metrics(resolved, engine, runs, statistics),
+        samples=middle.samples,
+        spans=middle.spans,
+    )
+
+
+def _metrics(
+    resolved: ResolvedScenario, engine: Engine, runs: Sequence[EngineRun], statistics: Sequence[SampleStatistics]
+) -> Metrics:
+    # On path device the gather is compute: nothing was there to hide.
+    is_hidden_defined = resolved.placement.path != "device"
+    hidden = [s.hidden_ratio for s in statistics if s.hidden_ratio is not None and is_hidden_defined]
+    tpot = [s.tpot_ms for s in statistics if s.tpot_ms is not None]
+    unique = [s.unique_row_ratio for s in statistics if s.unique_row_ratio is not None]
+    engram = resolved.model.engram
+    has_tables = resolved.placement.tier != "none"
+    return Metrics(
+        output_tokens_per_s=stats.spread_metric([s.output_tokens_per_s for s in statistics]),
+        total_tokens_per_s=stats.spread_metric([s.total_tokens_per_s for s in statistics]),
+        ttft_ms=_spread_percentiles([s.ttft_ms for s in statistics]),
+        tpot_ms=_spread_percentiles(tpot) if tpot else None,
+        step_ms=_spread_percentiles([s.step_ms for s in statistics]),
+        stall_ms_per_step=stats.spread_metric([s.stall_ms_per_step for s in statistics]),
+        lookup_ms_per_step=stats.spread_metric([s.lookup_ms_per_step for s in statistics]),
+        hidden_ratio=stats.spread_metric(hidden) if hidden else None,
+        kv_capacity_tokens=Metric(value=engine.kv.room_tokens),
+        memory_bytes=memory_bytes(resolved, engine),
+        rows_per_token=len(engram.layer_ids) * engram.num_rows_per_token if has_tables else 0,
+        unique_row_ratio=stats.median(unique) if unique else None,
+        layers=_layer_windows(resolved, runs) if has_tables else (),
+    )
+
+
+def memory_bytes(resolved: ResolvedScenario, engine: Engine) -> dict[MemoryTier, int]:
+    """Bytes this run allocated by tier: weights and buffers on the device, tables where they live.
+
+    The KV cache takes what is left of the device's memory; its size is among the facts.
+    """
+    backbone, tier = engine.backbone, resolved.placement.tier
+    device_bytes = backbone.weight_bytes + backbone.buffer_bytes + engine.engram_weight_bytes
+    by_tier: dict[MemoryTier, int] = {"hbm": device_bytes}
+    if tier != "none":
+        by_tier[tier] = by_tier.get(tier, 0) + engine.table_bytes
+    return by_tier
+
+
+def _spread_percentiles(items: Sequence[Percentiles]) -> Percentiles:
+    return Percentiles(
+        p50=stats.spread_metric([item.p50.value for item in items]),
+        p90=stats.spread_metric([item.p90.value for item in items]),
+        p99=stats.spread_metric([item.p99.value for item in items]),
+    )
+
+
+def _layer_windows(resolved: ResolvedScenario, runs: Sequence[EngineRun]) -> tuple[LayerWindow, ...]:
+    """Per Engram layer, the medians over the steps that only decode; empty when no step did."""
+    engram = resolved.model.engram
+    row_bytes = engram.stored_row_bytes(resolved.placement.row_layout)
+    windows = []
+    for index, layer_id in enumerate(engram.layer_ids):
+        per_run = [run.layers[index] for run in runs]
+        if not all(per_run):
+            return ()
+        rates = [
+            step.num_rows_read * row_bytes * NS_PER_S / step.window_ns
+            for steps in per_run
+            for step in steps
+            if step.window_ns > 0
+        ]
+        windows.append(
+            LayerWindow(
+                layer_id=layer_id,
+                window_us=_median_us(per_run, lambda step: step.window_ns),
+                lookup_us=_median_us(per_run, lambda step: step.lookup_ns),
+                stall_us=_median_us(per_run, lambda step: step.stall_ns),
+                required_gb_per_s=Metric(value=bytes_per_s_to_gb_per_s(stats.median(rates))) if rates else None,
+            )
+        )
+    return tuple(windows)
+
+
+def _median_us(per_run: Sequence[Sequence[LayerStep]], value_ns: Callable[[LayerStep], int]) -> Metric:
+    return stats.spread_metric([stats.median([value_ns(step) for step in steps]) / NS_PER_US for steps in per_run])
+
+
+def _facts(
+    resolved: ResolvedScenario, engine: Engine, run: EngineRun, repeats: int, num_threads: int
+) -> dict[str, str | int | float | bool]:
+    facts: dict[str, str | int | float | bool] = {
+        "device": describe(engine.device),
+        "num_cores": num_cores(),
+        "num_compute_threads": num_threads,
+        "torch_version": str(torch.__version__),
+        "python_version": platform.python_version(),
+        "compute_type": str(engine.dtype).removeprefix("torch."),
+        "graph_mode_run": resolved.placement.graph_mode,
+        "repeats": repeats,
+        "warm_up_steps": run.num_warm_up_steps,
+        "steps": len(run.samples.steps.start_ns),
+        "step_overhead_us_median": round(stats.median(run.overhead_ns) / NS_PER_US, 1),
+        "kv_cache_bytes": engine.backbone.kv_bytes,
+        "kv_slots": engine.kv.num_slots,
+        "kv_slot_tokens": engine.kv.max_context_tokens,
+        "page_size_bytes": os.sysconf("SC_PAGE_SIZE"),
+        "text_is_stand_in": engine.text.is_stand_in,
+        "measured_on": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    facts.update({f"path_{key}": value for key, value in engine.path_facts.items()})
+    return facts
+
+
+def _warnings(engine: Engine, statistics: Sequence[SampleStatistics]) -> tuple[str, ...]:
+    warnings = []
+    if engine.kv.num_slots < engine.kv.num_wanted_slots:
+        warnings.append(
+            f"the static KV cache has {engine.kv.num_slots} slots of {engine.kv.max_context_tokens} tokens; the "
+            f"workload could use {engine.kv.num_wanted_slots}"
+        )
+    throughputs = [s.output_tokens_per_s for s in statistics]
+    if len(throughputs) > 1 and stats.is_unstable(throughputs):
+        warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")
+    return tuple(warnings)
+
+
+def git_commit(start: Path) -> str | None:
+    """Commit of the checkout that holds ``start``, read from its ``.git`` folder; None outside a checkout."""
+    root = next((folder for folder in (start, *start.parents) if (folder / ".git").is_dir()), None)
+    if root is None:
+        return None
+    try:
+        head = (root / ".git" / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        loose = root / ".git" / name
+        if loose.is_file():
+            return loose.read_text(encoding="utf-8").strip()
+        for line in (root / ".git" / "packed-refs").read_text(encoding="utf-8").splitlines():
+            if line.endswith(f" {name}"):
+                return line.split()[0]
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,63 @@
+"""Rows of one table file by id: duplicates removed, then read at depth.
+
+NumPy only, so that a worker process that knows nothing of torch can do it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.errors import BadInput
+from tiercast_runtime.aio import ReadMode, RowReader
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTable:
+    """Where the rows of one table lie in its file: parts of a row one array after the other."""
+
+    path: str
+    label: str
+    num_rows: int
+    row_bytes: int
+    part_offsets: tuple[int, ...]
+    part_widths: tuple[int, ...]
+
+
+class DiskReader:
+    """Reads lookups of one table; one thread at a time."""
+
+    def __init__(self, table: DiskTable, *, depth: int, mode: ReadMode | None = None) -> None:
+        self.table = table
+        self.rows = RowReader(Path(table.path), depth=depth, mode=mode)
+
+    def unique(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Distinct ids, ascending, and the place of each id among them.
+
+        Raises:
+            BadInput: an id outside the table.
+        """
+        unique, inverse = np.unique(ids, return_inverse=True)
+        if len(unique) and (unique[0] < 0 or unique[-1] >= self.table.num_rows):
+            worst = int(unique[0] if unique[0] < 0 else unique[-1])
+            raise BadInput(
+                f"row id {worst} lies outside {self.table.label}: the table has rows 0 … {self.table.num_rows - 1}"
+            )
+        return unique, inverse.astype(np.int64, copy=False)
+
+    def read(self, unique: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
+        """The rows of ascending ids into ``target`` ``[len(unique), row_bytes] uint8``, packed.
+
+        Raises:
+            FileProblem: a read failed or the file ends too early; ``target`` is void.
+        """
+        first = 0
+        for offset, width in zip(self.table.part_offsets, self.table.part_widths, strict=True):
+            useful = min(width, self.table.row_bytes - first)  # padding is not worth reading
+            self.rows.read_rows(offset + unique * width, target[:, first : first + useful])
+            first += useful
+
+    def close(self) -> None:
+        """Close the file."""
+        self.rows.close()

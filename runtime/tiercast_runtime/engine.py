@@ -1,0 +1,299 @@
+"""Serves a workload with the real runtime and keeps the time of everything.
+
+A step: schedule and build the batch; hash the windows of all Engram layers; hand the lookups to the prefetcher; embed;
+run the layers, each Engram layer waiting for its rows at its input; sample; account. Outputs are forced: what a
+sequence is fed next is the text's own continuation, so that n-grams repeat as in real text. The greedy choice is
+recorded beside it, which is how two runs are shown to compute the same.
+"""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from tiercast_profiles.record import Samples, Span
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.text import load_text
+from tiercast_profiles.units import NS_PER_MS, ns_to_s
+from tiercast_profiles.workload import Request, draw_requests
+from tiercast_runtime.backbone import Backbone, check_runnable, compute_dtype
+from tiercast_runtime.batch import BatchBuilder, BatchPlan
+from tiercast_runtime.capacity import KvPlan, plan_kv
+from tiercast_runtime.hashing import EngramHasher
+from tiercast_runtime.layer import EngramLayer
+from tiercast_runtime.paths import open_path
+from tiercast_runtime.prefetch import Prefetcher
+from tiercast_runtime.recorder import LayerStep, Recorder, StepTimes
+from tiercast_runtime.scheduler import Scheduler
+from tiercast_runtime.table import build_tables
+from tiercast_runtime.tokens import TokenStore, prepare_tokens
+
+WARM_UP_OUTPUT_TOKENS = 6
+FIRST_WARM_UP_ID = 1 << 40  # ids no workload has: warm-up reads other places of the text, hence other rows
+NUM_PROGRESS_CALLS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """What one run gives.
+
+    ``token_ids``: greedy choices per request, in id order. ``layers``: per Engram layer, its lookups in steps that
+    only decode. ``overhead_ns``: per step, host time of scheduling, batch build and bookkeeping.
+    """
+
+    samples: Samples
+    spans: tuple[Span, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    layers: tuple[tuple[LayerStep, ...], ...]
+    overhead_ns: tuple[int, ...]
+    num_warm_up_steps: int
+
+
+class Engine:
+    """The runtime of one resolved scenario: weights, tables, caches and the loop that serves requests.
+
+    Args:
+        resolved: the scenario; what the runtime does not have is refused by ``bench``, not here.
+        device: where it computes.
+        folder: where table files are kept (tier ``nvme``).
+        requests: what to serve; by default the scenario's own workload.
+        clock: ns since anything.
+        sleep: waits a number of seconds; only an idle engine waiting for an arrival calls it.
+
+    Raises:
+        MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
+        InfeasibleScenario: tables or the KV cache of the longest request do not fit.
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedScenario,
+        device: torch.device,
+        folder: Path,
+        *,
+        requests: tuple[Request, ...] | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        model, seed = resolved.model, resolved.scenario.seed
+        check_runnable(model)
+        self.resolved, self.device = resolved, device
+        self.requests = draw_requests(resolved.scenario.workload, seed) if requests is None else requests
+        self.dtype = compute_dtype(device)
+        self._clock, self._sleep = clock, sleep
+        self.text = load_text(resolved.scenario.workload.text, model)
+        self._tokens = prepare_tokens(self.requests, self.text, model, seed)
+        has_tables = resolved.placement.tier != "none"
+        self.tables = build_tables(resolved, device, folder) if has_tables else []
+        self.table_bytes = sum(table.size_bytes for table in self.tables)
+        self.kv: KvPlan = plan_kv(resolved, self.requests, device, self.dtype, self.table_bytes)
+        shape = {
+            "num_slots": self.kv.num_slots,
+            "max_context_tokens": self.kv.max_context_tokens,
+            "max_step_tokens": self.kv.max_step_tokens,
+        }
+        self.backbone = Backbone(model, device, self.dtype, seed=seed, **shape)
+        self.builder = BatchBuilder(model, device, self.dtype, max_context_tokens=self.kv.max_context_tokens)
+        self.engram_layers: list[EngramLayer] = []
+        self.hasher: EngramHasher | None = None
+        self.prefetcher: Prefetcher | None = None
+        self.path_facts: dict[str, str | int | float | bool] = {}
+        if has_tables:
+            generator = torch.Generator(device=device).manual_seed(seed + 1)
+            self.engram_layers = [
+                EngramLayer(model, i, device, self.dtype, generator, num_slots=self.kv.num_slots)
+                for i in range(len(model.engram.layer_ids))
+            ]
+            self.hasher = EngramHasher(model.engram, device)
+            self._path = open_path(resolved, self.tables, device)
+            self.path_facts = dict(self._path.facts)
+            self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
+        self._engram_at = {layer.layer_id: i for i, layer in enumerate(self.engram_layers)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the worker, the path and the tables; a second call does nothing."""
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+            self._path.close()
+            self.prefetcher = None
+        for table in self.tables:
+            table.close()
+
+    @property
+    def engram_weight_bytes(self) -> int:
+        """Bytes of the Engram projections, gates and convolutions."""
+        return sum(layer.weight_bytes for layer in self.engram_layers)
+
+    def run(self, progress: Callable[[float], None] | None = None) -> EngineRun:
+        """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows."""
+        with torch.inference_mode(), _without_garbage_collection():
+            num_warm_up_steps = self._warm_up()
+            recorder = Recorder(self._clock(), tuple(self._engram_at))
+            outputs = self._serve(self.requests, self._tokens, recorder, progress)
+        return EngineRun(
+            samples=recorder.samples(self.requests),
+            spans=recorder.spans(),
+            token_ids=tuple(tuple(outputs[r.request_id]) for r in sorted(self.requests, key=_request_id)),
+            layers=tuple(tuple(steps) for steps in recorder.layers),
+            overhead_ns=tuple(recorder.overhead_ns),
+            num_warm_up_steps=num_warm_up_steps,
+        )
+
+    def compute(self, batch: BatchPlan) -> tuple[list[int], tuple[int, ...], int]:
+        """Everything a step does on the device once its batch is built.
+
+        Returns:
+            The sampled token ids, the window of each Engram layer in ns, and the time the lookups were issued.
+        """
+        windows: list[_Window] = []
+        row_ids = None if self.hasher is None else self.hasher.row_ids(batch.windows)
+        issued_ns = self._clock()
+        begin = _Mark(self.device, issued_ns)
+        if row_ids is not None and self.prefetcher is not None:
+            self.prefetcher.begin_step(row_ids)
+        hidden = self.backbone.embed(batch)
+        for index in range(self.resolved.model.backbone.num_layers):
+            engram_index = self._engram_at.get(index)
+            if engram_index is not None and self.prefetcher is not None:
+                windows.append(_Window(begin, _Mark(self.device, self._clock())))
+                staged = self.prefetcher.rows_for(engram_index)
+                hidden = self.engram_layers[engram_index].forward(hidden, staged, batch)
+            hidden = self.backbone.layer(index, hidden, batch)
+        sampled: list[int] = []
+        if batch.sampling:
+            sampled = self.backbone.head(hidden, batch).tolist()  # on a GPU this waits for the step
+        elif self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        is_waiting = self.resolved.placement.prefetch == "off"
+        return sampled, tuple(0 if is_waiting else window.duration_ns for window in windows), issued_ns
+
+    def _warm_up(self) -> int:
+        """Run requests nobody counts; returns the number of steps they took."""
+        longest = max(request.prompt_tokens for request in self.requests)
+        budget = self.resolved.scenario.engine.max_num_batched_tokens
+        prompt = max(1, min(longest, 2 * budget // self.kv.num_slots))
+        output = min(WARM_UP_OUTPUT_TOKENS, self.kv.max_context_tokens - prompt)
+        requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i in range(self.kv.num_slots))
+        tokens = prepare_tokens(requests, self.text, self.resolved.model, self.resolved.scenario.seed)
+        recorder = Recorder(self._clock(), tuple(self._engram_at))
+        self._serve(requests, tokens, recorder, None)
+        return len(recorder.overhead_ns)
+
+    def _serve(
+        self,
+        requests: tuple[Request, ...],
+        tokens: TokenStore,
+        recorder: Recorder,
+        progress: Callable[[float], None] | None,
+    ) -> dict[int, list[int]]:
+        clock, origin = self._clock, recorder.origin_ns
+        scheduler = Scheduler(self.kv.limits(self.resolved))
+        for request in requests:
+            scheduler.check_fits(request)
+        outputs: dict[int, list[int]] = {request.request_id: [] for request in requests}
+        arrivals = deque(requests)
+        concurrency = self.resolved.scenario.workload.concurrency
+        for _ in range(min(concurrency or 0, len(arrivals))):
+            _arrive(arrivals.popleft(), 0, scheduler, recorder)
+        reported, now = 0, origin
+        while recorder.num_finished < len(requests):
+            if concurrency is None:
+                while arrivals and arrivals[0].arrival_ns <= now - origin:
+                    _arrive(arrivals[0], arrivals[0].arrival_ns, scheduler, recorder)
+                    arrivals.popleft()
+                if scheduler.is_idle:
+                    self._sleep(max(0.0, ns_to_s(arrivals[0].arrival_ns - (now - origin))))
+                    now = clock()
+                    continue
+            start_ns = now
+            plan = scheduler.plan()
+            batch = self.builder.build(plan, tokens)
+            built_ns = clock()
+            sampled, windows_ns, issued_ns = self.compute(batch)
+            computed_ns = clock()
+            lookups = self.prefetcher.take_timings() if self.prefetcher is not None else []
+            outcome = scheduler.complete(plan)
+            for sequence, token_id in zip(batch.sampling, sampled, strict=True):
+                outputs[sequence.request.request_id].append(token_id)
+            now = clock()
+            recorder.step(plan, StepTimes(start_ns, built_ns, issued_ns, computed_ns, now, windows_ns), lookups)
+            for sequence in outcome.first_token:
+                recorder.first_token(sequence.request, now - origin)
+            for sequence in outcome.finished:
+                recorder.finished(sequence.request, now - origin)
+                if concurrency is not None and arrivals:
+                    _arrive(arrivals.popleft(), now - origin, scheduler, recorder)
+            if progress is not None and outcome.finished:
+                done = recorder.num_finished * NUM_PROGRESS_CALLS // len(requests)
+                if done > reported:
+                    reported = done
+                    progress(done / NUM_PROGRESS_CALLS)
+        return outputs
+
+
+def _request_id(request: Request) -> int:
+    return request.request_id
+
+
+def _arrive(request: Request, at_ns: int, scheduler: Scheduler, recorder: Recorder) -> None:
+    scheduler.submit(request)
+    recorder.arrived(request, at_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """From the issue of the lookups to the need for rows of one layer."""
+
+    begin: "_Mark"
+    end: "_Mark"
+
+    @property
+    def duration_ns(self) -> int:
+        return self.end.since_ns(self.begin)
+
+
+class _Mark:
+    """A point in the compute stream: a host clock reading, and on a GPU an event, which says when it was reached."""
+
+    __slots__ = ("_event", "_host_ns")
+
+    def __init__(self, device: torch.device, host_ns: int) -> None:
+        self._host_ns = host_ns
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # as torch ships it
+            self._event.record()
+
+    def since_ns(self, earlier: "_Mark") -> int:
+        """Time between two marks; on a GPU only once the stream has passed both."""
+        if self._event is None or earlier._event is None:
+            return self._host_ns - earlier._host_ns
+        elapsed_ms: float = earlier._event.elapsed_time(self._event)
+        return round(elapsed_ms * NS_PER_MS)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """No cyclic garbage collection inside: a full pass takes milliseconds and would land in some step."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,160 @@
+"""From token ids to row ids: which rows of which table a step needs, known before any layer has run.
+
+Windows are ``[num_tokens, max_order] int64``: column 0 is the folded id of the token, column k the folded id k
+positions earlier, ``DEAD`` (−1) where there is none. Row ids are ``[num_engram_layers, num_tokens, rows_per_token]
+int64``, indices into that layer's own table, columns order-major then head.
+
+Importing this module does not import torch; only ``EngramHasher`` does.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.errors import BadInput
+from tiercast_profiles.head_sizes import head_sizes
+from tiercast_profiles.model import Engram
+
+if TYPE_CHECKING:
+    import torch
+
+DEAD = -1
+_LAYER_SEED_STEP = 10007
+
+
+def hash_multipliers(engram: Engram) -> npt.NDArray[np.int64]:
+    """Odd multipliers ``[layers, max_order] int64``, drawn per layer as the reference code draws them."""
+    return _draw(engram.layer_ids, engram.ngram_orders[-1], engram.compressed_vocab_size, engram.hash_seed)
+
+
+@lru_cache(maxsize=32)
+def _draw(layer_ids: tuple[int, ...], max_order: int, vocab_size: int, seed: int) -> npt.NDArray[np.int64]:
+    bound = max(1, (np.iinfo(np.int64).max // vocab_size) // 2)
+    generators = [np.random.default_rng(seed + _LAYER_SEED_STEP * layer_id) for layer_id in layer_ids]
+    return np.stack([rng.integers(0, bound, size=max_order, dtype=np.int64) for rng in generators]) * 2 + 1
+
+
+def head_moduli(engram: Engram) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Prime and first row of every head, each ``[layers, orders, heads] int64``."""
+    return _moduli(head_sizes(engram))
+
+
+@lru_cache(maxsize=32)
+def _moduli(
+    head_sizes_by_layer: tuple[tuple[tuple[int, ...], ...], ...],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    sizes = np.array(head_sizes_by_layer, dtype=np.int64)
+    flat = sizes.reshape(len(sizes), -1)
+    offsets = np.cumsum(flat, axis=1) - flat
+    return sizes, offsets.reshape(sizes.shape)
+
+
+def build_windows(folded_ids: npt.NDArray[np.int64], start: int, count: int, max_order: int) -> npt.NDArray[np.int64]:
+    """Windows ``[count, max_order]`` of the positions ``start … start + count − 1`` of one sequence.
+
+    ``folded_ids`` is the sequence from its first token on, at least ``start + count`` long; before it all is DEAD.
+
+    Raises:
+        BadInput: when the positions are not all inside the sequence.
+    """
+    if not 0 <= start <= start + count <= len(folded_ids):
+        raise BadInput(f"positions {start} … {start + count - 1} are not in a sequence of {len(folded_ids)} tokens")
+    windows = np.full((count, max_order), DEAD, dtype=np.int64)
+    for look_back in range(max_order):
+        num_missing = min(max(look_back - start, 0), count)
+        windows[num_missing:, look_back] = folded_ids[start + num_missing - look_back : start + count - look_back]
+    return windows
+
+
+def check_windows(engram: Engram, windows: npt.NDArray[np.int64]) -> None:
+    """Refuse windows of the wrong shape or with ids outside the folded vocabulary.
+
+    Raises:
+        BadInput: names what was given and what is allowed.
+    """
+    max_order = engram.ngram_orders[-1]
+    if windows.ndim != 2 or windows.shape[1] != max_order or windows.dtype != np.int64:
+        raise BadInput(f"windows is {windows.dtype} {list(windows.shape)}; must be int64 [tokens, {max_order}]")
+    if windows.size and not (int(windows.min()) >= DEAD and int(windows.max()) < engram.compressed_vocab_size):
+        raise BadInput(
+            f"folded ids span {int(windows.min())} … {int(windows.max())}; allowed are {DEAD} (none) and "
+            f"0 … {engram.compressed_vocab_size - 1}"
+        )
+
+
+def numpy_row_ids(
+    engram: Engram, windows: npt.NDArray[np.int64], folded_pad_id: int | None = None
+) -> npt.NDArray[np.int64]:
+    """Row ids ``[layers, tokens, rows_per_token]`` of windows, with NumPy alone.
+
+    Assumption A30: the schema's ``pad_token_id`` is the *folded* id that blocked slots take, unless the caller gives
+    ``folded_pad_id`` (the reference code folds a raw pad id first).
+
+    Raises:
+        BadInput: windows of the wrong shape, or ids outside the folded vocabulary.
+    """
+    check_windows(engram, windows)
+    pad = engram.pad_token_id if folded_pad_id is None else folded_pad_id
+    is_blocked = windows == DEAD
+    if engram.dialect == "v41":
+        is_blocked = np.logical_or.accumulate(is_blocked, axis=1)
+    ids = np.where(is_blocked, np.int64(pad), windows)
+    sizes, offsets = head_moduli(engram)
+    products = ids[None, :, :] * hash_multipliers(engram)[:, None, :]
+    # The order-n hash is the exclusive or of the first n products; every head of an order shares it.
+    mixes = np.bitwise_xor.accumulate(products, axis=2)[:, :, 1:]
+    rows = mixes[..., None] % sizes[:, None] + offsets[:, None]
+    return rows.reshape(len(sizes), len(windows), engram.num_rows_per_token)
+
+
+class EngramHasher:
+    """Hashes the windows of a step into row ids of all Engram layers at once, on a CPU or a GPU."""
+
+    def __init__(self, engram: Engram, device: "torch.device", folded_pad_id: int | None = None) -> None:
+        import torch
+
+        self.engram = engram
+        self.device = device
+        self._pad = engram.pad_token_id if folded_pad_id is None else folded_pad_id
+        sizes, offsets = head_moduli(engram)
+        self._multipliers = torch.from_numpy(hash_multipliers(engram).copy()).to(device)[:, None, :]
+        self._sizes = torch.from_numpy(sizes).to(device)[:, None]
+        self._offsets = torch.from_numpy(offsets).to(device)[:, None]
+
+    def row_ids(self, windows: "torch.Tensor") -> "torch.Tensor":
+        """Row ids ``[layers, tokens, rows_per_token] int64`` of windows ``[tokens, max_order] int64``.
+
+        Raises:
+            BadInput: windows of another shape or type or, on the CPU, with ids outside the folded vocabulary.
+        """
+        if windows.device.type == "cpu":
+            import torch
+
+            # a decode step hashes a few tokens: NumPy needs 40 µs where torch's dispatch of the same takes 120 µs
+            return torch.from_numpy(numpy_row_ids(self.engram, windows.numpy(), self._pad))
+        return self.torch_row_ids(windows)
+
+    def torch_row_ids(self, windows: "torch.Tensor") -> "torch.Tensor":
+        """The same in torch operations alone, on any device and without waiting for it.
+
+        Ids outside the folded vocabulary cannot leave the table (the modulus bounds them), so they are not looked for.
+        """
+        import torch
+
+        max_order = self.engram.ngram_orders[-1]
+        if windows.ndim != 2 or windows.shape[1] != max_order or windows.dtype != torch.int64:
+            raise BadInput(f"windows is {windows.dtype} {list(windows.shape)}; must be int64 [tokens, {max_order}]")
+        is_blocked = windows == DEAD
+        if self.engram.dialect == "v41":
+            is_blocked = torch.cumsum(is_blocked, dim=1) > 0
+        products = windows.masked_fill(is_blocked, self._pad)[None] * self._multipliers
+        mix = products[:, :, 0]
+        mixes = []
+        for look_back in range(1, max_order):
+            mix = torch.bitwise_xor(mix, products[:, :, look_back])
+            mixes.append(mix)
+        rows = torch.remainder(torch.stack(mixes, dim=2)[..., None], self._sizes).add_(self._offsets)
+        result: torch.Tensor = rows.reshape(len(self.engram.layer_ids), len(windows), self.engram.num_rows_per_token)
+        return result

@@ -1,0 +1,152 @@
+"""Many reads of one file at once: Linux native AIO by its system calls, or a pool of threads."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+# io_setup, io_destroy, io_getevents, io_submit: Linux kernel, arch/*/include/…/unistd
+_SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
+
+_IOCB = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian; opcode 0 is IOCB_CMD_PREAD
+    [
+        ("data", "u8"), ("key", "u4"), ("rw_flags", "u4"), ("opcode", "u2"), ("priority", "i2"),
+        ("descriptor", "u4"), ("buffer", "u8"), ("num_bytes", "u8"), ("offset", "i8"), ("reserved", "u8"),
+        ("flags", "u4"), ("event_fd", "u4"),
+    ]
+)  # fmt: skip
+_IO_EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result_2", "i8")])
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class ShortRead(Exception):
+    """A read that failed or ended early: its index, and a negative error number or the bytes that came."""
+
+    def __init__(self, index: int, result: int) -> None:
+        super().__init__(index, result)
+        self.index = index
+        self.result = result
+
+
+class NativeAio:
+    """One kernel AIO context."""
+
+    def __init__(self, depth: int) -> None:
+        if sys.platform != "linux" or sys.byteorder != "little" or platform.machine() not in _SYSCALLS:
+            raise OSError(errno.ENOSYS, "native AIO is known here for Linux on x86_64 and aarch64")
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        setup, self._destroy, self._getevents, self._submit = _SYSCALLS[platform.machine()]
+        self._depth = depth
+        self._events = np.zeros(depth, dtype=_IO_EVENT)
+        context = ctypes.c_ulong(0)
+        self._call(setup, ctypes.c_long(depth), ctypes.byref(context))
+        self._context: ctypes.c_ulong | None = context
+
+    def _call(self, number: int, *arguments: object) -> int:
+        result = int(self._libc.syscall(ctypes.c_long(number), *arguments))
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    def read(self, descriptor: int, offsets: Int64Array, lengths: Int64Array, wanted: Int64Array, address: int) -> None:
+        """Read every span to its place at ``address``; spans lie there one after the other.
+
+        Raises:
+            ShortRead: after the last read in flight has ended, so the memory may be freed.
+            OSError: the kernel took no reads.
+        """
+        count, context = len(offsets), ctypes.c_ulong(self._context.value if self._context else 0)
+        control = np.zeros(count, dtype=_IOCB)
+        control["data"] = np.arange(count)
+        control["descriptor"] = descriptor
+        control["buffer"] = address + np.cumsum(lengths) - lengths
+        control["num_bytes"] = lengths
+        control["offset"] = offsets
+        pointers = control.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(_IOCB.itemsize)
+        num_submitted, num_done = 0, 0
+        failure: Exception | None = None
+        while num_done < (num_submitted if failure else count):
+            num_free = min(self._depth - (num_submitted - num_done), count - num_submitted)
+            if num_free > 0 and failure is None:
+                first = ctypes.c_void_p(int(pointers.ctypes.data) + 8 * num_submitted)
+                try:
+                    num_submitted += self._call(self._submit, context, ctypes.c_long(num_free), first)
+                except OSError as error:
+                    if error.errno != errno.EAGAIN or num_submitted == num_done:
+                        failure = error
+                        continue
+            num_in_flight = num_submitted - num_done
+            # Waiting for a quarter of the depth keeps the drive busy and wakes this thread a few times per lookup only.
+            num_awaited = num_in_flight if num_submitted == count else max(1, num_in_flight // 4)
+            num_done += (num_reaped := self._reap(context, num_awaited))
+            events = self._events[:num_reaped]
+            short = np.flatnonzero(events["result"] < wanted[events["data"].astype(np.int64)])
+            if short.size and failure is None:
+                failure = ShortRead(int(events["data"][short[0]]), int(events["result"][short[0]]))
+        if failure is not None:
+            raise failure
+
+    def _reap(self, context: ctypes.c_ulong, num_awaited: int) -> int:
+        while True:
+            try:
+                return self._call(
+                    self._getevents,
+                    context,
+                    ctypes.c_long(num_awaited),
+                    ctypes.c_long(self._depth),
+                    ctypes.c_void_p(self._events.ctypes.data),
+                    None,
+                )
+            except InterruptedError:
+                continue
+
+    def close(self) -> None:
+        """Give the context back."""
+        if self._context is not None:
+            with contextlib.suppress(OSError):
+                self._call(self._destroy, self._context)
+            self._context = None
+
+
+class PreadPool:
+    """The same with threads: a Python call per read, so slower where reads are many."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tiercast-pread")
+        self._num_threads = num_threads
+
+    def read(
+        self, descriptor: int, offsets: Int64Array, lengths: Int64Array, wanted: Int64Array, memory: memoryview
+    ) -> None:
+        """Read every span to its place in ``memory``; spans lie there one after the other.
+
+        Raises:
+            ShortRead: a read failed or ended early.
+        """
+        places = np.cumsum(lengths) - lengths
+        spans = list(zip(offsets.tolist(), lengths.tolist(), wanted.tolist(), places.tolist(), strict=True))
+
+        def share(first: int) -> None:
+            for index in range(first, len(spans), self._num_threads):
+                offset, length, least, place = spans[index]
+                try:
+                    result = os.preadv(descriptor, [memory[place : place + length]], offset)
+                except OSError as error:
+                    result = -(error.errno or errno.EIO)
+                if result < least:
+                    raise ShortRead(index, result)
+
+        for done in [self._pool.submit(share, first) for first in range(min(self._num_threads, len(spans)))]:
+            done.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()

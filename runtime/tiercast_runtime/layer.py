@@ -1,0 +1,174 @@
+"""One Engram layer once its rows are there: dequantise, project, gate, convolve, add.
+
+Two dialects (arXiv 2601.07372 §2.2-2.5; vLLM docs/features/engram.md):
+
+- ``demo``: keys and value are linear maps with bias, and a short causal convolution follows the gate.
+- ``v41``: no bias, no convolution, norm weights folded into one product.
+
+Assumption A36: V4.1 keeps the fused projection in FP8. Here it is held and multiplied in the compute type (bf16 on a
+GPU, fp32 on a CPU), so its weight traffic is twice, or four times, that of the published kernel.
+"""
+
+import torch
+from torch.nn import functional
+
+from tiercast_profiles.model import ModelSpec
+from tiercast_runtime.backbone import inverse_rms, rms_norm
+from tiercast_runtime.batch import BatchPlan
+from tiercast_runtime.paths.base import StagedRows
+from tiercast_runtime.rows import decode_rows
+
+GATE_NORM_EPS = 1e-6
+CONV_NORM_EPS = 1e-5
+MIN_GATE_SCORE = 1e-6
+
+
+class EngramLayer:
+    """The Engram module of one layer.
+
+    Args:
+        model: the model whose Engram this is.
+        layer_index: which of ``engram.layer_ids`` it serves (0 for the first).
+        device: where weights and state live.
+        dtype: compute type.
+        generator: source of the random weights, on ``device``.
+        num_slots: sequences whose convolution state is kept (demo dialect).
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layer_index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        *,
+        num_slots: int,
+    ) -> None:
+        engram, backbone = model.engram, model.backbone
+        self._engram = engram
+        self._dtype = dtype
+        self.layer_id = engram.layer_ids[layer_index]
+        self._num_branches, self._hidden = backbone.num_branches, backbone.hidden_size
+        inputs, outputs = engram.embedding_values, engram.projection_outputs(backbone)
+
+        def normal(shape: tuple[int, ...], mean: float, scale: float) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, scale, generator=generator)
+
+        # One matrix for the keys of all branches and the value (paper §2.4), stored [inputs, outputs].
+        self.projection = normal((inputs, outputs), 0.0, inputs**-0.5)
+        self.bias = normal((outputs,), 0.0, 0.02) if engram.dialect == "demo" else None
+        branch_shape = (self._num_branches, self._hidden)
+        self.q_weight = normal(branch_shape, 1.0, 0.1)
+        self.k_weight = normal(branch_shape, 1.0, 0.1)
+        # Both norms end in one dot product, so their weights and the 1/√d scale fold into one vector per branch.
+        folded = self.q_weight.float() * self.k_weight.float() * self._hidden**-0.5
+        self._score_weight = folded.to(dtype)
+        self.convolution: ShortConvolution | None = None
+        if engram.conv_kernel_size is not None:
+            self.convolution = ShortConvolution(
+                norm_weight=normal(branch_shape, 1.0, 0.1),
+                kernel=normal((engram.conv_kernel_size, *branch_shape), 0.0, engram.conv_kernel_size**-0.5),
+                dilation=engram.ngram_orders[-1],
+                num_slots=num_slots,
+            )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights and of the convolution state."""
+        tensors = [self.projection, self.q_weight, self.k_weight, self._score_weight]
+        if self.bias is not None:
+            tensors.append(self.bias)
+        num_bytes: int = sum(tensor.nbytes for tensor in tensors)
+        return num_bytes + (0 if self.convolution is None else self.convolution.num_bytes)
+
+    def forward(self, hidden: torch.Tensor, staged: StagedRows, plan: BatchPlan) -> torch.Tensor:
+        """Add the memory's contribution to ``hidden`` ``[num_tokens, num_branches, hidden_size]`` in place."""
+        num_tokens = hidden.shape[0]
+        embeddings = self._embeddings(staged, num_tokens)
+        if self.bias is None:
+            projected = torch.mm(embeddings, self.projection)
+        else:
+            projected = torch.addmm(self.bias, embeddings, self.projection)
+        split = self._num_branches * self._hidden
+        keys = projected[:, :split].view(num_tokens, self._num_branches, self._hidden)
+        value = projected[:, split:].unsqueeze(1)
+        gate = self._gate(hidden, keys)
+        if self.convolution is None:
+            return hidden.addcmul_(gate, value)
+        gated = gate * value
+        return hidden.add_(gated).add_(self.convolution.forward(gated, plan))
+
+    def _embeddings(self, staged: StagedRows, num_tokens: int) -> torch.Tensor:
+        """Rows of each token side by side, ``[num_tokens, rows_per_token × row_values]``."""
+        rows = decode_rows(self._engram, staged.rows, self._dtype)
+        if staged.inverse is not None:
+            rows = rows.index_select(0, staged.inverse.reshape(-1))
+        return rows.view(num_tokens, self._engram.embedding_values)
+
+    def _gate(self, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """``[num_tokens, num_branches, 1]``: sigmoid of the signed square root of the normed product."""
+        scores = (hidden * self._score_weight).mul_(keys).sum(-1, keepdim=True, dtype=torch.float32)
+        scores *= inverse_rms(hidden, GATE_NORM_EPS)
+        scores *= inverse_rms(keys, GATE_NORM_EPS)
+        gate: torch.Tensor = scores.abs().clamp_(min=MIN_GATE_SCORE).sqrt_().mul_(scores.sign()).sigmoid_()
+        return gate.to(self._dtype)
+
+
+class ShortConvolution:
+    """Depthwise causal convolution along a sequence, with the last inputs of every slot kept between steps.
+
+    Tap ``j`` reads ``(kernel_size − 1 − j) × dilation`` tokens back. The inputs kept per slot form a ring: the value of
+    position p lies in entry p mod span. A sequence that starts at position 0 finds zeros before it.
+
+    Args:
+        norm_weight: ``[num_branches, hidden_size]``.
+        kernel: ``[kernel_size, num_branches, hidden_size]``.
+        dilation: distance between taps, in tokens.
+        num_slots: sequences kept at once.
+    """
+
+    def __init__(self, *, norm_weight: torch.Tensor, kernel: torch.Tensor, dilation: int, num_slots: int) -> None:
+        self.norm_weight = norm_weight
+        self.kernel = kernel
+        self._dilation = dilation
+        self._span = (kernel.shape[0] - 1) * dilation
+        self._state = kernel.new_zeros((num_slots, self._span, *kernel.shape[1:]))
+        taps_back = torch.arange(kernel.shape[0] - 1, 0, -1, device=kernel.device) * dilation
+        self._taps_back = taps_back  # [kernel_size − 1]: distances of all taps but the current token's
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights and state."""
+        return self.norm_weight.nbytes + self.kernel.nbytes + self._state.nbytes
+
+    def forward(self, gated: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+        """SiLU of the convolution of the normed ``gated`` ``[num_tokens, num_branches, hidden_size]``."""
+        inputs = rms_norm(gated, CONV_NORM_EPS).mul_(self.norm_weight)
+        output = inputs * self.kernel[-1]
+        if self._span:
+            if plan.num_decodes:
+                self._decode(inputs[: plan.num_decodes], output[: plan.num_decodes], plan)
+            for chunk in plan.chunks:
+                rows = slice(chunk.first_row, chunk.first_row + chunk.count)
+                self._prefill(inputs[rows], output[rows], chunk.slot, chunk.start)
+        return functional.silu(output, inplace=True)
+
+    def _decode(self, inputs: torch.Tensor, output: torch.Tensor, plan: BatchPlan) -> None:
+        slots, positions = plan.slots[: plan.num_decodes], plan.positions[: plan.num_decodes]
+        entries = (positions.unsqueeze(1) - self._taps_back) % self._span
+        earlier = self._state[slots.unsqueeze(1), entries]  # [num_decodes, kernel_size − 1, branches, hidden]
+        output += (earlier * self.kernel[:-1]).sum(1)
+        self._state[slots, positions % self._span] = inputs
+
+    def _prefill(self, inputs: torch.Tensor, output: torch.Tensor, slot: int, start: int) -> None:
+        state, count, span = self._state[slot], inputs.shape[0], self._span
+        if start == 0:
+            state.zero_()
+        # The ring in order of position, oldest first, then the chunk.
+        history = torch.cat((state.roll(-(start % span), 0), inputs))
+        for tap in range(self.kernel.shape[0] - 1):
+            first = tap * self._dilation
+            output.addcmul_(history[first : first + count], self.kernel[tap])
+        # Keep the last values, each at its position mod span; history[i] is position start − span + i.
+        state.copy_(history[count : count + span].roll((start + count) % span, 0))

@@ -1,0 +1,44 @@
+"""Path ``device``: the rows are already in the memory of the device; one gather picks them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tiercast_runtime.paths.base import StagedRows, check_row_ids
+from tiercast_runtime.rows import from_parts
+from tiercast_runtime.table import MemoryTable
+
+
+class DevicePath:
+    """``index_select`` over resident tables.
+
+    On a GPU an id outside the table trips the device assertion of the gather; on the CPU it is refused before.
+    """
+
+    name = "device"
+    is_host_driven = False
+
+    def __init__(self, tables: Sequence[MemoryTable], device: torch.device) -> None:
+        self.device = device
+        self._tables = tuple(tables)
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float | bool]:
+        """Nothing to choose on this path."""
+        return {}
+
+    def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
+        """See ``LookupPath.fetch``."""
+        table = self._tables[layer_index]
+        if self.device.type == "cpu":
+            check_row_ids(row_ids, table.num_rows)
+        flat = row_ids.to(self.device).reshape(-1)
+        rows = from_parts(table.engram, tuple(torch.index_select(part, 0, flat) for part in table.parts))
+        return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
+
+    def check(self) -> None:
+        """The device assertion has spoken already."""
+
+    def close(self) -> None:
+        """Drop the tables; their owner closes them."""
+        self._tables = ()

@@ -1,0 +1,74 @@
+"""Staging memory: where the host puts rows before the device reads them.
+
+Each layer has two slots that take turns, so the rows of one lookup stay untouched while the next is fetched, and memory
+stays bounded. On a GPU the slots are pinned and an event guards each: a slot is refilled only when its copy has left.
+On the CPU the slot itself is what the device reads; there is no copy to make and none is made.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_SLOTS_PER_LAYER = 2
+
+
+@dataclass(slots=True)
+class Slot:
+    """One staging buffer; grows to the largest lookup it has held."""
+
+    width: int
+    is_pinned: bool
+    buffer: torch.Tensor = field(init=False)
+    event: torch.cuda.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.buffer = torch.empty((0, self.width), dtype=torch.uint8)
+
+    def rows(self, num_rows: int) -> torch.Tensor:
+        """The first ``num_rows`` rows, after the copy that last read them has ended."""
+        if self.event is not None:
+            self.event.synchronize()
+            self.event = None
+        if num_rows > len(self.buffer):
+            capacity = 1 << (num_rows - 1).bit_length()
+            self.buffer = torch.empty((capacity, self.width), dtype=torch.uint8, pin_memory=self.is_pinned)
+        return self.buffer[:num_rows]
+
+
+class StagingRing:
+    """Two slots per layer and the copy to the device."""
+
+    def __init__(self, num_layers: int, width: int, device: torch.device) -> None:
+        self._device = device
+        is_pinned = device.type == "cuda"
+        self._slots = [[Slot(width, is_pinned) for _ in range(_SLOTS_PER_LAYER)] for _ in range(num_layers)]
+        self._turns = [0] * num_layers
+
+    def next_slot(self, layer_index: int) -> Slot:
+        """The slot whose turn it is."""
+        self._turns[layer_index] = (self._turns[layer_index] + 1) % _SLOTS_PER_LAYER
+        return self._slots[layer_index][self._turns[layer_index]]
+
+    def to_device(self, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
+        """The rows on the device: one asynchronous copy on the current stream of a GPU, the slot itself on the CPU."""
+        if self._device.type == "cpu":
+            return rows
+        copied = rows.to(self._device, non_blocking=True)
+        slot.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        slot.event.record()
+        return copied
+
+    def close(self) -> None:
+        """Let go of the memory once no copy reads it."""
+        for slots in self._slots:
+            for slot in slots:
+                slot.rows(0)
+                slot.buffer = torch.empty((0, slot.width), dtype=torch.uint8)
+
+
+def host_ids(row_ids: torch.Tensor) -> npt.NDArray[np.int64]:
+    """Row ids ``[T, R]`` as a flat NumPy array; ids on a GPU are copied here and the current stream is waited for."""
+    ids: npt.NDArray[np.int64] = row_ids.detach().to("cpu").reshape(-1).numpy()
+    return ids

@@ -1,0 +1,89 @@
+"""Path ``uva``: the GPU itself reads rows out of pinned host memory over the link."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tiercast_profiles.errors import BadInput, MissingCapability
+from tiercast_runtime.paths.base import StagedRows
+from tiercast_runtime.table import HostTable
+
+_WORD_TYPES = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
+
+
+def require_uva(device: torch.device) -> None:
+    """Refuse where no GPU can read host memory.
+
+    Raises:
+        MissingCapability: no CUDA GPU, or no triton.
+    """
+    if device.type != "cuda":
+        raise MissingCapability("path uva needs a CUDA GPU that reads pinned host memory; here use cpu_gather")
+    if importlib.util.find_spec("triton") is None:
+        raise MissingCapability("path uva needs triton, which comes with torch for CUDA; install it or use cpu_gather")
+
+
+def as_words(rows: torch.Tensor) -> torch.Tensor:
+    """Rows ``[n, width] uint8`` seen as the widest words that width, stride and address allow: fewer, wider loads."""
+    width, stride = rows.shape[1], rows.stride(0)
+    for size, dtype in _WORD_TYPES:
+        if width % size == 0 and stride % size == 0 and rows.data_ptr() % size == 0:
+            return rows.view(dtype)
+    raise AssertionError("every width is a multiple of one byte")
+
+
+class UvaPath:
+    """A Triton gather over mapped host memory.
+
+    ``num_programs`` bounds the grid. Few programs keep the streaming multiprocessors for the compute beside it; the
+    default is half of them (facts: engines halve the grid of a background gather).
+    """
+
+    name = "uva"
+    is_host_driven = False
+
+    def __init__(self, tables: Sequence[HostTable], device: torch.device, num_programs: int | None = None) -> None:
+        require_uva(device)
+        assert all(table.is_pinned for table in tables), "a GPU reads only pinned host memory"
+        if num_programs is not None and num_programs < 1:
+            raise BadInput(f"num_programs={num_programs}; must be at least 1")
+        self.device = device
+        self._tables = tuple(tables)
+        num_units = torch.cuda.get_device_properties(device).multi_processor_count
+        self._num_programs = max(1, num_units // 2) if num_programs is None else num_programs
+        # Pinned, so the kernel's rare complaint costs no copy and the host reads it without one.
+        self._complaints = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float | bool]:
+        """Upper bound of the gather's grid."""
+        return {"uva_num_programs": self._num_programs}
+
+    def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
+        """See ``LookupPath.fetch``. An id outside the table is not read; ``check`` raises once the kernel has run."""
+        from tiercast_runtime.paths.uva_kernel import launch_gather
+
+        table = self._tables[layer_index]
+        flat = row_ids.to(self.device).reshape(-1).contiguous()
+        rows = torch.empty((flat.numel(), table.engram.row_bytes), dtype=torch.uint8, device=self.device)
+        first = 0
+        for part in table.parts:
+            width = min(part.shape[1], table.engram.row_bytes - first)
+            launch_gather(part[:, :width], flat, rows[:, first : first + width], self._complaints, self._num_programs)
+            first += width
+        return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
+
+    def check(self) -> None:
+        """Raise when a finished gather met an id outside its table.
+
+        Raises:
+            BadInput: some row id was out of range; the rows of that step are void.
+        """
+        if int(self._complaints[0]):
+            self._complaints.zero_()
+            raise BadInput("a row id lies outside its table; the rows of this step are void")
+
+    def close(self) -> None:
+        """Drop the tables; their owner closes them."""
+        self._tables = ()

@@ -1,0 +1,170 @@
+"""What serves lookups where the CPU is the device: the compute thread itself, or one worker thread beside it."""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from tiercast_runtime.paths.base import LookupPath, StagedRows
+
+
+@dataclass(frozen=True, slots=True)
+class LookupTiming:
+    """One lookup on one clock. ``started_ns`` is when the worker or the side stream turned to it.
+
+    ``stall_ns`` is how long the compute thread (on a GPU: the compute stream) stood still for it; 0 when the rows were
+    there first. Waking up after the rows arrived is part of the stall.
+    """
+
+    layer_index: int
+    issued_ns: int
+    started_ns: int
+    ready_ns: int
+    stall_ns: int
+    num_rows: int
+    num_rows_read: int
+
+
+class InlineLane:
+    """Prefetch ``off`` on the CPU: the compute thread fetches."""
+
+    def __init__(self, path: LookupPath, clock: Callable[[], int]) -> None:
+        self._path = path
+        self._clock = clock
+        self._row_ids: torch.Tensor | None = None
+        self._timings: list[LookupTiming] = []
+
+    def begin_step(self, row_ids: torch.Tensor) -> None:
+        """Keep the ids until the layers ask."""
+        self._row_ids = row_ids
+
+    def rows_for(self, layer_index: int) -> StagedRows:
+        """Fetch now."""
+        assert self._row_ids is not None, "begin_step comes before rows_for"
+        issued_ns = self._clock()
+        staged = self._path.fetch(layer_index, self._row_ids[layer_index])
+        ready_ns = self._clock()
+        self._timings.append(
+            LookupTiming(
+                layer_index, issued_ns, issued_ns, ready_ns, ready_ns - issued_ns, staged.num_rows, staged.num_rows_read
+            )
+        )
+        return staged
+
+    def take_timings(self) -> list[LookupTiming]:
+        """Hand over what was timed."""
+        timings, self._timings = self._timings, []
+        return timings
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One lookup on its way through the worker, which fills everything but the first three fields."""
+
+    layer_index: int
+    row_ids: torch.Tensor
+    issued_ns: int
+    started_ns: int = 0
+    ready_ns: int = 0
+    staged: StagedRows | None = None
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Worker:
+    """One thread that runs jobs in the order given. It outlives failures: each job keeps its own."""
+
+    def __init__(self, work: Callable[[Job], None]) -> None:
+        self._work = work
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="tiercast-lookup", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                self._work(job)
+            except BaseException as error:  # re-raised in the thread that asked
+                job.error = error
+            job.done.set()
+
+    def put(self, job: Job) -> None:
+        """Hand a job over."""
+        self._queue.put(job)
+
+    def close(self) -> None:
+        """End the thread after the jobs it has."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+
+class WorkerLane:
+    """Prefetch ``step_entry`` on the CPU: one thread fetches the layers of a step in order."""
+
+    def __init__(self, path: LookupPath, clock: Callable[[], int]) -> None:
+        self._path = path
+        self._clock = clock
+        self._jobs: dict[int, Job] = {}
+        self._timings: list[LookupTiming] = []
+        self._worker = Worker(self._serve)
+
+    def _serve(self, job: Job) -> None:
+        job.started_ns = self._clock()
+        job.staged = self._path.fetch(job.layer_index, job.row_ids)
+        job.ready_ns = self._clock()
+
+    def begin_step(self, row_ids: torch.Tensor) -> None:
+        """Queue every layer's lookup."""
+        assert not self._jobs, "the rows of the step before have not all been taken"
+        issued_ns = self._clock()
+        for layer_index in range(len(row_ids)):
+            job = Job(layer_index, row_ids[layer_index], issued_ns)
+            self._jobs[layer_index] = job
+            self._worker.put(job)
+
+    def rows_for(self, layer_index: int) -> StagedRows:
+        """Wait for the layer's lookup."""
+        job = self._jobs.pop(layer_index, None)
+        assert job is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
+        stall_ns = 0
+        if not job.done.is_set():
+            arrived_ns = self._clock()
+            job.done.wait()
+            stall_ns = self._clock() - arrived_ns
+        if job.error is not None:
+            self._abandon()
+            raise job.error
+        assert job.staged is not None, "a job without an error has rows"
+        self._timings.append(
+            LookupTiming(
+                layer_index,
+                job.issued_ns,
+                job.started_ns,
+                job.ready_ns,
+                stall_ns,
+                job.staged.num_rows,
+                job.staged.num_rows_read,
+            )
+        )
+        return job.staged
+
+    def _abandon(self) -> None:
+        """Let the rest of a failed step run out, so the next step starts with an idle worker."""
+        for job in self._jobs.values():
+            job.done.wait()
+        self._jobs.clear()
+
+    def take_timings(self) -> list[LookupTiming]:
+        """Hand over what was timed."""
+        timings, self._timings = self._timings, []
+        return timings
+
+    def close(self) -> None:
+        """Stop the worker."""
+        self._worker.close()

@@ -1,0 +1,236 @@
+"""Prefetch from files on a CPU: the worker is a process, which never holds the compute thread's interpreter lock.
+
+See ``lookup_process`` for the other side.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from tiercast_profiles.errors import MissingCapability, TiercastError
+from tiercast_runtime.lookup_process import (
+    CAPACITY,
+    COUNT,
+    ERRORS,
+    HEADER_BYTES,
+    IDS,
+    INVERSE,
+    LAYER,
+    MAX_JOBS,
+    NUM_UNIQUE,
+    READY_NS,
+    ROWS,
+    STARTED_NS,
+    STATUS,
+    STATUS_DONE,
+    SharedMemory,
+)
+from tiercast_runtime.paths.base import StagedRows
+from tiercast_runtime.paths.disk import DiskPath
+from tiercast_runtime.paths.staging import host_ids
+from tiercast_runtime.prefetch_lanes import LookupTiming
+
+_SLOTS_PER_LAYER = 2
+_START_TIMEOUT_MS = 60_000
+_ALIGNMENT_BYTES = 64
+
+
+def is_supported() -> bool:
+    """True where the kernel has what the lane needs (Linux: memfd and eventfd)."""
+    return hasattr(os, "memfd_create") and hasattr(os, "eventfd")
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Room for one lookup: ids, inverse and rows at fixed places of the shared memory."""
+
+    capacity_ids: int = 0
+    ids: int = 0
+    inverse: int = 0
+    rows: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One lookup under way."""
+
+    number: int
+    slot: _Slot
+    shape: tuple[int, int]
+    issued_ns: int
+
+
+class ProcessLane:
+    """Lookups of a step, served in layer order by one process beside this one.
+
+    Raises:
+        MissingCapability: the process could not be started.
+    """
+
+    def __init__(self, path: DiskPath) -> None:
+        self._row_bytes = [table.row_bytes for table in path.disk_tables]
+        self._slots = [[_Slot() for _ in range(_SLOTS_PER_LAYER)] for _ in path.disk_tables]
+        self._turns = [0] * len(path.disk_tables)
+        self._memory_fd = os.memfd_create("tiercast-lookups")
+        os.ftruncate(self._memory_fd, HEADER_BYTES)
+        self._end = HEADER_BYTES
+        self._memory = SharedMemory(self._memory_fd)
+        self._go_fd = os.eventfd(0, os.EFD_SEMAPHORE)
+        self._done_fd = os.eventfd(0, os.EFD_SEMAPHORE)
+        descriptors = (self._memory_fd, self._go_fd, self._done_fd)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tiercast_runtime.lookup_process", *map(str, descriptors)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # never written to: its end tells that the process is gone
+            pass_fds=descriptors,
+            start_new_session=True,  # Ctrl-C is this side's to handle; the pipe tells the other
+        )
+        assert self._process.stdin is not None, "a pipe was asked for"
+        assert self._process.stdout is not None, "a pipe was asked for"
+        self._poll = select.poll()
+        self._poll.register(self._done_fd, select.POLLIN)
+        self._poll.register(self._process.stdout.fileno(), select.POLLHUP)
+        self._num_jobs, self._num_done = 0, 0
+        self._flights: dict[int, _Flight] = {}
+        self._timings: list[LookupTiming] = []
+        self._is_open = True
+        tables = [asdict(table) for table in path.disk_tables]
+        try:
+            line = json.dumps({"tables": tables, "depth": path.depth, "mode": path.mode})
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+            self._await(_START_TIMEOUT_MS)
+        except (BrokenPipeError, TiercastError) as error:
+            self.close()
+            raise MissingCapability(f"the lookup process could not be started ({error})") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def begin_step(self, row_ids: torch.Tensor) -> None:
+        """Hand over every layer's lookup."""
+        assert not self._flights, "the rows of the step before have not all been taken"
+        assert len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
+        issued_ns = time.perf_counter_ns()
+        for layer_index in range(len(row_ids)):
+            ids = host_ids(row_ids[layer_index])
+            slot = self._next_slot(layer_index, len(ids))
+            self._memory.int64(slot.ids, len(ids))[:] = ids
+            job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
+            job[:] = 0
+            job[LAYER], job[COUNT], job[CAPACITY] = layer_index, len(ids), self._end
+            job[IDS], job[INVERSE], job[ROWS] = slot.ids, slot.inverse, slot.rows
+            shape = (int(row_ids.shape[1]), int(row_ids.shape[2]))
+            self._flights[layer_index] = _Flight(self._num_jobs, slot, shape, issued_ns)
+            self._num_jobs += 1
+            os.eventfd_write(self._go_fd, 1)
+
+    def rows_for(self, layer_index: int) -> StagedRows:
+        """Wait for the layer's lookup."""
+        flight = self._flights.pop(layer_index, None)
+        assert flight is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
+        stall_ns = 0
+        self._collect(0)
+        if self._num_done <= flight.number:
+            arrived_ns = time.perf_counter_ns()
+            while self._num_done <= flight.number:
+                self._collect(None)
+            stall_ns = time.perf_counter_ns() - arrived_ns
+        job = self._memory.jobs()[flight.number % MAX_JOBS]
+        if job[STATUS] != STATUS_DONE:
+            text, status = self._memory.read_error(), int(job[STATUS])
+            self._abandon()
+            raise ERRORS.get(status, RuntimeError)(text)
+        num_rows, num_unique = int(job[COUNT]), int(job[NUM_UNIQUE])
+        width = self._row_bytes[layer_index]
+        rows = self._memory.uint8(flight.slot.rows, num_unique * width).reshape(num_unique, width)
+        inverse = self._memory.int64(flight.slot.inverse, num_rows).reshape(flight.shape)
+        self._timings.append(
+            LookupTiming(
+                layer_index,
+                flight.issued_ns,
+                int(job[STARTED_NS]),
+                int(job[READY_NS]),
+                stall_ns,
+                num_rows,
+                num_unique,
+            )
+        )
+        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_unique)
+
+    def take_timings(self) -> list[LookupTiming]:
+        """Hand over what was timed."""
+        timings, self._timings = self._timings, []
+        return timings
+
+    def _next_slot(self, layer_index: int, num_ids: int) -> _Slot:
+        """The layer's slot whose turn it is; one that is too small is given a new place at the end of the memory."""
+        self._turns[layer_index] = (self._turns[layer_index] + 1) % _SLOTS_PER_LAYER
+        slot = self._slots[layer_index][self._turns[layer_index]]
+        if num_ids > slot.capacity_ids:
+            slot.capacity_ids = 1 << (num_ids - 1).bit_length()
+            slot.ids = self._reserve(slot.capacity_ids * 8)
+            slot.inverse = self._reserve(slot.capacity_ids * 8)
+            slot.rows = self._reserve(slot.capacity_ids * self._row_bytes[layer_index])
+            os.ftruncate(self._memory_fd, self._end)
+            self._memory.remap()
+        return slot
+
+    def _reserve(self, num_bytes: int) -> int:
+        place = self._end
+        self._end += -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        return place
+
+    def _collect(self, timeout_ms: int | None) -> None:
+        """Count the jobs done so far; None waits for one at least."""
+        while self._num_done < self._num_jobs:
+            events = dict(self._poll.poll(timeout_ms))
+            if self._done_fd in events:
+                os.eventfd_read(self._done_fd)
+                self._num_done += 1
+                timeout_ms = 0
+                continue
+            if events:
+                raise _gone(self._process)
+            return
+
+    def _await(self, timeout_ms: int) -> None:
+        events = dict(self._poll.poll(timeout_ms))
+        if self._done_fd not in events:
+            raise _gone(self._process)
+        os.eventfd_read(self._done_fd)
+
+    def _abandon(self) -> None:
+        """Let the rest of a failed step run out, so the next step starts with an idle worker."""
+        while self._num_done < self._num_jobs:
+            self._collect(None)
+        self._flights.clear()
+
+    def close(self) -> None:
+        """End the process; a second call does nothing. Rows handed out stay readable."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for descriptor in (self._memory_fd, self._go_fd, self._done_fd):
+            os.close(descriptor)
+        del self._memory  # the mapping holds a descriptor of its own until the last rows are let go
+
+
+def _gone(process: "subprocess.Popen[bytes]") -> TiercastError:
+    code = process.poll()
+    what = "does not answer" if code is None else f"ended with code {code}"
+    return TiercastError(f"the lookup process {what}; run again, or use prefetch off")

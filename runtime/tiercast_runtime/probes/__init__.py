@@ -1,0 +1,42 @@
+"""Probes: what this machine really does, measured apart from any run, as the profile the simulator reads.
+
+Importing this package does not import torch; calling :func:`profile_machine` does.
+"""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.model import ModelSpec
+
+__all__ = ["profile_machine"]
+
+
+def profile_machine(
+    *,
+    quick: bool,
+    models: "list[ModelSpec]",
+    folder: Path,
+    progress: Callable[[str, float], None] | None = None,
+    date: datetime.date | None = None,
+) -> "HardwareProfile":
+    """Measure this machine.
+
+    Args:
+        quick: fewer points and repeats; the same probes.
+        models: whose layers are timed, where the runtime can run them, and whose row sizes the lookups are timed at.
+        folder: where the storage probes may put their files; they are removed again, also on failure. Its file
+            system is the one that gets measured.
+        progress: called with what is being measured and the share done, 0 … 1.
+        date: date of the evidence; today by default.
+
+    Raises:
+        MissingCapability: this machine does not say how much memory it has.
+        FileProblem: ``folder`` cannot be written.
+    """
+    from tiercast_runtime.probes.profile import measure
+
+    return measure(quick=quick, models=models, folder=folder, progress=progress, date=date)

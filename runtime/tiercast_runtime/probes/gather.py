@@ -1,0 +1,301 @@
+"""Row gathers: the time of one lookup by row size and number of rows, through the runtime's own lookup paths.
+
+Every sample draws fresh random rows of a block of memory many times the last cache, so rows come from memory.
+The rows that arrive are compared with the block once per case, before any timing.
+
+Assumption A38: for a path the host drives (``cpu_gather``, ``disk``) the time ends with the rows in host staging. On
+a GPU the copy over the link follows; its time is that of the link probes and is not part of the curve.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tiercast_profiles.errors import TiercastError
+from tiercast_profiles.hardware import LookupCurve, LookupPath, LookupPoint, ProbeResult, Tier
+from tiercast_profiles.model import Engram
+from tiercast_profiles.rng import stream
+from tiercast_profiles.units import MIB, NS_PER_MS
+from tiercast_runtime.memory import HostBlock, available_host_bytes, require_bytes
+from tiercast_runtime.paths.base import LookupPath as RuntimePath
+from tiercast_runtime.paths.base import StagedRows
+from tiercast_runtime.paths.cpu_gather import CpuGatherPath, default_gather_threads
+from tiercast_runtime.paths.device import DevicePath
+from tiercast_runtime.paths.uva import UvaPath
+from tiercast_runtime.probes.fit import as_quantities
+from tiercast_runtime.probes.lookup_timer import LookupTimer
+from tiercast_runtime.probes.timing import (
+    Case,
+    Clock,
+    Effort,
+    Spread,
+    collect,
+    cuda_event,
+    probe_result,
+    rounded,
+    to_us,
+)
+from tiercast_runtime.table import HostTable, MemoryTable
+
+CPU_LINE_BYTES = 64
+FILL_PIECE_BYTES = 4 * MIB  # small enough to stay in a cache
+GPU_SECTOR_BYTES = 32  # the unit a GPU reads memory in, its own or the host's
+SWEEP_ROWS = (1, 16, 96, 512, 3072)
+
+GatherKey = tuple[LookupPath, int, int, int]  # path, row bytes, rows, footprint bytes
+
+
+class WrongRows(TiercastError):
+    """A lookup path delivered other rows than were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatherPlan:
+    """What to sweep: pairs of row bytes and numbers of rows, over tables of each footprint."""
+
+    sizes: tuple[tuple[int, tuple[int, ...]], ...]
+    footprints_bytes: tuple[int, ...]
+
+
+def gather_plan(
+    engrams: Sequence[Engram], row_bytes: Sequence[int], tokens: Sequence[int], footprints_bytes: tuple[int, ...]
+) -> GatherPlan:
+    """A sweep over row sizes, and for those of the models also the numbers of rows that these many tokens need."""
+    wanted: dict[int, set[int]] = {size: set(SWEEP_ROWS) for size in row_bytes}
+    for engram in engrams:
+        counts = {engram.num_rows_per_token * count for count in tokens}
+        wanted.setdefault(engram.row_bytes, set()).update(counts, SWEEP_ROWS)
+    return GatherPlan(tuple((size, tuple(sorted(counts))) for size, counts in sorted(wanted.items())), footprints_bytes)
+
+
+def footprint_bytes(least_bytes: int, last_level_cache_bytes: int | None) -> int:
+    """Size of the table to gather from: eight last caches where that is more, but at most a quarter of free memory."""
+    return min(max(least_bytes, 8 * (last_level_cache_bytes or 0)), available_host_bytes() // 4)
+
+
+def engram_of_row_bytes(row_bytes: int) -> Engram:
+    """An Engram whose packed rows have this size; a path sees bytes, not formats."""
+    is_plain = row_bytes % 2 == 0
+    return Engram(
+        dialect="v41",
+        layer_ids=(0,),
+        ngram_orders=(2,),
+        num_heads_per_order=1,
+        rows_per_head=(2,),
+        row_values=row_bytes // 2 if is_plain else row_bytes // 33 * 32,
+        row_format="bf16" if is_plain else "fp8_block32",
+        compressed_vocab_size=2,
+        pad_token_id=0,
+        hash_seed=0,
+    )
+
+
+class BlockTable(MemoryTable):
+    """A block of bytes seen as the rows of a table: one block serves every row size."""
+
+    def __init__(self, block: torch.Tensor, row_bytes: int) -> None:
+        super().__init__(engram_of_row_bytes(row_bytes), 0, "packed", num_rows=block.numel() // row_bytes)
+        self.parts = (block[: self.num_rows * row_bytes].view(self.num_rows, row_bytes),)
+
+
+def measure_host_gather(
+    plan: GatherPlan, paths: Sequence[LookupPath], num_threads: int, effort: Effort, clock: Clock = time.perf_counter_ns
+) -> list[Spread[GatherKey]]:
+    """Gathers from host memory to host memory: ``device`` where the CPU is the device, and ``cpu_gather``.
+
+    Args:
+        plan: sizes to measure.
+        paths: which paths.
+        num_threads: gather threads of ``cpu_gather``.
+        effort: per footprint.
+        clock: ns.
+
+    Raises:
+        WrongRows: a path delivered wrong bytes.
+        InfeasibleScenario: a table does not fit in memory.
+    """
+    cpu = torch.device("cpu")
+    spreads: list[Spread[GatherKey]] = []
+    for size in plan.footprints_bytes:
+        require_bytes(size, cpu, "the table of the gather probe")
+        block = HostBlock(size)
+        opened: list[RuntimePath | LookupTimer] = []
+        try:
+            fill_random(block.array)
+            content, cases = torch.from_numpy(block.array), []
+            for row_bytes, counts in plan.sizes:
+                table = BlockTable(content, row_bytes)
+                for name in paths:
+                    path: RuntimePath = DevicePath([table], cpu)
+                    if name == "cpu_gather":
+                        path = CpuGatherPath([table], cpu, num_threads)
+                    timer = LookupTimer(path, clock)
+                    opened += [timer, path]  # closed in this order: the worker first
+                    for count in counts:
+                        cases.append(_host_case((name, row_bytes, count, size), path, table, timer))
+            spreads += [to_us(spread) for spread in collect(cases, effort, clock)]
+        finally:
+            for closed in opened:
+                closed.close()
+            block.close()
+    return spreads
+
+
+def measure_device_gather(
+    plan: GatherPlan, path_name: LookupPath, device: torch.device, effort: Effort
+) -> list[Spread[GatherKey]]:
+    """Gathers by a GPU, by CUDA events: ``device`` from its own memory, ``uva`` from pinned host memory.
+
+    Raises:
+        WrongRows: a path delivered wrong bytes.
+        InfeasibleScenario: a table does not fit.
+        MissingCapability: host memory cannot be pinned, or triton is missing.
+    """
+    spreads: list[Spread[GatherKey]] = []
+    for size in plan.footprints_bytes:
+        require_bytes(size, device if path_name == "device" else torch.device("cpu"), "the table of the gather probe")
+        block: HostBlock | None = None
+        opened: list[RuntimePath] = []
+        try:
+            if path_name == "device":
+                content = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
+            else:
+                block = HostBlock(size)
+                fill_random(block.array)
+                block.pin()
+                content = torch.from_numpy(block.array)
+            cases = []
+            for row_bytes, counts in plan.sizes:
+                table = BlockTable(content, row_bytes)
+                path: RuntimePath = DevicePath([table], device)
+                if path_name == "uva":
+                    # the path reads parts and row size only, which any table in memory has
+                    path = UvaPath([cast(HostTable, table)], device)
+                opened.append(path)
+                cases += [_device_case((path_name, row_bytes, count, size), path, table) for count in counts]
+            spreads += [to_us(spread) for spread in collect(cases, effort)]
+        finally:
+            torch.cuda.synchronize(device)
+            for path in opened:
+                path.close()
+            if block is not None:
+                block.close()
+    return spreads
+
+
+def curve_from(
+    spreads: Sequence[Spread[GatherKey]], tier: Tier, granularity_bytes: int, fastest_gb_per_s: float
+) -> tuple[LookupCurve, tuple[ProbeResult, ...]]:
+    """The curve of one path, and its probes: every point's samples, and how far the fitted parameters miss them."""
+    path = spreads[0].key[0]
+    points = tuple(
+        LookupPoint(
+            num_rows=count,
+            row_bytes=row_bytes,
+            footprint_bytes=size,
+            time_us=rounded(spread.value),
+            low_us=rounded(spread.low),
+            high_us=rounded(spread.high),
+        )
+        for spread in spreads
+        for _, row_bytes, count, size in [spread.key]
+    )
+    fit, quantities = as_quantities(points, granularity_bytes, fastest_gb_per_s)
+    curve = LookupCurve(
+        tier=tier,
+        path=path,
+        is_calibrated=True,
+        fixed_us=quantities["fixed_us"],
+        row_ns=quantities["row_ns"],
+        bandwidth_gb_per_s=quantities["bandwidth_gb_per_s"],
+        read_granularity_bytes=granularity_bytes,
+        removes_duplicates=path == "disk",
+        points=points,
+    )
+    probes = [
+        probe_result(
+            f"lookup.{tier}.{path}", spread, "us", {"row_bytes": size, "rows": count, "footprint_bytes": footprint}
+        )
+        for spread in spreads
+        for _, size, count, footprint in [spread.key]
+    ]
+    residual = ProbeResult(
+        name=f"lookup.{tier}.{path}.fit",
+        parameters={"points": len(points), "what": "root mean square of (fitted - measured) / measured"},
+        unit="ratio",
+        samples=(rounded(fit.residual_ratio),),
+        status="ok",
+    )
+    return curve, (*probes, residual)
+
+
+def fill_random(array: npt.NDArray[np.uint8]) -> None:
+    """Fill a block with bytes that tell every row from every other: random ones, changed by another key per piece."""
+    generator = stream(0, "probe-bytes")
+    words = array[: len(array) // 8 * 8].view(np.uint64)
+    piece = generator.integers(0, 1 << 63, size=min(len(words), FILL_PIECE_BYTES // 8), dtype=np.uint64)
+    for first in range(0, len(words), max(1, len(piece))):
+        target = words[first : first + len(piece)]
+        key = generator.integers(0, 1 << 63, dtype=np.uint64)
+        np.bitwise_xor(piece[: len(target)], key, out=target)
+
+
+def random_ids(generator: np.random.Generator, num_rows: int, count: int, *, distinct: bool = False) -> torch.Tensor:
+    """Row ids ``[1, count] int64``."""
+    if distinct:
+        return torch.from_numpy(generator.choice(num_rows, size=(1, count), replace=False))
+    return torch.from_numpy(generator.integers(0, num_rows, size=(1, count), dtype=np.int64))
+
+
+def check_rows(staged: StagedRows, expected: torch.Tensor) -> None:
+    """Compare staged rows with the expected ``[n, row_bytes]``.
+
+    Raises:
+        WrongRows: when a byte differs.
+    """
+    rows = staged.rows if staged.inverse is None else staged.rows[staged.inverse.reshape(-1)]
+    if not torch.equal(rows.cpu(), expected.cpu()):
+        raise WrongRows("a lookup path delivered other rows than were asked for; nothing it times can be trusted")
+
+
+def default_threads(device: torch.device) -> int:
+    """Gather threads the runtime gives ``cpu_gather`` beside this device."""
+    return default_gather_threads(device)
+
+
+def _host_case(key: GatherKey, path: RuntimePath, table: MemoryTable, timer: LookupTimer) -> Case[GatherKey]:
+    name, row_bytes, count, size = key
+    generator = stream(0, f"gather/{name}/{row_bytes}/{count}/{size}")
+    ids = random_ids(generator, table.num_rows, count)
+    check_rows(path.fetch(0, ids), torch.from_numpy(table.parts[0].numpy()[ids[0].numpy()]))
+
+    def case() -> list[tuple[GatherKey, float]]:
+        return [(key, timer.time_ns(random_ids(generator, table.num_rows, count)))]
+
+    return case
+
+
+def _device_case(key: GatherKey, path: RuntimePath, table: MemoryTable) -> Case[GatherKey]:
+    name, row_bytes, count, size = key
+    generator = stream(0, f"gather/{name}/{row_bytes}/{count}/{size}")
+    ids = random_ids(generator, table.num_rows, count)
+    content = table.parts[0]
+    check_rows(path.fetch(0, ids.to(path.device)), content[ids[0].to(content.device)])
+    path.check()
+
+    def case() -> list[tuple[GatherKey, float]]:
+        fresh = random_ids(generator, table.num_rows, count).to(path.device)
+        torch.cuda.synchronize(path.device)
+        begin, end = cuda_event(), cuda_event()
+        begin.record()
+        path.fetch(0, fresh)
+        end.record()
+        end.synchronize()
+        return [(key, begin.elapsed_time(end) * NS_PER_MS)]
+
+    return case

@@ -1,0 +1,55 @@
+"""Times a lookup where the runtime makes it, with caches as a step leaves them.
+
+Paths the host drives run in the prefetcher's worker thread, the others in the compute thread. Before each lookup the
+compute thread streams a matrix through the caches, as the layers before a lookup do: a gather repeated in a loop finds
+its code, its staging memory and a busy core waiting, and took half the time it takes in a step.
+"""
+
+from typing import Self
+
+import torch
+
+from tiercast_runtime.paths.base import LookupPath
+from tiercast_runtime.prefetch import Prefetcher
+from tiercast_runtime.probes.timing import Clock
+
+DISTURBING_SIDE = 1448  # a matrix of 8 MiB: the weights of a small layer, more than a private cache holds
+
+
+class LookupTimer:
+    """Times lookups of one path over one table; host memory to host memory.
+
+    Args:
+        path: what to time; it stays its owner's.
+        clock: ns.
+    """
+
+    def __init__(self, path: LookupPath, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._prefetcher = Prefetcher(path, "step_entry", clock) if path.is_host_driven else None
+        self._matrix = torch.ones(DISTURBING_SIDE, DISTURBING_SIDE)
+        self._vector = torch.ones(1, DISTURBING_SIDE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def time_ns(self, row_ids: torch.Tensor) -> float:
+        """Time of one lookup of ``row_ids [T, R] int64``, from its start in the thread that makes it to its rows."""
+        torch.mm(self._vector, self._matrix)
+        if self._prefetcher is None:
+            start_ns = self._clock()
+            self._path.fetch(0, row_ids)
+            return float(self._clock() - start_ns)
+        self._prefetcher.begin_step(row_ids.unsqueeze(0))
+        self._prefetcher.rows_for(0)
+        (timing,) = self._prefetcher.take_timings()
+        return float(timing.ready_ns - timing.started_ns)
+
+    def close(self) -> None:
+        """Stop the worker."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()

@@ -1,0 +1,87 @@
+"""What the probes measure and for how long: a quick plan and a full one. What is stable earlier stops earlier."""
+
+from dataclasses import dataclass
+
+from tiercast_profiles.units import GIB, MIB
+from tiercast_runtime.probes.layers import LayerGrid
+from tiercast_runtime.probes.timing import Effort, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """Sizes and efforts of all probes.
+
+    ``copy_bytes`` and ``footprint_bytes`` are least sizes, raised where the last cache is large; ``num_footprints``
+    counts footprints on a CPU, each four times the one before. ``gpu_footprints_bytes`` reach past the cache of a GPU
+    and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
+    models. Efforts: ``copies`` is per thread count or direction, ``interference`` per path.
+    """
+
+    copy_bytes: int
+    footprint_bytes: int
+    num_footprints: int
+    gpu_footprints_bytes: tuple[int, ...]
+    file_bytes: int
+    row_bytes: tuple[int, ...]
+    tokens: tuple[int, ...]
+    grid: LayerGrid
+    copies: Effort
+    rates: Effort
+    gather: Effort
+    reads: Effort
+    disk: Effort
+    layers: Effort
+    overhead: Effort
+    interference: Effort
+    numa: Effort
+
+
+# The grids are dense where continuous batching lives: a few decoding sequences, and decode plus chunk in between.
+QUICK = ProbePlan(
+    copy_bytes=256 * MIB,
+    footprint_bytes=256 * MIB,
+    num_footprints=1,
+    gpu_footprints_bytes=(1 * GIB, 8 * GIB),
+    file_bytes=256 * MIB,
+    row_bytes=(64, 1024),
+    tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    grid=LayerGrid(
+        sequences=(1, 2, 4, 6, 8, 12, 16, 32),
+        contexts=(16, 128, 256, 512),
+        chunks=(16, 32, 64, 128, 192, 256),
+        starts=(0, 128),
+    ),
+    copies=Effort(seconds(1.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    rates=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    gather=Effort(seconds(3.5), num_warm_ups=2, min_rounds=11, max_rounds=60),
+    reads=Effort(seconds(2.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    disk=Effort(seconds(5.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    layers=Effort(seconds(19.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
+    overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=11, max_rounds=60),
+    interference=Effort(seconds(2.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
+)
+FULL = ProbePlan(
+    copy_bytes=256 * MIB,
+    footprint_bytes=256 * MIB,
+    num_footprints=2,
+    gpu_footprints_bytes=(1 * GIB, 8 * GIB, 32 * GIB),
+    file_bytes=1 * GIB,
+    row_bytes=(64, 128, 256, 512, 1024, 4096),
+    tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    grid=LayerGrid(
+        sequences=(1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64),
+        contexts=(16, 64, 128, 192, 256, 384, 512, 1024),
+        chunks=(8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512),
+        starts=(0, 64, 192, 512),
+    ),
+    copies=Effort(seconds(3.0), num_warm_ups=2, min_rounds=11, max_rounds=60),
+    rates=Effort(seconds(4.0), num_warm_ups=2, min_rounds=9, max_rounds=60),
+    gather=Effort(seconds(12.0), num_warm_ups=2, min_rounds=15, max_rounds=100),
+    reads=Effort(seconds(8.0), num_warm_ups=1, min_rounds=9, max_rounds=40),
+    disk=Effort(seconds(15.0), num_warm_ups=1, min_rounds=11, max_rounds=100),
+    layers=Effort(seconds(80.0), num_warm_ups=1, min_rounds=5, max_rounds=60),
+    overhead=Effort(seconds(2.0), num_warm_ups=3, min_rounds=21, max_rounds=100),
+    interference=Effort(seconds(8.0), num_warm_ups=2, min_rounds=15, max_rounds=100),
+    numa=Effort(seconds(3.0), num_warm_ups=2, min_rounds=11, max_rounds=40),
+)

@@ -1,0 +1,346 @@
+"""All probes of one machine in order: what they found, and what could not be measured and why."""
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.hardware import (
+    ComputeTable,
+    Interference,
+    LookupCurve,
+    LookupPath,
+    ProbeResult,
+    Reading,
+    Storage,
+    Tier,
+)
+from tiercast_profiles.model import Engram, ModelSpec
+from tiercast_profiles.store import load_model
+from tiercast_runtime.backbone import check_runnable
+from tiercast_runtime.device import num_cores, set_compute_threads
+from tiercast_runtime.memory import available_host_bytes
+from tiercast_runtime.paths.base import LookupPath as RuntimePath
+from tiercast_runtime.paths.cpu_gather import CpuGatherPath
+from tiercast_runtime.paths.disk import DiskPath
+from tiercast_runtime.paths.uva import UvaPath, require_uva
+from tiercast_runtime.probes import copies, gather, numa, storage
+from tiercast_runtime.probes.copies import CopyRates
+from tiercast_runtime.probes.host import HostFacts, read_host
+from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
+from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
+from tiercast_runtime.probes.plan import ProbePlan
+from tiercast_runtime.probes.rates import DeviceRates, measure_rates
+from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.telemetry import Telemetry
+from tiercast_runtime.probes.timing import Spread, not_measured
+from tiercast_runtime.table import FileTable, HostTable, Table
+
+Progress = Callable[[str, float], None]
+ResultT = TypeVar("ResultT")
+
+REFERENCE_MODEL = "tiny"  # whose layers are timed where none of the models asked for can run
+NUM_DISK_READERS = 8
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the probes found. Absent things have a probe in ``probes`` that says why."""
+
+    date: datetime.date
+    host: HostFacts
+    device: torch.device
+    num_threads: int
+    host_copies: CopyRates
+    rates: DeviceRates
+    device_copies: CopyRates | None = None
+    gpu: dict[str, Reading] = field(default_factory=dict)
+    remote_reads: Spread[str] | None = None
+    curves: list[LookupCurve] = field(default_factory=list)
+    storage: Storage | None = None
+    layer_times: list[LayerTimes] = field(default_factory=list)
+    empty_layer: LayerTimes | None = None
+    interference: list[Interference] = field(default_factory=list)
+    probes: list[ProbeResult] = field(default_factory=list)
+
+    @property
+    def tables(self) -> tuple[ComputeTable, ...]:
+        """Component tables of the models."""
+        return tuple(times.table for times in self.layer_times)
+
+    @property
+    def memory_gb_per_s(self) -> float:
+        """Traffic of the device's memory: a copy reads and writes every byte."""
+        if self.device_copies is not None:
+            return 2 * self.device_copies.rates["device"].value
+        return 2 * self.host_copies.rates[f"threads_{self.num_threads}"].value
+
+
+def survey(
+    *,
+    plan: ProbePlan,
+    models: Sequence[ModelSpec],
+    folder: Path,
+    device: torch.device,
+    date: datetime.date,
+    progress: Progress,
+) -> Findings:
+    """Run every probe. Files, threads and pinned memory are given back whatever happens.
+
+    Raises:
+        CopyMismatch: memory delivers wrong bytes.
+        WrongRows: a lookup path delivers wrong rows.
+        FileProblem: ``folder`` cannot be written.
+    """
+    previous_threads = torch.get_num_threads()
+    try:
+        return _Survey(plan, models, folder, device, progress).run(date)
+    finally:
+        torch.set_num_threads(previous_threads)
+
+
+def runnable(models: Sequence[ModelSpec]) -> tuple[list[ModelSpec], list[ProbeResult]]:
+    """The models whose layers the runtime can compute, and for each other one the reason why not."""
+    kept, refused = [], []
+    for model in models:
+        try:
+            check_runnable(model)
+            kept.append(model)
+        except MissingCapability as error:
+            refused.append(not_measured(f"layers.{model.name}", str(error)))
+    return kept, refused
+
+
+def empty_model(model: ModelSpec) -> ModelSpec:
+    """The same layers with hardly any arithmetic in them: what their calls cost by themselves."""
+    small = {
+        "hidden_size": 32,
+        "num_branches": 1,
+        "vocab_size": 64,
+        "num_attention_heads": 1,
+        "num_kv_heads": 1,
+        "head_dim": 32,
+        "intermediate_size": 32,
+    }
+    return model.model_copy(update={"backbone": model.backbone.model_copy(update=small)})
+
+
+class _Survey:
+    """The stages; each adds to ``found``."""
+
+    def __init__(
+        self, plan: ProbePlan, models: Sequence[ModelSpec], folder: Path, device: torch.device, progress: Progress
+    ) -> None:
+        self._plan, self._folder, self._device, self._progress = plan, folder, device, progress
+        self._models, self._refused = runnable(models)
+        reference = [] if self._models else [load_model(REFERENCE_MODEL)]
+        self._models += reference
+        self._shapes = list(models) or reference
+
+    def run(self, date: datetime.date) -> Findings:
+        """Every stage in turn."""
+        self._progress("host", 0.0)
+        host = read_host()
+        threads = set_compute_threads()
+        gather_threads = gather.default_threads(self._device)
+        self._progress("copies", 0.02)
+        counts = tuple(sorted({threads, gather_threads, num_cores()}))
+        size = copies.copy_bytes(self._plan.copy_bytes, host.last_level_cache_bytes)
+        host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+        torch.set_num_threads(threads)
+        device_copies, gpu = self._device_copies(size)
+        memory = host_copies.rates[f"threads_{threads}"] if device_copies is None else device_copies.rates["device"]
+        self._progress("matrix products", 0.1)
+        rates = measure_rates(self._device, 2 * memory.value, self._plan.rates)
+        found = Findings(date, host, self._device, threads, host_copies, rates, device_copies, gpu)
+        found.probes += [host.probe_result(), *host_copies.probes, *rates.probes, *self._refused]
+        found.probes += copies.device_copies_missing() if device_copies is None else device_copies.probes
+        found.probes.append(_gpu_probe(gpu, self._device))
+        self._remote_memory(found)
+        self._progress("row gathers", 0.16)
+        self._gathers(found, gather_threads)
+        self._progress("storage", 0.28)
+        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found))
+        self._layers(found)
+        for name, reason in (
+            ("lookup.cxl", "no probe for CXL memory yet"),
+            ("lookup.pool", "no probe for a remote pool yet"),
+            ("collective", "no probe for traffic between devices yet"),
+        ):
+            found.probes.append(not_measured(name, reason))
+        self._progress("", 1.0)
+        return found
+
+    def _attempt(self, found: Findings, name: str, stage: Callable[[], None]) -> None:
+        """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason."""
+        try:
+            stage()
+        except (MissingCapability, InfeasibleScenario) as error:
+            found.probes.append(not_measured(name, str(error)))
+
+    def _device_copies(self, size: int) -> tuple[CopyRates | None, dict[str, Reading]]:
+        if self._device.type != "cuda":
+            with Telemetry() as telemetry:
+                return None, telemetry.read()
+        uuid = str(getattr(torch.cuda.get_device_properties(self._device), "uuid", "")) or None
+        with Telemetry(self._device.index or 0, uuid) as telemetry:
+            measured = copies.measure_device_copies(self._device, size, self._plan.copies, telemetry)
+            return measured, telemetry.read()
+
+    def _remote_memory(self, found: Findings) -> None:
+        nodes = numa.node_cores()
+        if len(nodes) < 2:
+            found.probes.append(not_measured("memory.remote_numa", "this host has one NUMA node, so nothing is remote"))
+            return
+        own, other = min(nodes), max(nodes)
+
+        def stage() -> None:
+            found.remote_reads = numa.measure_remote_reads(own, other, nodes[own], self._plan.numa)
+
+        self._attempt(found, "memory.remote_numa", stage)
+
+    def _gathers(self, found: Findings, gather_threads: int) -> None:
+        host = found.host
+        engrams = [model.engram for model in self._shapes]
+        base = gather.footprint_bytes(self._plan.footprint_bytes, host.last_level_cache_bytes)
+        is_gpu = self._device.type == "cuda"
+        sizes: tuple[int, ...] = tuple(base * 4**number for number in range(self._plan.num_footprints))
+        sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))
+        plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
+        on_host: list[LookupPath] = ["cpu_gather"] if is_gpu else ["device", "cpu_gather"]
+        spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
+        memory = found.host_copies.rates[f"threads_{num_cores()}"].value
+        tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
+        for name in on_host:
+            mine = [spread for spread in spreads if spread.key[0] == name]
+            self._add_curve(found, mine, tiers[name], gather.CPU_LINE_BYTES, memory)
+        if not is_gpu:
+            self._attempt(found, "lookup.dram.uva", lambda: require_uva(self._device))
+            return
+        free = min(int(torch.cuda.mem_get_info(self._device)[0]), available_host_bytes()) // 4
+        sizes = tuple(size for size in self._plan.gpu_footprints_bytes if size <= free) or (base,)
+        plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
+        link = found.device_copies.rates["host_to_device"].value if found.device_copies is not None else memory
+        on_device: tuple[tuple[LookupPath, Tier, float], ...] = (
+            ("device", "hbm", found.memory_gb_per_s),
+            ("uva", "dram", link),
+        )
+        for path, tier, fastest in on_device:
+
+            def stage(path: LookupPath = path, tier: Tier = tier, fastest: float = fastest) -> None:
+                measured = gather.measure_device_gather(plan, path, self._device, self._plan.gather)
+                self._add_curve(found, measured, tier, gather.GPU_SECTOR_BYTES, fastest)
+
+            self._attempt(found, f"lookup.{tier}.{path}", stage)
+
+    def _add_curve(
+        self, found: Findings, spreads: Sequence[Spread[gather.GatherKey]], tier: Tier, granularity: int, fastest: float
+    ) -> None:
+        curve, probes = gather.curve_from(spreads, tier, granularity, fastest)
+        found.curves.append(curve)
+        found.probes += probes
+
+    def _storage(self, found: Findings) -> None:
+        engrams = {model.engram.row_bytes: model.engram for model in self._shapes}
+        spreads: list[Spread[gather.GatherKey]] = []
+        granularity = 1
+        for row_bytes in sorted(engrams):
+            engram = engrams[row_bytes]
+            with self._file_table(engram) as file:
+                if found.storage is None:
+                    facts = storage.measure_reads(file.path, storage.READ_DEPTHS, storage.READ_BYTES, self._plan.reads)
+                    found.storage = facts.storage
+                    found.probes += facts.probes
+                largest = engram.num_rows_per_token * self._plan.tokens[-1]
+                counts = [count for count in sorted({*storage.DISK_ROWS, largest}) if count <= file.num_rows]
+                measured, granularity, said = storage.measure_disk_lookups(file, counts, self._plan.disk)
+            spreads += measured
+            found.probes.append(
+                ProbeResult(name="lookup.nvme.disk.path", parameters=_as_text(said), unit="", status="ok")
+            )
+        assert found.storage is not None, "the raw reads come first"
+        fastest = found.storage.read_bandwidth_gb_per_s.value
+        self._add_curve(found, spreads, "nvme", granularity, fastest)
+
+    @contextmanager
+    def _file_table(self, engram: Engram) -> Iterator[FileTable]:
+        """A table file of the planned size in a folder of its own, removed afterwards."""
+        with storage.probe_folder(self._folder, self._plan.file_bytes) as folder:
+            yield FileTable(engram, 0, "packed", folder, num_rows=self._plan.file_bytes // engram.row_bytes)
+
+    def _layers(self, found: Findings) -> None:
+        share = 0.65 / len(self._models)
+        for number, model in enumerate(self._models):
+            done = 0.35 + number * share
+
+            def stage(model: ModelSpec = model, done: float = done, is_first: bool = number == 0) -> None:
+                self._progress(f"layers of {model.name}", done)
+                fitting = grid_that_fits(self._plan.grid, model, self._device)
+                with StepBench(model, self._device, fitting.geometry) as bench:
+                    times = measure_layers(bench, fitting, found.num_threads, self._plan.layers)
+                    found.layer_times.append(times)
+                    found.probes += times.probes
+                    if is_first:
+                        self._progress("interference", done + 0.8 * share)
+                        self._interference(found, bench)
+
+            self._attempt(found, f"layers.{model.name}", stage)
+        single = LayerGrid((1,), (16,), (1,), (0,))
+        with StepBench(empty_model(self._models[0]), self._device, single.geometry) as bench:
+            found.empty_layer = measure_layers(bench, single, found.num_threads, self._plan.overhead)
+
+    def _interference(self, found: Findings, bench: StepBench) -> None:
+        """Every path of this machine beside the first model's layers; path device is itself compute, beside nothing."""
+        engram, device = bench.model.engram, self._device
+        is_gpu = device.type == "cuda"
+        pairs: list[tuple[Tier, LookupPath]] = [("dram", "cpu_gather"), ("nvme", "disk")]
+        if is_gpu:
+            pairs.insert(0, ("dram", "uva"))
+        for tier, name in pairs:
+            if not any((curve.tier, curve.path) == (tier, name) for curve in found.curves):
+                continue
+            if name == "device" and not is_gpu:
+                reason = "the compute thread gathers these rows itself, so nothing runs beside it"
+                found.probes.append(not_measured(f"interference.{tier}.{name}", reason))
+                continue
+
+            def stage(tier: Tier = tier, name: LookupPath = name) -> None:
+                with ExitStack() as stack:
+                    num_tables = NUM_DISK_READERS if name == "disk" else MAX_LOOKUPS
+                    table: Table = bench.table
+                    path: RuntimePath
+                    if name == "disk":
+                        file = stack.enter_context(self._file_table(engram))
+                        table, path = file, DiskPath([file] * num_tables, device)
+                    elif name == "cpu_gather":
+                        path = CpuGatherPath([bench.table] * num_tables, device)
+                    else:
+                        pinned = HostTable(engram, 0, "packed", is_pinned=True, num_rows=bench.table.num_rows)
+                        stack.callback(pinned.close)
+                        table, path = pinned, UvaPath([pinned] * num_tables, device)
+                    stack.callback(path.close)
+                    contender = Contender(tier, name, path, num_tables, table.num_rows)
+                    entry, probes = measure_interference(bench, contender, self._plan.interference)
+                    found.probes += probes
+                    if entry is not None:
+                        found.interference.append(entry)
+
+            self._attempt(found, f"interference.{tier}.{name}", stage)
+
+
+def _as_text(facts: dict[str, str | int | float | bool]) -> dict[str, str | int | float]:
+    """Facts with yes and no instead of true and false, which YAML and integers blur."""
+    return {name: ("yes" if fact else "no") if isinstance(fact, bool) else fact for name, fact in facts.items()}
+
+
+def _gpu_probe(readings: dict[str, Reading], device: torch.device) -> ProbeResult:
+    if device.type == "cuda":
+        return ProbeResult(name="gpu", unit="", status="ok", telemetry=readings)
+    return ProbeResult(
+        name="gpu", unit="", status="not_supported", reason="no GPU answers; the CPU is the device", telemetry=readings
+    )

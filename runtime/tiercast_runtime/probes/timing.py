@@ -1,0 +1,207 @@
+"""The discipline of every timed probe: warm up, repeat in rounds, keep every sample, say when it stays unstable.
+
+Cases are measured in rounds, each case once per round: a disturbance of the machine then touches every case a little
+instead of one case a lot, and a slow drift does not favour the cases that came first.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from tiercast_profiles.hardware import ProbeResult
+from tiercast_profiles.stats import is_unstable, median, quantile
+from tiercast_profiles.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+if TYPE_CHECKING:
+    import torch
+
+Clock = Callable[[], int]
+KeyT = TypeVar("KeyT", bound=Hashable)
+Case = Callable[[], Iterable[tuple[KeyT, float]]]
+"""One pass of something: prepares itself untimed, does the work once, and returns what it timed as (key, value)."""
+
+SIGNIFICANT_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a probe may try.
+
+    Rounds go on until every key is stable (but at least ``min_rounds``), the budget is used, or ``max_rounds`` is
+    reached. ``min_rounds`` is kept even past the budget: fewer samples would not be a measurement.
+    """
+
+    budget_ns: int
+    num_warm_ups: int = 2
+    min_rounds: int = 7
+    max_rounds: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Spread(Generic[KeyT]):
+    """All samples of one key, and what is said of them: median and quartiles."""
+
+    key: KeyT
+    samples: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """Median."""
+        return median(self.samples)
+
+    @property
+    def low(self) -> float:
+        """Lower quartile."""
+        return quantile(self.samples, 0.25)
+
+    @property
+    def high(self) -> float:
+        """Upper quartile."""
+        return quantile(self.samples, 0.75)
+
+    @property
+    def is_unstable(self) -> bool:
+        """True when the interquartile range exceeds a tenth of the median."""
+        return is_unstable(self.samples)
+
+    def scaled(self, factor: float) -> "Spread[KeyT]":
+        """The same samples in another unit."""
+        return Spread(self.key, tuple(sample * factor for sample in self.samples))
+
+
+def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.perf_counter_ns) -> list[Spread[KeyT]]:
+    """Run the cases in rounds and gather what they report, by key, in the order keys were first seen.
+
+    Args:
+        cases: what to measure; several may report the same key, whose samples are then pooled.
+        effort: when to stop. Warm-up rounds count against the budget and leave no samples.
+        clock: decides only when the budget is used; each case times itself.
+    """
+    samples: dict[KeyT, list[float]] = {}
+    start_ns = clock()
+    with without_garbage_collection():
+        for _ in range(effort.num_warm_ups):
+            for case in cases:
+                case()
+        for number in range(max(effort.min_rounds, effort.max_rounds)):
+            first = number % len(cases) if cases else 0
+            for case in (*cases[first:], *cases[:first]):
+                for key, value in case():
+                    samples.setdefault(key, []).append(value)
+            if number + 1 < effort.min_rounds:
+                continue
+            if clock() - start_ns >= effort.budget_ns or not any(is_unstable(values) for values in samples.values()):
+                break
+    return [Spread(key, tuple(values)) for key, values in samples.items()]
+
+
+def timed(
+    key: KeyT,
+    action: Callable[[], object],
+    prepare: Callable[[], object] | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> Case[KeyT]:
+    """The case of one action on the host clock, in ns; ``prepare`` runs before it, untimed."""
+
+    def case() -> list[tuple[KeyT, float]]:
+        if prepare is not None:
+            prepare()
+        start_ns = clock()
+        action()
+        return [(key, float(clock() - start_ns))]
+
+    return case
+
+
+def probe_result(
+    name: str, spread: Spread[KeyT], unit: str, parameters: dict[str, str | int | float], reason: str = ""
+) -> ProbeResult:
+    """The samples as the profile keeps them, rounded to what a clock can tell."""
+    return ProbeResult(
+        name=name,
+        parameters=parameters,
+        unit=unit,
+        samples=tuple(rounded(sample) for sample in spread.samples),
+        status="unstable" if spread.is_unstable else "ok",
+        reason=reason or ("interquartile range above 10 % of the median" if spread.is_unstable else ""),
+    )
+
+
+def not_measured(name: str, reason: str, *, is_failure: bool = False) -> ProbeResult:
+    """What could not be measured, and why; never a number."""
+    return ProbeResult(name=name, unit="", status="failed" if is_failure else "not_supported", reason=reason)
+
+
+def rounded(value: float) -> float:
+    """``value`` to five significant digits."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def seconds(count: float) -> int:
+    """Seconds of budget as ns."""
+    return round(count * NS_PER_S)
+
+
+def to_us(spread: Spread[KeyT]) -> Spread[KeyT]:
+    """Samples in ns as samples in µs."""
+    return spread.scaled(1 / NS_PER_US)
+
+
+def to_ms(spread: Spread[KeyT]) -> Spread[KeyT]:
+    """Samples in ns as samples in ms."""
+    return spread.scaled(1 / NS_PER_MS)
+
+
+class Stopwatch:
+    """Laps of one pass: on a CPU readings of a clock, on a GPU events in the current stream.
+
+    Events are read when the pass is over, so taking a lap never waits for the GPU.
+    """
+
+    def __init__(self, device: "torch.device", clock: Clock = time.perf_counter_ns) -> None:
+        self._device = device
+        self._clock = clock
+        self._times: list[int] = []
+        self._events: list[torch.cuda.Event] = []
+
+    def lap(self) -> None:
+        """Now."""
+        if self._device.type == "cuda":
+            event = cuda_event()
+            event.record()
+            self._events.append(event)
+        else:
+            self._times.append(self._clock())
+
+    def laps_ns(self) -> list[float]:
+        """Time between each two laps that follow one another; starts anew afterwards."""
+        events, times = self._events, self._times
+        self._events, self._times = [], []
+        if events:
+            events[-1].synchronize()
+            return [first.elapsed_time(second) * NS_PER_MS for first, second in pairwise(events)]
+        return [float(second - first) for first, second in pairwise(times)]
+
+
+def cuda_event() -> "torch.cuda.Event":
+    """An event that keeps its time."""
+    import torch
+
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """No cyclic garbage collection inside: a full pass takes milliseconds and would land in some sample."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

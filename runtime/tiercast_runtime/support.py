@@ -1,0 +1,71 @@
+"""What the runtime does not do, refused by name before anything is built: a knob is never silently ignored."""
+
+import torch
+
+from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_runtime.backbone import check_runnable
+
+
+def device_of(resolved: ResolvedScenario) -> torch.device:
+    """The device the scenario's hardware profile describes, if this machine has it.
+
+    Raises:
+        MissingCapability: the profile is of another kind of machine.
+    """
+    kind, name = resolved.hardware.device.kind, resolved.hardware.name
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "cuda" and torch.cuda.is_available() and torch.version.cuda is not None:
+        return torch.device("cuda", torch.cuda.current_device())
+    raise MissingCapability(
+        f"hardware {name!r} has a {kind} device and this machine has none that torch can use; bench runs on the "
+        "machine a profile was made on: run 'tiercast profile' here and name its file, or simulate instead"
+    )
+
+
+def check_supported(resolved: ResolvedScenario) -> None:
+    """Refuse a scenario that asks for what the runtime lacks.
+
+    Raises:
+        MissingCapability: one line with the knob, its value and what to do.
+    """
+    scenario, placement, hardware = resolved.scenario, resolved.placement, resolved.hardware
+    check_runnable(resolved.model)
+    refusals = (
+        (
+            scenario.speculative.draft_tokens > 0,
+            f"speculative.draft_tokens={scenario.speculative.draft_tokens}: the runtime decodes one token per step; "
+            "set 0 or simulate",
+        ),
+        (
+            scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
+            f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
+            "device; set both to 1 or simulate",
+        ),
+        (
+            placement.cache_gib > 0,
+            f"placement.cache_gib={placement.cache_gib}: the runtime has no row cache yet; set 0 or simulate",
+        ),
+        (
+            placement.prefetch == "prev_step",
+            "placement.prefetch 'prev_step': the runtime issues lookups at step entry at the earliest; set step_entry "
+            "or off, or simulate",
+        ),
+        (
+            placement.replication == "per_numa" and hardware.host.num_numa_nodes > 1,
+            f"placement.replication 'per_numa' on {hardware.host.num_numa_nodes} NUMA nodes: the runtime keeps one "
+            "copy; set per_node or simulate",
+        ),
+        (
+            placement.tier in ("cxl", "pool"),
+            f"placement.tier {placement.tier!r}: the runtime keeps tables in hbm, dram or nvme; simulate this one",
+        ),
+        (
+            placement.graph_mode != "eager",
+            f"placement.graph_mode {placement.graph_mode!r}: the runtime captures no graphs yet; set graph_mode: eager",
+        ),
+    )
+    for is_refused, text in refusals:
+        if is_refused:
+            raise MissingCapability(text)

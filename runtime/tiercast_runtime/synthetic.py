@@ -1,0 +1,54 @@
+"""Steps made up for a measurement: any mix of decoding sequences and prompt chunks, built by the engine's own code."""
+
+from collections.abc import Sequence as Series
+
+import numpy as np
+
+from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.rng import stream
+from tiercast_profiles.workload import Request
+from tiercast_runtime.hashing import build_windows
+from tiercast_runtime.scheduler import PrefillChunk, Sequence, StepPlan
+from tiercast_runtime.tokens import TokenStore
+
+
+def synthetic_step(
+    model: ModelSpec, decode_contexts: Series[int], chunks: Series[tuple[int, int]], seed: int = 0
+) -> tuple[StepPlan, TokenStore]:
+    """A step plan and the tokens it reads, for :meth:`tiercast_runtime.batch.BatchBuilder.build`.
+
+    Args:
+        model: gives the vocabulary and the longest n-gram.
+        decode_contexts: per decoding sequence, the tokens it attends to, its new one included (at least 2).
+        chunks: per prompt chunk, the tokens before it and the tokens in it; each chunk ends its prompt.
+        seed: decides the token ids.
+
+    Sequences take slots 0, 1, … in order. Token ids are uniform, so their n-grams hardly ever repeat.
+    """
+    decodes: list[Sequence] = []
+    prefills: list[PrefillChunk] = []
+    requests: list[Request] = []
+    for context in decode_contexts:
+        request = Request(len(requests), 0, context - 1, 2)
+        decodes.append(Sequence(request, len(requests), 0, num_prefilled=context - 1, num_outputs=1))
+        requests.append(request)
+    for start, count in chunks:
+        request = Request(len(requests), 0, start + count, 1)
+        prefills.append(PrefillChunk(Sequence(request, len(requests), 0, num_prefilled=start), start, count))
+        requests.append(request)
+    return StepPlan(decodes, prefills), random_tokens(model, requests, seed)
+
+
+def random_tokens(model: ModelSpec, requests: Series[Request], seed: int) -> TokenStore:
+    """Uniform token ids and uniform folded ids for requests, without a vocabulary."""
+    generator = stream(seed, "synthetic-tokens")
+    max_order = model.engram.ngram_orders[-1]
+    ids, windows, offsets, total = [], [], {}, 0
+    for request in requests:
+        count = request.prompt_tokens + request.output_tokens
+        ids.append(generator.integers(0, model.backbone.vocab_size, size=count, dtype=np.int64))
+        folded = generator.integers(0, model.engram.compressed_vocab_size, size=count, dtype=np.int64)
+        windows.append(build_windows(folded, 0, count, max_order))
+        offsets[request.request_id] = total
+        total += count
+    return TokenStore(np.concatenate(ids), np.concatenate(windows), offsets)

@@ -1,0 +1,197 @@
+"""Tables in their tiers: device memory, (pinned) host memory, or a file.
+
+Every table of a layer holds the same rows (``content.expected_rows``); only the place and the layout differ.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.head_sizes import table_rows
+from tiercast_profiles.model import Engram, RowLayout
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_runtime.content import expected_rows
+from tiercast_runtime.device import num_cores
+from tiercast_runtime.memory import HostBlock, require_bytes
+from tiercast_runtime.rows import part_widths, to_parts
+from tiercast_runtime.table_file import TableFile, open_or_write
+
+__all__ = ["FileTable", "HostTable", "MemoryTable", "ResidentTable", "Table", "build_tables", "expected_rows"]
+
+_FILL_ROWS = 65_536
+
+
+class Table:
+    """The rows of one Engram layer, somewhere. ``num_rows`` may be set lower or higher than the model's by a probe."""
+
+    def __init__(self, engram: Engram, layer_index: int, layout: RowLayout, num_rows: int | None) -> None:
+        self.engram = engram
+        self.layer_index = layer_index
+        self.layout: RowLayout = layout
+        self.num_rows = table_rows(engram)[layer_index] if num_rows is None else num_rows
+
+    @property
+    def part_widths(self) -> tuple[int, ...]:
+        """Bytes per row of each array of the layout."""
+        return part_widths(self.engram, self.layout)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes the rows occupy."""
+        return self.num_rows * sum(self.part_widths)
+
+    @property
+    def label(self) -> str:
+        """How messages name this table."""
+        return f"the table of layer {self.engram.layer_ids[self.layer_index]} ({self.num_rows:,} rows, {self.layout})"
+
+    def close(self) -> None:
+        """Give the memory or the file back."""
+
+
+class MemoryTable(Table):
+    """A table a program can index: ``parts`` are ``[num_rows, width] uint8`` tensors, one per array of the layout."""
+
+    parts: tuple[torch.Tensor, ...] = ()
+
+    def fill(self, store: Callable[[int, tuple[npt.NDArray[np.uint8], ...]], None], num_threads: int) -> None:
+        """Compute the content chunk by chunk and hand each chunk, cut by layout, to ``store(first_row, parts)``."""
+
+        def one(first: int) -> None:
+            ids = np.arange(first, min(first + _FILL_ROWS, self.num_rows), dtype=np.int64)
+            store(first, to_parts(self.engram, self.layout, expected_rows(self.engram, self.layer_index, ids)))
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(one, range(0, self.num_rows, _FILL_ROWS)))
+
+
+class HostTable(MemoryTable):
+    """A table in host memory, in huge pages where granted; pinned and mapped where a GPU reads it."""
+
+    def __init__(
+        self,
+        engram: Engram,
+        layer_index: int,
+        layout: RowLayout,
+        *,
+        is_pinned: bool = False,
+        num_rows: int | None = None,
+    ) -> None:
+        super().__init__(engram, layer_index, layout, num_rows)
+        require_bytes(self.size_bytes, torch.device("cpu"), self.label)
+        self._blocks = [HostBlock(self.num_rows * width) for width in self.part_widths]
+        arrays = [
+            block.array.reshape(self.num_rows, width)
+            for block, width in zip(self._blocks, self.part_widths, strict=True)
+        ]
+
+        def store(first: int, parts: tuple[npt.NDArray[np.uint8], ...]) -> None:
+            for array, part in zip(arrays, parts, strict=True):
+                array[first : first + len(part)] = part
+
+        self.fill(store, num_cores())
+        if is_pinned:
+            for block in self._blocks:
+                block.pin()
+        self.is_pinned = is_pinned
+        self.parts = tuple(torch.from_numpy(array) for array in arrays)
+
+    def close(self) -> None:
+        """Unpin and let go of the memory."""
+        self.parts = ()
+        for block in self._blocks:
+            block.close()
+
+
+class ResidentTable(MemoryTable):
+    """A table in the memory of the device that computes: HBM on a GPU, DRAM where the CPU is the device."""
+
+    def __init__(
+        self,
+        engram: Engram,
+        layer_index: int,
+        layout: RowLayout,
+        device: torch.device,
+        *,
+        num_rows: int | None = None,
+    ) -> None:
+        super().__init__(engram, layer_index, layout, num_rows)
+        self.device = device
+        self._host: HostTable | None = None
+        if device.type == "cpu":
+            self._host = HostTable(engram, layer_index, layout, num_rows=self.num_rows)
+            self.parts = self._host.parts
+            return
+        require_bytes(self.size_bytes, device, self.label)
+        parts = tuple(torch.empty(self.num_rows, width, dtype=torch.uint8, device=device) for width in self.part_widths)
+
+        def store(first: int, chunk: tuple[npt.NDArray[np.uint8], ...]) -> None:
+            for tensor, part in zip(parts, chunk, strict=True):
+                tensor[first : first + len(part)].copy_(torch.from_numpy(np.ascontiguousarray(part)))
+
+        self.fill(store, num_cores())
+        torch.cuda.synchronize(device)
+        self.parts = parts
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.parts = ()
+        if self._host is not None:
+            self._host.close()
+
+
+class FileTable(Table):
+    """A table in a safetensors file in ``folder``: reused when it already holds these rows, else written whole."""
+
+    def __init__(
+        self,
+        engram: Engram,
+        layer_index: int,
+        layout: RowLayout,
+        folder: Path,
+        *,
+        num_rows: int | None = None,
+    ) -> None:
+        super().__init__(engram, layer_index, layout, num_rows)
+        self.file: TableFile = open_or_write(engram, layer_index, layout, self.num_rows, folder)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+
+def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path) -> list[Table]:
+    """All tables of a scenario in the tier it names; none for tier ``none``.
+
+    Raises:
+        InfeasibleScenario: the tables do not fit where they should go.
+        FileProblem: a table file cannot be written or is damaged.
+        MissingCapability: the runtime cannot serve that tier.
+    """
+    engram, tier, layout = resolved.model.engram, resolved.placement.tier, resolved.placement.row_layout
+    layers = range(len(engram.layer_ids))
+    if tier in ("cxl", "pool"):
+        raise MissingCapability(
+            f"the runtime has no {tier} tier; it runs none, hbm, dram and nvme (simulate knows all)"
+        )
+    if tier == "none":
+        return []
+    if tier == "nvme":
+        return [FileTable(engram, layer, layout, folder) for layer in layers]
+    total_bytes = sum(table_rows(engram)) * engram.stored_row_bytes(layout)
+    memory = device if tier == "hbm" else torch.device("cpu")
+    require_bytes(total_bytes, memory, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
+    tables: list[Table] = []
+    for layer in layers:
+        if tier == "hbm":
+            tables.append(ResidentTable(engram, layer, layout, device))
+        else:
+            # host threads gather from any memory; only a GPU that reads by itself needs it pinned
+            tables.append(HostTable(engram, layer, layout, is_pinned=resolved.placement.path == "uva"))
+    return tables

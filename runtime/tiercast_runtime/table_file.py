@@ -1,0 +1,211 @@
+"""A table as a safetensors file: written whole or not at all, found again by what its header says.
+
+The header is padded with spaces so that the rows start on a 4096-byte boundary, which direct I/O needs and the format
+allows. Rows are read with :mod:`tiercast_runtime.aio`, never through a mapping.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.document import canonical_sha256
+from tiercast_profiles.errors import FileProblem
+from tiercast_profiles.model import Engram, RowLayout
+from tiercast_profiles.units import format_bytes
+from tiercast_runtime.content import CONTENT_VERSION, content_seed, expected_rows
+from tiercast_runtime.rows import part_widths, to_parts
+
+DATA_ALIGNMENT_BYTES = 4096
+_MAX_HEADER_BYTES = 1 << 20
+_CHUNK_ROWS = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """Where the rows are: byte offset of row 0 and row width of each array of the layout."""
+
+    path: Path
+    size_bytes: int
+    part_offsets: tuple[int, ...]
+    part_widths: tuple[int, ...]
+    was_reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What belongs in one file."""
+
+    engram: Engram
+    layer_index: int
+    layout: RowLayout
+    num_rows: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_rows * sum(part_widths(self.engram, self.layout))
+
+    def parts(self, row_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], ...]:
+        return to_parts(self.engram, self.layout, expected_rows(self.engram, self.layer_index, row_ids))
+
+
+def file_name(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int) -> str:
+    """Name of the file of one table: two tables share a name only when they hold the same rows."""
+    layer_id = engram.layer_ids[layer_index]
+    return f"engram-{engram_sha256(engram)[:12]}-layer{layer_id}-{num_rows}-{layout}.safetensors"
+
+
+def engram_sha256(engram: Engram) -> str:
+    """Identity of an Engram configuration."""
+    return canonical_sha256(engram.model_dump(mode="json"))
+
+
+def _metadata(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int) -> dict[str, str]:
+    return {
+        "format": "tiercast-table",
+        "content_version": str(CONTENT_VERSION),
+        "content_seed": str(content_seed(engram, layer_index)),
+        "engram_sha256": engram_sha256(engram),
+        "layer_id": str(engram.layer_ids[layer_index]),
+        "layout": layout,
+        "num_rows": str(num_rows),
+    }
+
+
+def _header(metadata: dict[str, str], num_rows: int, widths: tuple[int, ...]) -> bytes:
+    names = ("rows",) if len(widths) == 1 else ("values", "scales")
+    entries: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, width in zip(names, widths, strict=True):
+        begin, end = end, end + num_rows * width
+        entries[name] = {"dtype": "U8", "shape": [num_rows, width], "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padding = -(8 + len(text)) % DATA_ALIGNMENT_BYTES
+    return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
+
+
+def open_or_write(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, folder: Path) -> TableFile:
+    """The file of one table in ``folder``: the one that is there if it is the right one and whole, else a new one.
+
+    Raises:
+        FileProblem: the file there is truncated or another's, the folder cannot be written, or the disk is full.
+    """
+    path = folder / file_name(engram, layer_index, layout, num_rows)
+    content = _Content(engram, layer_index, layout, num_rows)
+    widths = part_widths(engram, layout)
+    metadata = _metadata(engram, layer_index, layout, num_rows)
+    header = _header(metadata, num_rows, widths)
+    size_bytes = len(header) + num_rows * sum(widths)
+    offsets = tuple(len(header) + num_rows * sum(widths[:index]) for index in range(len(widths)))
+    found = path.exists()
+    if found:
+        _check_file(path, metadata, size_bytes)
+    else:
+        _write_file(path, header, offsets, content)
+    file = TableFile(path, size_bytes, offsets, widths, was_reused=found)
+    if found:
+        _check_content(file, content)
+    return file
+
+
+def read_header(path: Path) -> tuple[dict[str, str], int]:
+    """Metadata and header size (length field included) of a safetensors file.
+
+    Raises:
+        FileProblem: not a whole safetensors header.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 0 < length <= _MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        if not 0 < len(text) == length:
+            raise ValueError
+        metadata = json.loads(text)["__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        raise FileProblem(
+            f"{path}: not a table file (no whole safetensors header); delete it to have it written anew"
+        ) from None
+    return {str(key): str(value) for key, value in dict(metadata).items()}, 8 + length
+
+
+def _check_file(path: Path, wanted: dict[str, str], size_bytes: int) -> None:
+    metadata, _ = read_header(path)
+    different = sorted(key for key in wanted if metadata.get(key) != wanted[key])
+    if different:
+        raise FileProblem(
+            f"{path}: holds another table ({different[0]} is {metadata.get(different[0])!r}, "
+            f"wanted {wanted[different[0]]!r}); delete it or use another folder"
+        )
+    actual = path.stat().st_size
+    if actual != size_bytes:
+        state = "truncated" if actual < size_bytes else "too long"
+        raise FileProblem(
+            f"{path}: {state}: {actual:,} bytes, must be {size_bytes:,}; delete it to have it written anew"
+        )
+
+
+def _check_content(file: TableFile, content: _Content) -> None:
+    """Compare first, middle and last row with what they must hold: a right header does not prove written rows."""
+    ids = np.unique(np.array([0, content.num_rows // 2, content.num_rows - 1], dtype=np.int64))
+    parts = content.parts(ids)
+    with file.path.open("rb", buffering=0) as stream:
+        for part, offset, width in zip(parts, file.part_offsets, file.part_widths, strict=True):
+            for row, octets in zip(ids.tolist(), part, strict=True):
+                stream.seek(offset + row * width)
+                if stream.read(width) != octets.tobytes():
+                    raise FileProblem(f"{file.path}: row {row} is damaged; delete the file to have it written anew")
+
+
+def _require_space(folder: Path, size_bytes: int) -> None:
+    stats = os.statvfs(folder)
+    free_bytes = stats.f_bavail * stats.f_frsize
+    if size_bytes > free_bytes:
+        raise FileProblem(
+            f"{folder}: a table file needs {format_bytes(size_bytes)}, {format_bytes(free_bytes)} is free; "
+            f"free {format_bytes(size_bytes - free_bytes)} or use another folder"
+        )
+
+
+def _write_file(path: Path, header: bytes, offsets: tuple[int, ...], content: _Content) -> None:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(path.parent, len(header) + content.size_bytes)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            _write_at(descriptor, header, 0)
+            for first in range(0, content.num_rows, _CHUNK_ROWS):
+                ids = np.arange(first, min(first + _CHUNK_ROWS, content.num_rows), dtype=np.int64)
+                for part, offset in zip(content.parts(ids), offsets, strict=True):
+                    _write_at(descriptor, np.ascontiguousarray(part).data.cast("B"), offset + first * part.shape[1])
+            os.fsync(descriptor)
+            if hasattr(os, "posix_fadvise"):
+                # what was just written is not left in the page cache: reads must come from the drive
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.fchmod(descriptor, 0o644)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data``: the system may take it in pieces."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
