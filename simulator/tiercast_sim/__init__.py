@@ -1,0 +1,1 @@
+"""What is predicted: the discrete-event model of serving with tables in memory tiers."""

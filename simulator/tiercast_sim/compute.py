@@ -1,0 +1,196 @@
+"""Compute times of a step, from the machine's own component table where it fits, from a roofline elsewhere."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tiercast_profiles.document import Bound, canonical_sha256
+from tiercast_profiles.hardware import Component, ComputeTable
+from tiercast_profiles.model import Engram
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_sim.compute_table import TableTimes
+from tiercast_sim.roofline import Roofline
+from tiercast_sim.work import StepPlan
+
+BACKBONE_COMPONENTS: tuple[Component, ...] = (
+    "embed",
+    "linear",
+    "attention_decode",
+    "attention_prefill",
+    "head",
+    "step_overhead",
+)
+ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCompute:
+    """Compute of a step in ns, lookups apart.
+
+    ``segments_ns``: from the hand-over of the lookups to each Engram layer's need of its rows, then to the step's end;
+    the module of an Engram layer stands at the start of the segment behind it.
+    """
+
+    pre_ns: float
+    segments_ns: tuple[float, ...]
+
+
+def engram_sha256(engram: Engram) -> str:
+    """Identifies the Engram shape a component table was measured with."""
+    return canonical_sha256(engram.model_dump(mode="json"))
+
+
+def find_table(resolved: ResolvedScenario) -> tuple[ComputeTable | None, tuple[str, ...]]:
+    """The component table that was measured for this backbone in this graph mode, and what to warn of."""
+    shape = resolved.model.backbone.shape_sha256
+    tables = [table for table in resolved.hardware.compute if table.shape_sha256 == shape]
+    if not tables:
+        return None, ()
+    matching = [table for table in tables if table.graph_mode == resolved.placement.graph_mode]
+    if not matching:
+        modes = ", ".join(sorted({table.graph_mode for table in tables}))
+        return None, (
+            f"compute of {resolved.model.name} was measured in graph mode {modes} only; "
+            f"{resolved.placement.graph_mode} uses the roofline",
+        )
+    if resolved.scenario.parallel.tensor > 1:
+        return None, ("compute was measured on one rank; tensor parallel uses the roofline",)
+    wanted = engram_sha256(resolved.model.engram)
+    exact = [table for table in matching if table.engram_sha256 == wanted]
+    return (exact or matching)[0], ()
+
+
+def layers_by_segment(resolved: ResolvedScenario) -> tuple[tuple[int, int], ...]:
+    """Layers of each segment of a step: those that prefill runs, and those behind them."""
+    backbone = resolved.model.backbone
+    layer_ids = resolved.model.engram.layer_ids if resolved.placement.tier != "none" else ()
+    edges = (0, *layer_ids, backbone.num_layers)
+    counts = []
+    for first, last in pairwise(edges):
+        num_early = min(last, backbone.num_prefill_layers) - min(first, backbone.num_prefill_layers)
+        counts.append((num_early, last - first - num_early))
+    return tuple(counts)
+
+
+class ComputeModel:
+    """Compute times of steps at one bound."""
+
+    def __init__(self, resolved: ResolvedScenario, bound: Bound) -> None:
+        self._backbone = resolved.model.backbone
+        self._has_engram = resolved.placement.tier != "none"
+        self._layers = layers_by_segment(resolved)
+        table, notes = find_table(resolved)
+        warnings = list(notes)
+        self._table = None if table is None else TableTimes(table, bound)
+        self._measured: frozenset[Component] = frozenset()
+        if table is not None and self._table is not None:
+            known: tuple[Component, ...] = BACKBONE_COMPONENTS
+            if table.engram_sha256 in (None, engram_sha256(resolved.model.engram)):
+                known += ENGRAM_COMPONENTS
+            measured: set[Component] = set()
+            for name in known:
+                if self._table.has(name):
+                    measured.add(name)
+            self._measured = frozenset(measured)
+            wanted = BACKBONE_COMPONENTS + (ENGRAM_COMPONENTS if self._has_engram else ())
+            missing = [name for name in wanted if name not in self._measured]
+            if missing:
+                warnings.append(f"compute of {', '.join(missing)} is not measured for this model; the roofline serves")
+        self.is_measured = bool(self._measured)
+        needs_roofline = len(self._measured) < len(BACKBONE_COMPONENTS + ENGRAM_COMPONENTS)
+        self._roofline = Roofline(resolved, bound) if needs_roofline else None
+        self.warnings = tuple(warnings)
+        self._linear_ns: dict[tuple[int, bool], float] = {}
+        self._by_tokens: dict[tuple[Component, int], float] = {}
+        self.largest_step_tokens = 0
+
+    def largest_measured_tokens(self) -> float | None:
+        """Largest token count of a measured layer, or None where compute is a roofline."""
+        if self._table is None or "linear" not in self._measured:
+            return None
+        return self._table.largest_tokens("linear")
+
+    def step(self, plan: StepPlan) -> StepCompute:
+        """Compute of one step.
+
+        Assumption A6: prompt tokens run only the prefill layers; the last token of a completed prompt runs the layers
+        behind them too, because it is the one that is sampled.
+        """
+        backbone = self._backbone
+        num_tokens = plan.num_tokens
+        self.largest_step_tokens = max(self.largest_step_tokens, num_tokens)
+        ended = [chunk.request.prompt_tokens - 1 for chunk in plan.chunks if chunk.is_last]
+        num_samples = plan.num_decode_tokens + len(ended)
+        decode_ns = self._attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
+        early_ns = self._linear(num_tokens, is_late=False) + decode_ns
+        for chunk in plan.chunks:
+            early_ns += self._attention_prefill_ns(chunk.num_tokens, chunk.start)
+        late_ns = 0.0
+        if backbone.num_prefill_layers < backbone.num_layers:
+            late_ns = self._linear(num_samples, is_late=True) + decode_ns + self._attention_decode_ns(ended, 1)
+        pre_ns = self._tokenwise("step_overhead", plan.num_decodes + len(plan.chunks))
+        module_ns = 0.0
+        if self._has_engram:
+            pre_ns += self._tokenwise("hash", num_tokens) + self._tokenwise("lookup_issue", num_tokens)
+            module_ns = self._tokenwise("engram_module", num_tokens)
+            if self._roofline is not None:
+                module_ns += self._roofline.gather_over_ranks_ns(num_tokens)
+        segments = [
+            num_early * early_ns + num_late * late_ns + (module_ns if index else 0.0)
+            for index, (num_early, num_late) in enumerate(self._layers)
+        ]
+        segments[0] += self._tokenwise("embed", num_tokens)
+        segments[-1] += self._tokenwise("head", num_samples)
+        return StepCompute(pre_ns, tuple(segments))
+
+    def _linear(self, num_tokens: int, *, is_late: bool) -> float:
+        key = (num_tokens, is_late)
+        known = self._linear_ns.get(key)
+        if known is None:
+            if self._table is not None and "linear" in self._measured:
+                known = self._table.time_ns("linear", num_tokens)
+            else:
+                known = self._model_of().linear_ns(num_tokens, is_late=is_late)
+            self._linear_ns[key] = known
+        return known
+
+    def _attention_decode_ns(self, positions: list[int], tokens_per_sequence: int) -> float:
+        if not positions:
+            return 0.0
+        if self._table is not None and "attention_decode" in self._measured:
+            is_padded = self._table.table.context_statistic == "max"
+            context = 1 + (max(positions) if is_padded else sum(positions) / len(positions))
+            return self._table.time_ns("attention_decode", len(positions) * tokens_per_sequence, context)
+        return self._model_of().attention_decode_ns(positions, tokens_per_sequence)
+
+    def _attention_prefill_ns(self, num_tokens: int, start: int) -> float:
+        if self._table is not None and "attention_prefill" in self._measured:
+            return self._table.time_ns("attention_prefill", num_tokens, start)
+        return self._model_of().attention_prefill_ns(num_tokens, start)
+
+    def _tokenwise(self, component: Component, count: int) -> float:
+        key = (component, count)
+        known = self._by_tokens.get(key)
+        if known is None:
+            if self._table is not None and component in self._measured:
+                known = self._table.time_ns(component, count)
+            else:
+                known = self._roofline_ns(component, count)
+            self._by_tokens[key] = known
+        return known
+
+    def _roofline_ns(self, component: Component, count: int) -> float:
+        roofline = self._model_of()
+        if component == "step_overhead":
+            return roofline.step_overhead_ns()
+        if component in ("hash", "lookup_issue"):
+            return roofline.launch_ns()
+        if component == "embed":
+            return roofline.embed_ns(count)
+        if component == "head":
+            return roofline.head_ns(count)
+        assert component == "engram_module", component
+        return roofline.engram_module_ns(count)
+
+    def _model_of(self) -> Roofline:
+        assert self._roofline is not None, "a component without a measurement needs the roofline"
+        return self._roofline

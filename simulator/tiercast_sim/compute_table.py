@@ -1,0 +1,67 @@
+"""Component times measured on the machine: a table of points, linear in between."""
+
+from bisect import bisect_left
+
+from tiercast_profiles.document import Bound
+from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable
+from tiercast_profiles.units import NS_PER_US
+
+Line = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def interpolate(line: Line, x: float) -> float:
+    """Value at ``x`` of a piecewise linear curve, extended by the line through its two nearest points; at least 0."""
+    xs, ys = line
+    if len(xs) == 1:
+        return ys[0]
+    above = min(max(bisect_left(xs, x), 1), len(xs) - 1)
+    slope = (ys[above] - ys[above - 1]) / (xs[above] - xs[above - 1])
+    return max(0.0, ys[above - 1] + slope * (x - xs[above - 1]))
+
+
+class TableTimes:
+    """One compute table at one bound; ``time_ns`` is linear in tokens and, where it was varied, in context."""
+
+    def __init__(self, table: ComputeTable, bound: Bound) -> None:
+        self.table = table
+        self._lines: dict[Component, tuple[tuple[float, ...], tuple[Line, ...]]] = {}
+        for component in sorted(table.components):
+            points = table.components[component]
+            if points:
+                self._lines[component] = _lines(points, bound)
+
+    def has(self, component: Component) -> bool:
+        """True when the component was measured."""
+        return component in self._lines
+
+    def largest_tokens(self, component: Component) -> float:
+        """Largest token count measured for a component."""
+        return self._lines[component][0][-1]
+
+    def time_ns(self, component: Component, num_tokens: float, context_tokens: float = 0.0) -> float:
+        """Time of a component for ``num_tokens`` in the component's own sense; nothing takes no time."""
+        if num_tokens <= 0:
+            return 0.0
+        tokens, lines = self._lines[component]
+        if len(tokens) == 1:
+            return interpolate(lines[0], context_tokens)
+        above = min(max(bisect_left(tokens, num_tokens), 1), len(tokens) - 1)
+        low, high = interpolate(lines[above - 1], context_tokens), interpolate(lines[above], context_tokens)
+        share = (num_tokens - tokens[above - 1]) / (tokens[above] - tokens[above - 1])
+        return max(0.0, low + (high - low) * share)
+
+
+def _lines(points: tuple[ComputePoint, ...], bound: Bound) -> tuple[tuple[float, ...], tuple[Line, ...]]:
+    by_tokens: dict[int, dict[int, float]] = {}
+    for point in points:
+        by_tokens.setdefault(point.num_tokens, {})[point.context_tokens] = _time_us(point, bound) * NS_PER_US
+    tokens = sorted(by_tokens)
+    lines = []
+    for count in tokens:
+        contexts = sorted(by_tokens[count])
+        lines.append((tuple(map(float, contexts)), tuple(by_tokens[count][context] for context in contexts)))
+    return tuple(map(float, tokens)), tuple(lines)
+
+
+def _time_us(point: ComputePoint, bound: Bound) -> float:
+    return {"nominal": point.time_us, "optimistic": point.low_us, "pessimistic": point.high_us}[bound]

@@ -1,0 +1,117 @@
+"""From a step's plan to the times of its parts: compute, and the rows its lookups really fetch."""
+
+from tiercast_profiles.document import Bound
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.units import gib_to_bytes
+from tiercast_sim.compute import ComputeModel
+from tiercast_sim.reuse import RequestNgrams, cache_entries_per_layer
+from tiercast_sim.row_counts import RowCounter, TokenBatch
+from tiercast_sim.tiers import LookupCosts
+from tiercast_sim.work import Chunk, LookupWork, RowCount, StepPlan, StepWork
+
+
+def needs_ngrams(resolved: ResolvedScenario) -> bool:
+    """True when the scenario's rows depend on which n-grams repeat: a path that removes duplicates, or a cache."""
+    placement = resolved.placement
+    if placement.tier == "none" or placement.path is None:
+        return False
+    curve = resolved.hardware.curve(placement.tier, placement.path)
+    return placement.cache_gib > 0 or (curve is not None and curve.removes_duplicates)
+
+
+class StepCosts:
+    """Prices the steps of one replica at one bound; keeps what its cache holds and what was fetched early."""
+
+    def __init__(
+        self,
+        resolved: ResolvedScenario,
+        bound: Bound,
+        replica: int,
+        compute: ComputeModel,
+        ngrams: RequestNgrams | None,
+    ) -> None:
+        placement, engram = resolved.placement, resolved.model.engram
+        self._compute = compute
+        self._rows_per_token = engram.num_rows_per_token
+        self._num_layers = len(engram.layer_ids)
+        self._is_early = placement.prefetch == "prev_step" and placement.path != "device"
+        self._is_device_path = placement.path == "device"
+        self.lookups = None if placement.tier == "none" else LookupCosts(resolved, bound, replica)
+        self._counter: RowCounter | None = None
+        if self.lookups is not None and ngrams is not None:
+            cache_bytes, tensor = gib_to_bytes(placement.cache_gib), resolved.scenario.parallel.tensor
+            entries = cache_entries_per_layer(cache_bytes, tensor, engram, self.lookups.row_bytes)
+            self._counter = RowCounter(
+                engram, ngrams, replica, entries, removes_duplicates=self.lookups.removes_duplicates
+            )
+        self._fetched_early: dict[int, int] = {}
+
+    @property
+    def wants_upcoming(self) -> bool:
+        """True when rows of the next step's prompt tokens are fetched during this one (``prev_step``)."""
+        return self._is_early
+
+    def price(self, plan: StepPlan, upcoming: tuple[Chunk, ...]) -> StepWork:
+        """Times of a step. ``upcoming`` are the prompt tokens that may come after it."""
+        compute = self._compute.step(plan)
+        segments = [round(segment) for segment in compute.segments_ns]
+        pre_ns = round(compute.pre_ns)
+        if self.lookups is None:
+            return StepWork(pre_ns, tuple(segments))
+        num_rows = plan.num_tokens * self._rows_per_token * self._num_layers
+        own = self._lookups(self._not_yet_fetched(plan), plan.num_tokens)
+        if self._is_device_path:
+            # Assumption A9: the device gathers rows from its own memory as part of the Engram module: time, no stall.
+            gathers = tuple(lookup.duration_ns for lookup in own)
+            for index, gather_ns in enumerate(gathers):
+                segments[index + 1] += gather_ns
+            return StepWork(
+                pre_ns,
+                tuple(segments),
+                gather_ns=gathers,
+                gather_bytes=tuple(lookup.bytes_per_rank for lookup in own),
+                num_rows=num_rows,
+                num_rows_gathered=sum(lookup.rows_read for lookup in own),
+            )
+        early: tuple[LookupWork, ...] = ()
+        if self._is_early:
+            early = self._lookups(self._take_upcoming(upcoming), 0)
+        return StepWork(pre_ns, tuple(segments), own, early, num_rows=num_rows)
+
+    def _not_yet_fetched(self, plan: StepPlan) -> TokenBatch:
+        chunks = plan.chunks
+        if self._fetched_early:
+            chunks = tuple(part for chunk in chunks if (part := self._rest(chunk)) is not None)
+            for chunk in plan.chunks:
+                if chunk.is_last:
+                    self._fetched_early.pop(chunk.request.request_id, None)
+        return TokenBatch(plan.decode_requests, plan.decode_positions, plan.num_decodes * plan.num_draft_tokens, chunks)
+
+    def _take_upcoming(self, upcoming: tuple[Chunk, ...]) -> TokenBatch:
+        """Prompt tokens whose rows are fetched ahead.
+
+        Assumption A5: with ``prev_step`` the engine knows a step early which prompt tokens come next, running prompts
+        first, then waiting ones, up to one step's budget; their lookups queue behind the step's own.
+        """
+        chunks = tuple(part for chunk in upcoming if (part := self._rest(chunk)) is not None)
+        for chunk in chunks:
+            self._fetched_early[chunk.request.request_id] = chunk.start + chunk.num_tokens
+        return TokenBatch(chunks=chunks)
+
+    def _rest(self, chunk: Chunk) -> Chunk | None:
+        start = max(chunk.start, self._fetched_early.get(chunk.request.request_id, 0))
+        end = chunk.start + chunk.num_tokens
+        return Chunk(chunk.request, start, end - start) if start < end else None
+
+    def _lookups(self, tokens: TokenBatch, num_ids: int) -> tuple[LookupWork, ...]:
+        """One lookup per Engram layer; all layers ask for the same n-grams, hence for equally many rows."""
+        assert self.lookups is not None, "tables exist"
+        rows = self._rows(tokens)
+        first = self.lookups.lookup(rows.read, rows.hit, num_ids)
+        rest = self.lookups.lookup(rows.read, rows.hit, 0)
+        return (first, *([rest] * (self._num_layers - 1)))
+
+    def _rows(self, tokens: TokenBatch) -> RowCount:
+        if self._counter is None or tokens.count == 0:
+            return RowCount(read=tokens.count * self._rows_per_token, hit=0)
+        return self._counter.count(tokens)

@@ -1,0 +1,138 @@
+"""Predict a scenario: the simulation at its nominal inputs and at both ends of their bands, beside its baselines."""
+
+from tiercast_profiles import __version__
+from tiercast_profiles.document import BOUNDS, Bound
+from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.record import Provenance, RunRecord
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.stats import SampleStatistics
+from tiercast_profiles.text import load_text
+from tiercast_profiles.workload import draw_requests, workload_sha256
+from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
+from tiercast_sim.metrics import at_each, metrics, spans
+from tiercast_sim.run import RunResult, request_ngrams, run
+from tiercast_sim.tiers import interference_speeds
+
+
+def simulate(
+    resolved: ResolvedScenario, *, with_baselines: bool = True, with_bounds: bool = True, keep_samples: bool = True
+) -> RunRecord:
+    """Predict what the scenario would do. The same scenario and seed give the same bytes.
+
+    Intervals come from the simulation at the optimistic and the pessimistic end of every band at once
+    (Assumption A18); a penalty compares a placement with its baseline at the same end.
+
+    Raises:
+        InfeasibleScenario: the scenario does not fit at its nominal inputs; ``shortfall_bytes`` says by how much.
+        MissingCapability: the profile lacks a tier, a curve or a rate the scenario needs.
+        BadInput: a number in the profile cannot be used.
+    """
+    scenario = resolved.scenario
+    text = load_text(scenario.workload.text, resolved.model)
+    runs, warnings = _runs(resolved, BOUNDS if with_bounds else ("nominal",))
+    baselines: dict[Baseline, dict[Bound, float]] = {}
+    if with_baselines:
+        for name in baselines_of(resolved):
+            throughput, notes = _baseline(resolved, name, tuple(runs))
+            warnings += notes
+            if throughput:
+                baselines[name] = throughput
+    nominal = runs["nominal"]
+    if text.is_stand_in:
+        warnings.append(f"vocabulary of {resolved.model.name} is not at hand: tokens are those of {text.vocabulary}")
+    provenance = Provenance(
+        tool_version=__version__,
+        hardware_name=resolved.hardware.name,
+        hardware_sha256=resolved.hardware.sha256,
+        hardware_calibration=resolved.hardware.calibration,
+        model_name=resolved.model.name,
+        model_sha256=resolved.model.sha256,
+        prices_sha256=resolved.prices.sha256,
+        vocabulary=text.vocabulary,
+        text_sha256=text.sha256,
+        facts={
+            "compute": "measured" if nominal.compute.is_measured else "roofline",
+            "num_hosts": nominal.memory.num_hosts,
+            "num_steps": len(nominal.steps),
+            "kv_capacity_tokens_per_replica": nominal.memory.kv_capacity_tokens,
+            "table_bytes": nominal.memory.table_bytes,
+        },
+        warnings=tuple(dict.fromkeys((*run_warnings(resolved, nominal), *warnings))),
+    )
+    return RunRecord(
+        kind="simulated",
+        scenario=scenario,
+        placement=resolved.placement,
+        scenario_sha256=resolved.sha256,
+        workload_sha256=workload_sha256(scenario.workload, scenario.seed, text.vocabulary, text.sha256),
+        provenance=provenance,
+        metrics=metrics(resolved, runs, baselines),
+        samples=nominal.samples if keep_samples else None,
+        spans=spans(resolved, nominal.steps) if keep_samples else (),
+    )
+
+
+def _runs(resolved: ResolvedScenario, bounds: tuple[Bound, ...]) -> tuple[dict[Bound, RunResult], list[str]]:
+    requests = draw_requests(resolved.scenario.workload, resolved.scenario.seed)
+    ngrams = request_ngrams(resolved, requests)
+    runs: dict[Bound, RunResult] = {}
+    warnings: list[str] = []
+    for bound in bounds:
+        try:
+            runs[bound] = run(resolved, bound, ngrams)
+        except InfeasibleScenario as error:
+            if bound == "nominal":
+                raise
+            warnings.append(f"at the {bound} end of the bands it does not fit and is not in the intervals: {error}")
+    return runs, warnings
+
+
+def _baseline(
+    resolved: ResolvedScenario, name: Baseline, bounds: tuple[Bound, ...]
+) -> tuple[dict[Bound, float], list[str]]:
+    """Output tokens per second of a baseline at each bound, or nothing and the reason."""
+    try:
+        runs, warnings = _runs(with_baseline(resolved, name), bounds)
+    except (InfeasibleScenario, MissingCapability) as error:
+        return {}, [f"no penalty against {name}: {error}"]
+    throughput = at_each(runs, lambda result: SampleStatistics(result.samples).output_tokens_per_s)
+    return throughput, [f"baseline {name}: {warning}" for warning in warnings]
+
+
+def run_warnings(resolved: ResolvedScenario, result: RunResult) -> list[str]:
+    """What a reader must know before trusting the numbers of a run."""
+    placement, hardware = resolved.placement, resolved.hardware
+    warnings = list(result.compute.warnings)
+    measured = result.compute.largest_measured_tokens()
+    if measured is not None and result.compute.largest_step_tokens > measured:
+        warnings.append(
+            f"steps reach {result.compute.largest_step_tokens} tokens, compute was measured up to {measured:.0f}: "
+            "extended in a straight line"
+        )
+    if resolved.scenario.speculative.draft_tokens > 0:
+        warnings.append("the time of the draft model is not modelled: speculative throughput is an upper bound")
+    lookups = result.lookups
+    if lookups is None:
+        return warnings
+    curve = lookups.curve
+    if not curve.curve.is_calibrated:
+        warnings.append(
+            f"path {placement.path} of {hardware.name} is uncalibrated: its lookup times are a band, not a measurement"
+        )
+    if curve.largest_rows is not None and lookups.largest_rows_per_rank > curve.largest_rows:
+        warnings.append(
+            f"lookups reach {lookups.largest_rows_per_rank} rows, the {placement.path} curve was measured up to "
+            f"{curve.largest_rows}: extended by its parameters"
+        )
+    footprint = curve.largest_footprint_bytes
+    if footprint is not None and lookups.footprint_bytes > 2 * footprint:
+        warnings.append(
+            f"tables of {lookups.footprint_bytes} bytes per rank and layer, the {placement.path} curve was measured on "
+            f"{footprint}: address translation may cost more"
+        )
+    if resolved.hardware.device.has_unified_memory and placement.tier == "dram":
+        warnings.append("device and host share one memory: tables in dram free no room for KV")
+    is_overlapped = placement.path != "device" and placement.prefetch != "off"
+    if is_overlapped and not interference_speeds(resolved, "nominal")[2]:
+        warnings.append(f"interference not measured for {placement.tier}/{placement.path}: taken as none")
+    return warnings

@@ -1,0 +1,66 @@
+"""Where requests come from and where their times are written: one stream, dealt to the replicas in turn."""
+
+from collections import deque
+from collections.abc import Generator
+
+import simpy
+
+from tiercast_profiles.workload import Request, Workload
+from tiercast_sim.clock import Clock
+
+
+class RequestSource:
+    """Arrivals of a run. Request i belongs to replica i mod ``num_replicas``.
+
+    Closed loop: the first ``concurrency`` requests arrive at 0, each finish lets the next one arrive at that instant.
+    Poisson: requests arrive when they were drawn to.
+    """
+
+    def __init__(self, workload: Workload, requests: tuple[Request, ...], num_replicas: int) -> None:
+        self._num_replicas = num_replicas
+        self._is_closed = workload.kind == "closed_loop"
+        self._pending: deque[Request] = deque(requests)
+        self._arrivals: list[deque[tuple[int, Request]]] = [deque() for _ in range(num_replicas)]
+        self._wakes: list[simpy.Event | None] = [None] * num_replicas
+        self.arrival_ns = [0] * len(requests)
+        self.first_token_ns = [0] * len(requests)
+        self.finish_ns = [0] * len(requests)
+        self.requests = requests
+        first = (workload.concurrency or 0) if self._is_closed else len(requests)
+        for _ in range(min(first, len(requests))):
+            request = self._pending.popleft()
+            self._arrive(request, request.arrival_ns)
+
+    def arrived(self, replica: int, now_ns: int) -> Generator[Request, None, None]:
+        """Requests of a replica that have arrived and were not taken yet, in order."""
+        queue = self._arrivals[replica]
+        while queue and queue[0][0] <= now_ns:
+            yield queue.popleft()[1]
+
+    def next_arrival(self, clock: Clock, replica: int) -> simpy.Event | None:
+        """An event at a replica's next arrival, or None when nothing more can come to it."""
+        queue = self._arrivals[replica]
+        if queue:
+            return clock.timeout(queue[0][0] - clock.now_ns)
+        if not any(request.request_id % self._num_replicas == replica for request in self._pending):
+            return None
+        wake = self._wakes[replica] = clock.event()
+        return wake
+
+    def first_token(self, request: Request, now_ns: int) -> None:
+        """Book the first token of a request."""
+        self.first_token_ns[request.request_id] = now_ns
+
+    def finish(self, request: Request, now_ns: int) -> None:
+        """Book the end of a request; in a closed loop the next one arrives now."""
+        self.finish_ns[request.request_id] = now_ns
+        if self._is_closed and self._pending:
+            self._arrive(self._pending.popleft(), now_ns)
+
+    def _arrive(self, request: Request, now_ns: int) -> None:
+        replica = request.request_id % self._num_replicas
+        self.arrival_ns[request.request_id] = now_ns
+        self._arrivals[replica].append((now_ns, request))
+        wake, self._wakes[replica] = self._wakes[replica], None
+        if wake is not None:
+            wake.succeed()

@@ -1,0 +1,202 @@
+"""What a lookup costs on this machine: its time alone, its hops, and what it takes of shared resources."""
+
+from dataclasses import dataclass
+
+from tiercast_profiles.document import Bound
+from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, Link, Storage
+from tiercast_profiles.head_sizes import table_rows
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
+from tiercast_sim.checked import non_negative, positive, speed_ratio
+from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
+from tiercast_sim.memory import replicas_per_host
+from tiercast_sim.work import NO_LOOKUP, SPEED_ONE, LookupWork, to_speed
+
+TOKEN_ID_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Units of one shared resource a rank takes per row, and which ranks of the replica share that resource."""
+
+    resource: str
+    num_ranks: int
+    units_per_row: float
+    capacity_per_s: float
+
+
+class LookupCosts:
+    """Lookups of one replica at one bound.
+
+    Rows are sharded over the tensor-parallel ranks by head; the slowest rank has ceil(rows per token / ranks) of them
+    and the ranks move together (Assumption A8).
+    """
+
+    def __init__(self, resolved: ResolvedScenario, bound: Bound, replica: int) -> None:
+        placement, hardware, engram = resolved.placement, resolved.hardware, resolved.model.engram
+        assert placement.tier != "none", "no lookups without tables"
+        assert placement.path is not None, "a tier has a path"
+        self._resolved = resolved
+        self._tensor = resolved.scenario.parallel.tensor
+        self._pieces = row_pieces(engram, placement.row_layout)
+        self.row_bytes = sum(self._pieces)
+        self._rows_per_token = engram.num_rows_per_token
+        self.rows_per_token_per_rank = -(-engram.num_rows_per_token // self._tensor)
+        self.num_layers = len(engram.layer_ids)
+        curve = hardware.curve(placement.tier, placement.path)
+        if curve is None:
+            raise MissingCapability(f"{hardware.name!r} has no curve for {placement.tier}/{placement.path}")
+        self.footprint_bytes = max(table_rows(engram)) * engram.stored_row_bytes(placement.row_layout) // self._tensor
+        self._curve = CurveTimes(curve, bound, self.footprint_bytes)
+        self.removes_duplicates = curve.removes_duplicates
+        self._hit_curve = self._hit_times(bound)
+        self._remote_factor = _remote_numa_factor(resolved, bound)
+        self._is_staged_by_host = placement.path in HOST_DRIVEN_PATHS and hardware.device.kind != "cpu"
+        self._ids_ns = (0.0, 0.0)
+        self._copy_ns = (0.0, 0.0)
+        if self._is_staged_by_host:
+            self._ids_ns = _hop(hardware.device_to_host, bound, "device_to_host")
+            self._copy_ns = _hop(hardware.host_to_device, bound, "host_to_device")
+        self._demands = self._shared_demands(bound, replica)
+        self._known: dict[tuple[int, int, int], LookupWork] = {}
+        self.largest_rows_per_rank = 0
+
+    @property
+    def curve(self) -> CurveTimes:
+        """The times these costs are taken from."""
+        return self._curve
+
+    def lookup(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int) -> LookupWork:
+        """One layer's lookup: rows the tier delivers and rows a cache has, over all ranks.
+
+        ``num_tokens_of_ids`` is not zero on the first lookup of a step: the host then waits for that many token ids.
+        """
+        if rows_read == 0 and rows_hit == 0:
+            return NO_LOOKUP
+        key = (rows_read, rows_hit, num_tokens_of_ids)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids)
+        return known
+
+    def _price(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int) -> LookupWork:
+        rows, hits = self._on_slowest_rank(rows_read), self._on_slowest_rank(rows_hit)
+        self.largest_rows_per_rank = max(self.largest_rows_per_rank, rows)
+        tier_ns = 0.0
+        if rows:
+            alone_ns = self._curve.time_ns(rows, self._pieces)
+            fixed_ns = min(alone_ns, self._curve.fixed_ns)
+            tier_ns = fixed_ns + (alone_ns - fixed_ns) * self._remote_factor
+            if self._is_staged_by_host:
+                latency_ns, ns_per_byte = self._copy_ns
+                tier_ns += latency_ns + rows * self.row_bytes * ns_per_byte
+                if num_tokens_of_ids:
+                    latency_ns, ns_per_byte = self._ids_ns
+                    tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
+        duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
+        usage = []
+        for demand in self._demands:
+            # A10: what the curve says one rank reaches alone is possible, whatever the shared resource is said to give.
+            per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, demand.capacity_per_s)
+            usage.append((demand.resource, demand.num_ranks * per_rank))
+        size = rows * self.row_bytes
+        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size)
+
+    def _on_slowest_rank(self, rows: int) -> int:
+        return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)
+
+    def _hit_times(self, bound: Bound) -> CurveTimes:
+        """Cache hits are gathered from device memory; a machine without that curve cannot hold a cache."""
+        hardware, placement = self._resolved.hardware, self._resolved.placement
+        curve = hardware.curve("hbm", "device")
+        if curve is None:
+            if placement.cache_gib > 0:
+                raise MissingCapability(
+                    f"cache_gib={placement.cache_gib:g} needs a curve for hbm/device, which {hardware.name!r} lacks; "
+                    "set cache_gib to 0"
+                )
+            return self._curve
+        size = int(placement.cache_gib * 2**30) or self.footprint_bytes
+        return CurveTimes(curve, bound, size)
+
+    def _shared_demands(self, bound: Bound, replica: int) -> tuple[_Demand, ...]:
+        """Resources this replica's ranks share with each other and with other replicas of the host."""
+        hardware, placement = self._resolved.hardware, self._resolved.placement
+        per_host = replicas_per_host(self._resolved)
+        host, first_rank = replica // per_host, replica % per_host * self._tensor
+        moved = sum(bytes_moved(piece, self._curve.curve.read_granularity_bytes) for piece in self._pieces)
+        demands = []
+        if placement.tier == "dram":
+            rate = (
+                positive(hardware.host.memory_bandwidth_gb_per_s, bound, "host.memory_bandwidth_gb_per_s")
+                * speed_ratio(hardware.host.random_access_ratio, bound, "host.random_access_ratio")
+                * GB
+            )
+            demands.append(_Demand(f"dram of host {host}", self._tensor, moved, rate))
+        elif placement.tier != "hbm":
+            storage = _storage(self._resolved)
+            rate = positive(storage.read_bandwidth_gb_per_s, bound, f"{placement.tier}.read_bandwidth_gb_per_s") * GB
+            amplified = sum(bytes_moved(piece, storage.read_granularity_bytes) for piece in self._pieces)
+            demands.append(_Demand(f"{placement.tier} of host {host}", self._tensor, amplified, rate))
+            if storage.max_reads_per_s is not None:
+                reads = positive(storage.max_reads_per_s, bound, f"{placement.tier}.max_reads_per_s")
+                name = f"{placement.tier} reads of host {host}"
+                demands.append(_Demand(name, self._tensor, len(self._pieces), reads))
+        if hardware.device.kind != "cpu" and placement.tier != "hbm":
+            link = hardware.host_to_device
+            rate = positive(link.bandwidth_gb_per_s, bound, "host_to_device.bandwidth_gb_per_s") * GB
+            size = self.row_bytes if self._is_staged_by_host else moved
+            ranks = range(first_rank, first_rank + self._tensor)
+            groups = [rank // link.num_sharing for rank in ranks]
+            for group in sorted(set(groups)):
+                demands.append(_Demand(f"link {group} of host {host}", groups.count(group), size, rate))
+        return tuple(demands)
+
+    def capacities(self) -> dict[str, float]:
+        """Units per second of every shared resource this replica touches."""
+        return {demand.resource: demand.capacity_per_s for demand in self._demands}
+
+
+def interference_speeds(resolved: ResolvedScenario, bound: Bound) -> tuple[int, int, bool]:
+    """Speed of compute beside a lookup, of a lookup beside compute, and whether the profile gives them.
+
+    Assumption A14: the two ratios hold for as long as both run, whatever their sizes.
+    """
+    placement = resolved.placement
+    for entry in resolved.hardware.interference:
+        if (entry.tier, entry.path) == (placement.tier, placement.path):
+            label = f"interference {entry.tier}/{entry.path}"
+            compute = speed_ratio(entry.compute_speed_ratio, bound, f"{label} compute_speed_ratio")
+            lookup = speed_ratio(entry.lookup_speed_ratio, bound, f"{label} lookup_speed_ratio")
+            return to_speed(compute), to_speed(lookup), True
+    return SPEED_ONE, SPEED_ONE, False
+
+
+def _remote_numa_factor(resolved: ResolvedScenario, bound: Bound) -> float:
+    """How much longer rows take when one shared copy serves several NUMA nodes.
+
+    Assumption A13: curves are measured with local memory, and the one copy is spread so that a share 1 − 1/nodes of
+    every rank's reads is remote.
+    """
+    host = resolved.hardware.host
+    is_shared = resolved.placement.replication == "per_node" and resolved.placement.tier == "dram"
+    if not is_shared or host.num_numa_nodes == 1:
+        return 1.0
+    ratio = speed_ratio(host.remote_numa_speed_ratio, bound, "host.remote_numa_speed_ratio")
+    local = 1 / host.num_numa_nodes
+    return local + (1 - local) / ratio
+
+
+def _hop(link: Link, bound: Bound, name: str) -> tuple[float, float]:
+    latency_ns = non_negative(link.latency_us, bound, f"{name}.latency_us") * NS_PER_US
+    rate = positive(link.bandwidth_gb_per_s, bound, f"{name}.bandwidth_gb_per_s") * GB
+    return latency_ns, NS_PER_S / rate
+
+
+def _storage(resolved: ResolvedScenario) -> Storage:
+    hardware, tier = resolved.hardware, resolved.placement.tier
+    storage = {"nvme": hardware.nvme, "cxl": hardware.cxl, "pool": hardware.pool}[tier]
+    if storage is None:
+        raise MissingCapability(f"hardware {hardware.name!r} has no tier {tier!r}; choose another tier")
+    return storage
