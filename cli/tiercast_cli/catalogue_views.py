@@ -1,0 +1,246 @@
+"""Shipped documents as lists, single pages and differences."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tiercast_cli import render
+from tiercast_profiles import store
+from tiercast_profiles.document import Document, Source
+from tiercast_profiles.head_sizes import table_rows
+from tiercast_profiles.units import format_bytes
+
+if TYPE_CHECKING:
+    from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.model import ModelSpec
+    from tiercast_profiles.prices import PriceBook
+
+LOADERS = {"hardware": store.load_hardware, "models": store.load_model, "prices": store.load_prices}
+MARKS = "marks: V read in the source, V2 in a secondary source, M measured, D derived, R recalled, ? ambiguous"
+HEADINGS = {
+    "name": "name",
+    "device": "device",
+    "tiers": "tiers",
+    "calibration": "numbers",
+    "num_per_host": "per\nhost",
+    "device_memory_gb": "GB per\ndevice",
+    "host_memory_gb": "host\nGB",
+    "dialect": "dialect",
+    "layer_ids": "layers",
+    "rows_per_token": "rows per\ntoken",
+    "row_bytes": "row\nbytes",
+    "table_bytes": "tables",
+    "is_runnable": "runs\nhere",
+    "devices": "devices",
+    "dram_usd_per_gb": "DRAM\nUSD/GB",
+    "nvme_usd_per_gb": "NVMe\nUSD/GB",
+    "energy_usd_per_kwh": "energy\nUSD/kWh",
+}
+PROBE_STATES = ("ok", "unstable", "invalid", "not_supported", "failed")
+WORD_COLUMNS = {"hardware": 4, "models": 3, "prices": 2}
+# raw measurements are counted, not listed: they belong to the file, and a page of them tells a reader nothing
+LONG_LISTS = ("points", "probes", "components")
+
+
+def load(kind: str, name: str) -> Document:
+    """A document of a kind, by shipped name or path."""
+    return LOADERS[kind](name)
+
+
+def listing(kind: str) -> list[dict[str, Any]]:  # Any: each kind has its own facts
+    """The shipped documents of a kind, with what tells them apart."""
+    names = store.shipped_names(kind)
+    if kind == "hardware":
+        return [_hardware_facts(store.load_hardware(name)) for name in names]
+    if kind == "models":
+        return [_model_facts(store.load_model(name)) for name in names]
+    return [_price_facts(store.load_prices(name)) for name in names]
+
+
+def show_listing(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The list as a table."""
+    keys = list(rows[0]) if rows else ["name"]
+    cells = [[format_bytes(row[key]) if key == "table_bytes" else _cell(row[key]) for key in keys] for row in rows]
+    render.table("", [HEADINGS[key] for key in keys], cells, left=WORD_COLUMNS[kind])
+    render.line(f"tiercast {kind} show NAME gives every number with its source.")
+
+
+def show_document(document: Document) -> None:
+    """Every number of a document with its band, the kind of its evidence and its source."""
+    render.heading(document.name)
+    render.line(document.description)
+    rows = []
+    sources: dict[str, Source] = {}
+    for path, shown in flatten(document).items():
+        key = _evidence_key(document, path)
+        if key is not None:
+            sources[key] = document.sources[key]
+        rows.append([path, shown, "" if key is None else f"{document.sources[key].kind}: {key}"])
+    render.table("", ["what", "value [low .. high]", "evidence"], rows, left=3)
+    render.table(
+        "sources",
+        ["name", "mark", "date", "source"],
+        [[key, source.mark, source.date.isoformat(), source.source] for key, source in sorted(sources.items())],
+        left=4,
+    )
+    render.line(
+        "marks: V read in the source, V2 read in a secondary source, M measured, D derived, R recalled, ? ambiguous"
+    )
+
+
+def differences(left: Document, right: Document) -> list[dict[str, object]]:
+    """Paths whose values differ between two documents."""
+    first, second = flatten(left), flatten(right)
+    paths = [*first, *(path for path in second if path not in first)]
+    return [
+        {"what": path, "first": first.get(path), "second": second.get(path)}
+        for path in paths
+        if first.get(path) != second.get(path)
+    ]
+
+
+def show_differences(left: Document, right: Document, rows: Sequence[Mapping[str, object]]) -> None:
+    """The differences as a table."""
+    if not rows:
+        render.line(f"{left.name} and {right.name} state the same values")
+        return
+    cells = [[_cell(row["what"]), _cell(row["first"]), _cell(row["second"])] for row in rows]
+    render.table("", ["what", left.name, right.name], cells, left=3)
+
+
+def flatten(document: Document) -> dict[str, str]:
+    """Every value of a document by dotted path; a banded number is one entry, a list of plain values too."""
+    body = document.model_dump(
+        mode="json", exclude={"schema_version", "name", "description", "sources", "evidence"}, exclude_none=True
+    )
+    return _flatten(body, "")
+
+
+def profile_summary(profile: "HardwareProfile") -> None:
+    """What the probes found: the machine, each lookup curve, each compute table, and what could not be measured."""
+    render.heading(f"{profile.name}: {profile.description}")
+    device, host = profile.device, profile.host
+    render.table(
+        "",
+        ["what", "value"],
+        [
+            ["device", f"{device.product_name} ({device.kind}), {device.num_per_host} per host"],
+            ["host", f"{host.cpu_model}, {host.num_cores} cores, {host.num_numa_nodes} NUMA nodes"],
+            [
+                "host memory",
+                f"{_quantity(host.memory_capacity_gb)} GB, {_quantity(host.memory_bandwidth_gb_per_s)} GB/s",
+            ],
+            ["huge pages", host.huge_pages],
+        ],
+        left=2,
+    )
+    curves = [
+        [
+            f"{curve.tier} by {curve.path}",
+            "measured" if curve.is_calibrated else "uncalibrated",
+            _quantity(curve.fixed_us),
+            _quantity(curve.row_ns),
+        ]
+        for curve in profile.lookups
+    ]
+    render.table("lookups", ["tier and path", "state", "fixed us", "row ns"], curves, left=2)
+    tables = [
+        [table.model_name, table.graph_mode, str(len(table.components)), str(sum(map(len, table.components.values())))]
+        for table in profile.compute
+    ]
+    render.table("layer times", ["model", "graph mode", "components", "points"], tables, left=2)
+    render.line()
+    counts: Counter[str] = Counter(probe.status for probe in profile.probes)
+    states = ", ".join(f"{counts[status]} {status}" for status in PROBE_STATES if counts[status])
+    render.line(f"cases measured: {len(profile.probes)} ({states})")
+    groups = Counter((probe.status, probe.name, probe.reason) for probe in profile.probes if probe.status != "ok")
+    for (status, name, reason), count in groups.items():
+        if status != "unstable":
+            render.line(f"  {status}: {name}{f' x {count}' if count > 1 else ''}{f', {reason}' if reason else ''}")
+    unstable = Counter(probe.name for probe in profile.probes if probe.status == "unstable")
+    if unstable:
+        names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
+        render.line(f"  unstable (quartiles more than 10 % of the median apart): {names}")
+
+
+def _hardware_facts(profile: "HardwareProfile") -> dict[str, Any]:
+    device = profile.device
+    return {
+        "name": profile.name,
+        "device": device.product_name,
+        "tiers": " ".join(dict.fromkeys(curve.tier for curve in profile.lookups)),
+        "calibration": profile.calibration,
+        "num_per_host": device.num_per_host,
+        "device_memory_gb": device.memory_capacity_gb.value,
+        "host_memory_gb": profile.host.memory_capacity_gb.value,
+    }
+
+
+def _model_facts(model: "ModelSpec") -> dict[str, Any]:
+    engram = model.engram
+    return {
+        "name": model.name,
+        "dialect": engram.dialect,
+        "layer_ids": " ".join(map(str, engram.layer_ids)),
+        "rows_per_token": len(engram.layer_ids) * engram.num_rows_per_token,
+        "row_bytes": engram.row_bytes,
+        "table_bytes": sum(table_rows(engram)) * engram.row_bytes,
+        "is_runnable": model.backbone.is_runnable,
+    }
+
+
+def _price_facts(book: "PriceBook") -> dict[str, Any]:
+    return {
+        "name": book.name,
+        "devices": " ".join(sorted(book.devices)),
+        "dram_usd_per_gb": str(book.dram_usd_per_gb),
+        "nvme_usd_per_gb": str(book.nvme_usd_per_gb),
+        "energy_usd_per_kwh": str(book.energy_usd_per_kwh),
+    }
+
+
+def _cell(item: object) -> str:
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, (int, float)):
+        return render.number(item)
+    return render.UNKNOWN if item is None else str(item)
+
+
+def _exact(item: object) -> str:
+    # a page that shows or compares a document must not round
+    return f"{item:,}" if isinstance(item, (int, float)) and not isinstance(item, bool) else _cell(item)
+
+
+def _quantity(quantity: object) -> str:
+    low, high = getattr(quantity, "low", None), getattr(quantity, "high", None)
+    shown = render.number(getattr(quantity, "value", None))
+    return shown if low is None or high is None else f"{shown} [{render.number(low)} .. {render.number(high)}]"
+
+
+def _flatten(body: object, path: str) -> dict[str, str]:
+    if isinstance(body, Mapping):
+        if set(body) == {"value", "low", "high"}:
+            return {path: f"{_exact(body['value'])} [{_exact(body['low'])} .. {_exact(body['high'])}]"}
+        flat: dict[str, str] = {}
+        for key, item in body.items():
+            inner = f"{path}.{key}" if path else str(key)
+            if key in LONG_LISTS and item:
+                flat[inner] = f"{len(item)} entries"
+            else:
+                flat |= _flatten(item, inner)
+        return flat
+    if isinstance(body, (list, tuple)):
+        if all(not isinstance(item, (Mapping, list)) for item in body):
+            return {path: " ".join(_exact(item) for item in body)} if body else {}
+        flat = {}
+        for index, item in enumerate(body):
+            flat |= _flatten(item, f"{path}.{index}")
+        return flat
+    return {path: _exact(body)}
+
+
+def _evidence_key(document: Document, path: str) -> str | None:
+    parts = [*path.split("."), "value"]  # a banded number may name the source of its middle alone
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), -1, -1))
+    return next((document.evidence[prefix] for prefix in prefixes if prefix in document.evidence), None)

@@ -1,0 +1,65 @@
+"""From what a person typed to what the libraries take: scenario names, profiles and the runtime extra."""
+
+from importlib import resources, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
+
+if TYPE_CHECKING:
+    from tiercast_profiles.scenario import ResolvedScenario, Scenario
+
+
+def load_scenario(name_or_path: str) -> "Scenario":
+    """A shipped scenario by name, or one from a file.
+
+    Raises:
+        BadInput: neither a shipped name nor a file, or the file does not follow the schema.
+        FileProblem: the file cannot be read.
+    """
+    from tiercast_profiles import store
+
+    names = store.shipped_names("workloads")
+    if name_or_path in names:
+        folder = resources.files("tiercast_profiles") / "data" / "workloads"
+        with resources.as_file(folder / f"{name_or_path}.yaml") as path:
+            return store.load_scenario(path)
+    if not ("/" in name_or_path or name_or_path.endswith((".yaml", ".yml", ".json")) or Path(name_or_path).exists()):
+        raise BadInput(
+            f"unknown scenario {name_or_path!r}; known: {', '.join(names)}; or give the path of a scenario file"
+        )
+    return store.load_scenario(name_or_path)
+
+
+def resolve(name_or_path: str, profile: str | None = None) -> "ResolvedScenario":
+    """A scenario with its documents loaded; ``profile`` takes the place of the hardware it names.
+
+    Raises:
+        FileProblem: a file is missing; for a profile the message says how to make one.
+    """
+    from tiercast_profiles import store
+
+    scenario = load_scenario(name_or_path)
+    if profile is not None:
+        scenario = scenario.model_copy(update={"hardware": profile})
+    wanted = Path(scenario.hardware)
+    if scenario.hardware not in store.shipped_names("hardware") and wanted.suffix and not wanted.exists():
+        raise FileProblem(
+            f"scenario {name_or_path}: hardware {scenario.hardware}: no such file; "
+            f"write one with: tiercast profile --quick -o profile.yaml, and give it as --profile profile.yaml"
+        )
+    return store.resolve(scenario)
+
+
+def require_runtime(command: str) -> None:
+    """Check that the packages of the runtime extra are installed, without importing them.
+
+    Raises:
+        MissingCapability: naming what is missing and how to install it.
+    """
+    missing = [name for name in ("torch", "safetensors") if util.find_spec(name) is None]
+    if missing:
+        raise MissingCapability(
+            f"{command} runs the real Engram runtime, which needs {' and '.join(missing)}; "
+            "install it with: pip install 'tiercast[runtime]'"
+        )

@@ -1,0 +1,38 @@
+"""Running the probes for a command: where their files go and how their progress is shown."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiercast_cli.output import progress
+from tiercast_profiles.store import load_model
+
+if TYPE_CHECKING:
+    from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.record import Metric
+
+
+def probe(models: Sequence[str], *, quick: bool, folder: Path | None = None) -> "HardwareProfile":
+    """Probe this machine; the files that the storage probe reads live in ``folder`` or a temporary one.
+
+    Raises:
+        UnknownModel: a model is neither shipped nor a file.
+        FileProblem: the disk has no room for the probe's file.
+    """
+    specs = [load_model(name) for name in models]
+    from tiercast_runtime.probes import profile_machine
+
+    with progress("profile") as report:
+        if folder is not None:
+            return profile_machine(quick=quick, models=specs, folder=folder, progress=report)
+        # beside the work, not in /tmp, which is memory on many machines and would be probed as a drive
+        with tempfile.TemporaryDirectory(prefix=".tiercast-probe-", dir=Path.cwd()) as temporary:
+            return profile_machine(quick=quick, models=specs, folder=Path(temporary), progress=report)
+
+
+def decode_step_ms(model: str) -> "Metric":
+    """Time of one fixed decode step on this machine now; shows a drift of its speed, corrects nothing."""
+    from tiercast_runtime.probes.drift import decode_step_ms as measure
+
+    return measure(load_model(model))

@@ -1,0 +1,44 @@
+"""``tiercast profile``: probe this machine."""
+
+from typing import Annotated
+
+import typer
+
+from tiercast_cli.options import JsonFlag, OutputFile, examples
+
+EPILOG = examples(
+    "tiercast profile --quick -o profile.yaml",
+    "tiercast profile --model tiny -o profile.yaml --json",
+)
+
+
+def command(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points and repeats: under a minute or two.")] = False,
+    output: OutputFile = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="Time the layers of this model (repeatable; default: tiny)."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Probe this machine; write its hardware profile.
+
+    The profile is what the simulator reads in place of a datasheet.
+    What could not be measured is in it too, with the reason.
+    """
+    from tiercast_cli import catalogue_views, inputs, probing
+    from tiercast_cli.output import check_writable, emit, save
+    from tiercast_profiles.store import to_yaml
+
+    inputs.require_runtime("profile")
+    check_writable(output)
+    profile = probing.probe(model or ["tiny"], quick=quick)
+    if output is not None:
+        save(output, to_yaml(profile))
+    emit(profile, lambda: catalogue_views.profile_summary(profile), as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("profile", epilog=EPILOG)(command)
