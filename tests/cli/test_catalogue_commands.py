@@ -1,0 +1,61 @@
+"""hardware, models and prices: what is known, and from where."""
+
+import json
+
+import pytest
+
+KINDS = ("hardware", "models", "prices")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [80, 120])
+def test_list_is_as_committed(run, golden, kind, width):
+    result = run(kind, "list", width=width)
+    assert result.exit_code == 0
+    golden(f"{kind}-list.{width}.txt", result.stdout)
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= width
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_gives_the_same_names_as_json(run, golden, kind):
+    result = run(kind, "list", "--json")
+    golden(f"{kind}-list.json", result.stdout)
+    assert [row["name"] for row in json.loads(result.stdout)] == sorted(
+        row["name"] for row in json.loads(result.stdout)
+    )
+
+
+def test_show_names_band_evidence_and_source_of_a_number(run):
+    result = run("hardware", "show", "h200-sxm", width=120)
+    line = next(line for line in result.stdout.splitlines() if line.startswith("device.memory_capacity_gb"))
+    assert "141.0 [141.0 .. 150.1]" in line
+    assert "published: gpu-specs" in line
+    assert any(line.startswith("gpu-specs") for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("hardware", "gb200"), ("models", "tiny"), ("prices", "default")])
+def test_show_json_is_the_document(run, tmp_path, kind, name):
+    result = run(kind, "show", name, "--json")
+    copy = tmp_path / "copy.json"
+    copy.write_text(result.stdout, encoding="utf-8")
+    assert json.loads(result.stdout)["name"] == name
+    assert "the same values" in run(kind, "diff", name, copy).stdout
+
+
+def test_money_stays_exact_text_in_json(run):
+    book = json.loads(run("prices", "show", "default", "--json").stdout)
+    assert book["nvme_usd_per_gb"] == "0.357"
+
+
+def test_diff_shows_only_what_differs(run):
+    rows = json.loads(run("hardware", "diff", "h200-sxm", "h800-sxm", "--json").stdout)
+    assert {"what": "device.product_name", "first": "NVIDIA H200", "second": "NVIDIA H800"} in rows
+    assert not any(row["first"] == row["second"] for row in rows)
+    assert "NVIDIA H800" in run("hardware", "diff", "h200-sxm", "h800-sxm").stdout
+
+
+@pytest.mark.parametrize(("kind", "noun"), [("hardware", "hardware"), ("models", "model"), ("prices", "price book")])
+def test_an_unknown_name_is_answered_with_the_known_ones(fails, kind, noun):
+    line = fails(2, kind, "show", "rtx-9999")
+    assert f"unknown {noun} 'rtx-9999'" in line
+    assert "known:" in line

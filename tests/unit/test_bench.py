@@ -1,0 +1,172 @@
+"""The bench: a whole measured record from a mini model, and every knob it lacks refused by name."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability  # noqa: E402
+from tiercast_profiles.record import RunRecord  # noqa: E402
+from tiercast_profiles.stats import SampleStatistics  # noqa: E402
+from tiercast_runtime.bench import bench, default_table_folder, git_commit  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
+STEADY = {
+    "kind": "closed_loop",
+    "concurrency": 2,
+    "num_requests": 4,
+    "prompt_tokens": {"fixed": 9},
+    "output_tokens": {"fixed": 6},
+    "text": "random",
+}
+
+
+def test_a_measured_record_is_whole_and_survives_its_file(mini_scenario, tmp_path):
+    resolved = mini_scenario({"tier": "nvme"}, workload=STEADY)
+    seen = []
+    threads = torch.get_num_threads()
+    record = bench(resolved, repeats=3, folder=tmp_path / "tables", progress=seen.append)
+    assert torch.get_num_threads() == threads
+    assert RunRecord.model_validate_json(record.to_json()) == record
+    assert record.kind == "measured"
+    assert record.scenario_sha256 == resolved.sha256
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+    metrics = record.metrics
+    assert metrics.output_tokens_per_s.basis == "spread"
+    assert metrics.output_tokens_per_s.low <= metrics.output_tokens_per_s.value <= metrics.output_tokens_per_s.high
+    assert metrics.rows_per_token == 2 * resolved.model.engram.num_rows_per_token
+    assert 0 < metrics.unique_row_ratio < 1
+    assert 0 <= metrics.hidden_ratio.value <= 1
+    assert metrics.kv_capacity_tokens.value > 100_000
+    engram = resolved.model.engram
+    assert metrics.memory_bytes["nvme"] >= 2 * 600 * engram.row_bytes
+    assert metrics.memory_bytes["hbm"] > 0
+    assert [layer.layer_id for layer in metrics.layers] == [1, 3]
+    assert metrics.layers[0].window_us.value < metrics.layers[1].window_us.value
+    assert metrics.layers[0].required_gb_per_s.value > metrics.layers[1].required_gb_per_s.value > 0
+
+    facts = record.provenance.facts
+    assert facts["graph_mode_run"] == "eager"
+    assert facts["repeats"] == 3
+    assert facts["warm_up_steps"] > 0
+    assert facts["torch_version"] == torch.__version__
+    assert facts["steps"] == len(record.samples.steps.start_ns)
+
+
+def test_samples_are_those_of_the_repeat_with_the_median_throughput(mini_scenario, tmp_path):
+    record = bench(mini_scenario({"tier": "none"}, workload=STEADY), repeats=3, folder=tmp_path)
+    statistics = SampleStatistics(record.samples)
+    assert statistics.output_tokens_per_s == pytest.approx(record.metrics.output_tokens_per_s.value)
+
+
+def test_without_tables_a_record_has_no_lookup_metrics(mini_scenario, tmp_path):
+    metrics = bench(mini_scenario({"tier": "none"}, workload=STEADY), folder=tmp_path).metrics
+    assert metrics.hidden_ratio is None
+    assert metrics.unique_row_ratio is None
+    assert metrics.rows_per_token == 0
+    assert metrics.layers == ()
+    assert set(metrics.memory_bytes) == {"hbm"}
+    assert metrics.output_tokens_per_s.basis == "point"
+
+
+def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
+    resolved = mini_scenario({"tier": "nvme"}, workload=STEADY)
+    bench(resolved, folder=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept
+    bench(resolved, folder=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize(
+    ("placement", "sections", "words"),
+    [
+        ({"tier": "nvme", "cache_gib": 1}, {}, "placement.cache_gib=1.0"),
+        ({"tier": "hbm", "prefetch": "prev_step"}, {}, "placement.prefetch 'prev_step'"),
+        ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
+        ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),
+    ],
+)
+def test_a_knob_the_runtime_lacks_is_refused_not_ignored(mini_scenario, tmp_path, placement, sections, words):
+    with pytest.raises(MissingCapability) as caught:
+        bench(mini_scenario(placement, **sections), folder=tmp_path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_copies_per_numa_node_are_refused_where_there_are_several_nodes(mini_scenario, cpu_hardware, tmp_path):
+    host = cpu_hardware.host.model_copy(update={"num_numa_nodes": 2})
+    hardware = cpu_hardware.model_copy(update={"host": host})
+    with pytest.raises(MissingCapability, match="per_numa"):
+        bench(mini_scenario({"tier": "dram", "replication": "per_numa"}, hardware=hardware), folder=tmp_path)
+
+
+def test_a_profile_of_another_kind_of_machine_is_refused(mini_scenario, cpu_hardware, tmp_path):
+    device = cpu_hardware.device.model_copy(update={"kind": "rocm"})
+    hardware = cpu_hardware.model_copy(update={"device": device})
+    with pytest.raises(MissingCapability, match="rocm device"):
+        bench(mini_scenario({"tier": "hbm", "graph_mode": "eager"}, hardware=hardware), folder=tmp_path)
+
+
+def test_a_graph_mode_the_runtime_lacks_says_to_ask_for_eager(mini_scenario, cpu_hardware, tmp_path):
+    device = cpu_hardware.device.model_copy(update={"kind": "cuda"})
+    hardware = cpu_hardware.model_copy(update={"device": device})
+    with pytest.raises(MissingCapability, match="set graph_mode: eager"):
+        bench(mini_scenario({"tier": "hbm"}, hardware=hardware), folder=tmp_path)
+
+
+def test_repeats_out_of_range_are_refused(mini_scenario, tmp_path):
+    with pytest.raises(BadInput, match="repeats=0"):
+        bench(mini_scenario({"tier": "none"}), repeats=0, folder=tmp_path)
+
+
+def test_a_table_folder_that_cannot_be_made_is_one_clear_line(mini_scenario, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileProblem, match="cannot be made"):
+        bench(mini_scenario({"tier": "nvme"}), folder=tmp_path / "file" / "tables")
+
+
+def test_a_cache_with_fewer_slots_than_wanted_is_a_warning(mini_scenario, cpu_hardware, tmp_path):
+    """Room for the cache of two sequences, and a workload that could run three."""
+    resolved = mini_scenario({"tier": "none"}, engine={"max_num_batched_tokens": 16, "kv_block_tokens": 4})
+    from tiercast_profiles.workload import draw_requests
+    from tiercast_runtime.capacity import plan_kv
+
+    requests = draw_requests(resolved.scenario.workload, 0)
+    cpu = torch.device("cpu")
+    whole = plan_kv(resolved, requests, cpu, torch.float32, 0)
+    surplus = (whole.room_tokens - 2 * whole.max_context_tokens - 8) * whole.bytes_per_token
+    capacity = cpu_hardware.device.memory_capacity_gb.value - surplus / 0.9 / 1e9
+    device = cpu_hardware.device.model_copy(
+        update={"memory_capacity_gb": type(cpu_hardware.device.memory_capacity_gb)(value=capacity)}
+    )
+    hardware = cpu_hardware.model_copy(update={"device": device})
+    record = bench(
+        mini_scenario({"tier": "none"}, hardware=hardware, engine={"max_num_batched_tokens": 16, "kv_block_tokens": 4}),
+        folder=tmp_path,
+    )
+    assert record.provenance.facts["kv_slots"] == 2
+    assert any("2 slots" in warning and "could use 3" in warning for warning in record.provenance.warnings)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_table_folder() == tmp_path / "tiercast" / "tables"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_table_folder() == tmp_path / ".cache" / "tiercast" / "tables"
+
+
+def test_the_commit_is_read_from_the_checkout_or_unknown(tmp_path):
+    assert git_commit(tmp_path) is None
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert git_commit(tmp_path) is None
+    (git / "packed-refs").write_text("# pack-refs\nabc123 refs/heads/main\n")
+    assert git_commit(tmp_path / "inside") == "abc123"
+    (git / "refs" / "heads" / "main").write_text("def456\n")
+    assert git_commit(tmp_path) == "def456"
+    (git / "HEAD").write_text("0123abcd\n")
+    assert git_commit(tmp_path) == "0123abcd"

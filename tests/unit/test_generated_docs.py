@@ -1,0 +1,39 @@
+"""README holds what the committed record says, to the byte."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tiercast_profiles import store
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "validation" / "two-core-epyc"
+
+
+def test_the_generated_places_are_fresh() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_committed_records_load_and_belong_together() -> None:
+    profile = store.load_hardware(str(RECORD / "profile.yaml"))
+    names = sorted(path.stem for path in (RECORD / "measured").glob("*.json"))
+    assert names
+    for name in names:
+        measured = store.load_record(RECORD / "measured" / f"{name}.json")
+        predicted = store.load_record(RECORD / "simulated" / f"{name}.json")
+        assert (measured.kind, predicted.kind) == ("measured", "simulated")
+        assert measured.workload_sha256 == predicted.workload_sha256
+        assert measured.scenario_sha256 == predicted.scenario_sha256
+        assert predicted.provenance.hardware_sha256 == profile.sha256
+        assert measured.samples is not None
+        assert predicted.samples is not None
+        # The scheduler of each, written apart, made the same steps of the same work.
+        for column in ("prefill_tokens", "decode_sequences", "rows"):
+            assert getattr(measured.samples.steps, column) == getattr(predicted.samples.steps, column), (name, column)
+
+
+def test_the_summary_names_the_profile_it_used() -> None:
+    summary = json.loads((RECORD / "summary.json").read_text(encoding="utf-8"))
+    assert summary["machine"]["profile_sha256"] == store.load_hardware(str(RECORD / "profile.yaml")).sha256

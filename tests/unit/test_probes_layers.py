@@ -1,0 +1,144 @@
+"""Component times of a small model: what is called, what the points mean, what the parts add up to."""
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_profiles.document import canonical_sha256  # noqa: E402
+from tiercast_profiles.errors import InfeasibleScenario, MissingCapability  # noqa: E402
+from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS  # noqa: E402
+from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
+from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
+from tiercast_runtime.probes.interference import (  # noqa: E402
+    Contender,
+    _ratio,
+    measure_interference,
+    overlap_ns,
+    speeds,
+)
+from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid, grid_that_fits, measure_layers  # noqa: E402
+from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
+from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
+from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
+
+ONCE = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
+CPU = torch.device("cpu")
+GRID = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(4, 20), starts=(0, 16))
+pytestmark = pytest.mark.usefixtures("one_compute_thread")
+
+
+@pytest.fixture(params=["v41", "demo"])
+def bench(request, mini_model):
+    with StepBench(mini_model(request.param), CPU, GRID.geometry) as made:
+        yield made
+
+
+def steady(step_ns):
+    ticks = itertools.count(0, step_ns)
+    return lambda: next(ticks)
+
+
+def test_the_grid_says_how_much_room_it_needs():
+    assert GRID.geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=20)
+
+
+def test_every_component_is_timed_at_every_point(bench):
+    times = measure_layers(bench, GRID, 1, ONCE)
+    table = times.table
+    assert tuple(table.components) == COMPONENT_ORDER
+    points = {name: [(p.num_tokens, p.context_tokens) for p in table.components[name]] for name in table.components}
+    assert points["linear"] == [(1, 0), (3, 0), (4, 0), (20, 0)]
+    assert points["hash"] == points["embed"] == points["engram_module"] == points["lookup_issue"] == points["linear"]
+    middle = CONTEXT_ALIGNMENT_TOKENS // 2
+    assert points["attention_decode"] == [(n, c - middle) for n in (1, 3) for c in (16, 48)]
+    assert points["attention_prefill"] == [(n, c) for n in (4, 20) for c in (0, 16)]
+    assert points["head"] == points["step_overhead"] == [(1, 0), (3, 0)]
+    assert all(p.low_us <= p.time_us <= p.high_us for part in table.components.values() for p in part)
+    assert table.context_statistic == "max"
+    assert table.graph_mode == "eager"
+    assert table.shape_sha256 == bench.model.backbone.shape_sha256
+    assert table.engram_sha256 == canonical_sha256(bench.model.engram.model_dump(mode="json"))
+    assert {probe.name for probe in times.probes} == {f"layers.{c}" for c in COMPONENT_ORDER} | {"layers.sum_of_parts"}
+
+
+def test_a_layers_time_is_the_mean_over_the_layers(bench):
+    bench.clock = steady(1_000)
+    bench.walk(bench.step([16], []))  # the engine's own clocks are read in between: only laps count
+    found = dict(bench.walk(bench.step([16, 16], [])))
+    laps = {key[0]: value for key, value in found.items()}
+    assert laps["linear"] == laps["attention_decode"] == laps["engram_module"] == laps["embed"] == 1_000
+
+
+def test_a_step_leaves_the_worker_idle_for_the_next(bench):
+    step = bench.step([], [(0, 4)])
+    for _ in range(3):
+        assert {key[0] for key, _ in bench.walk(step)} == set(COMPONENT_ORDER) - {"attention_decode", "step_overhead"}
+        assert bench.whole(step) > 0
+
+
+def test_row_ids_stay_inside_the_staging_table(bench):
+    ids = bench.row_ids(bench.batch(bench.step([], [(0, 20)])))
+    assert ids.shape == (2, 20, bench.model.engram.num_rows_per_token)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < bench.table.num_rows
+
+
+def test_sequences_whose_cache_does_not_fit_are_left_out(mini_model, monkeypatch):
+    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 3 * 48 * 768 - 1)
+    assert grid_that_fits(GRID, mini_model("v41"), CPU).sequences == (1,)
+    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 1 << 40)
+    assert grid_that_fits(GRID, mini_model("v41"), CPU) == GRID
+
+
+def test_models_that_cannot_run_or_fit_are_refused(mini_model):
+    with pytest.raises(MissingCapability):
+        StepBench(mini_model("v41", backbone={"is_runnable": False}), CPU, GRID.geometry)
+    with pytest.raises(InfeasibleScenario, match="layer probe"):
+        StepBench(mini_model("v41"), CPU, Geometry(1 << 30, 1 << 20, 1))
+
+
+def timing(start, ready):
+    return LookupTiming(0, 0, start, ready, 0, 1, 1)
+
+
+def test_overlap_counts_only_what_lies_inside():
+    assert overlap_ns(100, 200, [timing(0, 50), timing(90, 110), timing(120, 150), timing(190, 400)]) == 10 + 30 + 10
+
+
+def test_speeds_by_hand():
+    # 100 alone, 120 beside lookups that ran for 80 of it: 20 lost in 80, so compute ran at 0.75 meanwhile
+    compute, lookups = speeds(100, 120, 80, 10, [20, 10])
+    assert compute == pytest.approx(0.75)
+    assert lookups == [0.5, 1.0]
+    assert speeds(100, 120, 20, 10, []) == (None, [])  # too little of it overlapped
+
+
+def test_ratios_lie_in_zero_to_one_and_samples_stay_raw():
+    ratio = _ratio(Spread("compute", (0.8, 1.2, 1.3, -0.1)))
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.575, 1.0, 1.0))
+
+
+def test_a_path_is_measured_beside_compute(bench):
+    with torch.inference_mode():
+        path = CpuGatherPath([bench.table] * 40, CPU)
+    contender = Contender("dram", "cpu_gather", path, 40, bench.table.num_rows)
+    entry, probes = measure_interference(bench, contender, ONCE)
+    path.close()
+    assert all(probe.name.startswith("interference.dram.cpu_gather") for probe in probes)
+    if entry is None:
+        assert probes[0].status == "not_supported"  # on a busy machine the two may miss each other
+    else:
+        assert 0 < entry.compute_speed_ratio.value <= 1
+        assert 0 < entry.lookup_speed_ratio.value <= 1
+
+
+def test_rates_are_shares_of_what_was_measured(monkeypatch):
+    monkeypatch.setattr("tiercast_runtime.probes.rates.CPU_SIDE", 16)
+    monkeypatch.setattr("tiercast_runtime.probes.rates.CPU_STREAM_SIDE", 32)
+    rates = measure_rates(CPU, 1.0, Effort(0, 0, 3, 3), steady(12_000))
+    assert rates.tflops["fp32"].value == pytest.approx(2 * 16**3 / 12_000e-9 / 1e12, rel=1e-4)
+    # twelve matrices in 12 µs: 1 µs each, of 4 KiB
+    assert rates.memory_efficiency_ratio.value == 1.0
+    assert rates.matmul_efficiency_ratio.value == 1.0
+    assert [probe.name for probe in rates.probes] == ["matmul.square", "matmul.step", "matmul.weights"]

@@ -1,0 +1,222 @@
+"""Copies, gathers and file reads on small blocks with clocks that the test moves: right bytes, right bookkeeping."""
+
+import itertools
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
+from tiercast_profiles.units import MIB  # noqa: E402
+from tiercast_runtime.aio import RowReader  # noqa: E402
+from tiercast_runtime.paths.base import StagedRows  # noqa: E402
+from tiercast_runtime.paths.device import DevicePath  # noqa: E402
+from tiercast_runtime.probes import copies, gather, numa, storage  # noqa: E402
+from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
+from tiercast_runtime.table import FileTable  # noqa: E402
+
+ONCE = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
+CPU = torch.device("cpu")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def engram(mini_model):
+    return mini_model("v41").engram
+
+
+def steady(step_ns):
+    """A clock that moves by the same time with every reading, so that whatever is timed takes that long."""
+    ticks = itertools.count(0, step_ns)
+    return lambda: next(ticks)
+
+
+def test_copies_are_rates_of_the_bytes_copied_once():
+    found = copies.measure_host_copies(8_000_000, (1, 2), ONCE, steady(1_000_000))
+    assert sorted(found.rates) == ["threads_1", "threads_2"]
+    assert found.rates["threads_1"].samples == (8.0, 8.0, 8.0)
+    assert found.latencies["small"].value == pytest.approx(1000 / copies.NUM_SMALL_COPIES)
+    assert [probe.name for probe in found.probes] == ["copy.host", "copy.host", "copy.host.small"]
+
+
+def test_threads_copy_every_byte():
+    source, target = np.arange(1001), np.zeros(1001, dtype=np.int64)
+    with copies._copier(source, target, 3) as copy:
+        copy()
+    assert np.array_equal(source, target)
+
+
+def test_a_wrong_copy_is_an_error(monkeypatch):
+    monkeypatch.setattr(np, "copyto", lambda *_: None)
+    with pytest.raises(copies.CopyMismatch, match="memory of this machine"):
+        copies.measure_host_copies(80, (1,), ONCE)
+
+
+def test_a_copy_is_larger_than_the_last_cache():
+    assert copies.copy_bytes(256 * MIB, None) == 256 * MIB
+    assert copies.copy_bytes(256 * MIB, 128 * MIB) == 512 * MIB
+    assert copies.copy_bytes(256 * MIB, 8192 * MIB) == copies.MAX_COPY_BYTES
+
+
+def test_without_a_gpu_the_link_is_not_supported():
+    assert {probe.status for probe in copies.device_copies_missing()} == {"not_supported"}
+
+
+@pytest.mark.parametrize("row_bytes", [33, 64, 128, 264, 1024, 4096])
+def test_any_row_size_has_an_engram(row_bytes):
+    assert gather.engram_of_row_bytes(row_bytes).row_bytes == row_bytes
+
+
+def test_the_sweep_holds_what_the_models_need(engram):
+    plan = gather.gather_plan([engram], (64,), (1, 4), (MIB,))
+    sizes = dict(plan.sizes)
+    per_token = engram.num_rows_per_token
+    assert set(sizes) == {64, engram.row_bytes}
+    assert {per_token, 4 * per_token} <= set(sizes[engram.row_bytes])
+    assert sizes[64] == gather.SWEEP_ROWS
+
+
+def test_gathers_give_a_curve_with_every_point():
+    plan = gather.GatherPlan(((64, (1, 8)), (264, (1, 8))), (MIB, 2 * MIB))
+    spreads = gather.measure_host_gather(plan, ("device", "cpu_gather"), 1, ONCE, steady(5_000))
+    assert len(spreads) == 2 * 2 * 2 * 2
+    mine = [spread for spread in spreads if spread.key[0] == "cpu_gather"]
+    curve, probes = gather.curve_from(mine, "dram", 64, 10.0)
+    assert {(p.row_bytes, p.num_rows, p.footprint_bytes) for p in curve.points} == {
+        (size, count, total) for size in (64, 264) for count in (1, 8) for total in (MIB, 2 * MIB)
+    }
+    # a worker's lookup is two clock readings apart, or three when the compute thread reads the clock in between
+    assert {point.time_us for point in curve.points} <= {5.0, 10.0}
+    assert 0 < curve.fixed_us.value <= 10.0
+    assert not curve.removes_duplicates
+    assert curve.is_calibrated
+    assert len(probes) == len(curve.points) + 1
+    assert probes[-1].name == "lookup.dram.cpu_gather.fit"
+
+
+def test_a_path_of_the_compute_thread_is_timed_there():
+    plan = gather.GatherPlan(((64, (1, 8)),), (MIB,))
+    spreads = gather.measure_host_gather(plan, ("device",), 1, ONCE, steady(5_000))
+    assert [spread.samples for spread in spreads] == [(5.0, 5.0, 5.0)] * 2
+
+
+def test_every_sample_draws_fresh_rows(monkeypatch):
+    seen = []
+    fetch = DevicePath.fetch
+    monkeypatch.setattr(
+        DevicePath, "fetch", lambda self, i, ids: seen.append(tuple(ids[0].tolist())) or fetch(self, i, ids)
+    )
+    gather.measure_host_gather(gather.GatherPlan(((64, (16,)),), (MIB,)), ("device",), 1, ONCE)
+    assert len(set(seen)) == len(seen) == 4
+
+
+def test_wrong_rows_stop_the_probe(monkeypatch):
+    def fetch(self, index, ids):
+        return StagedRows(torch.zeros(ids.numel(), 64, dtype=torch.uint8), None, ids.numel(), ids.numel())
+
+    monkeypatch.setattr(DevicePath, "fetch", fetch)
+    with pytest.raises(gather.WrongRows, match="other rows"):
+        gather.measure_host_gather(gather.GatherPlan(((64, (16,)),), (MIB,)), ("device",), 1, ONCE)
+
+
+def test_a_table_that_does_not_fit_is_refused_before_it_is_made():
+    with pytest.raises(InfeasibleScenario, match="gather probe"):
+        gather.measure_host_gather(gather.GatherPlan(((64, (1,)),), (1 << 60,)), ("device",), 1, ONCE)
+
+
+def test_the_probe_folder_is_gone_afterwards(tmp_path):
+    with pytest.raises(KeyboardInterrupt), storage.probe_folder(tmp_path, 10) as folder:
+        interrupt(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(folder):
+    (folder / "half").write_bytes(b"x")
+    raise KeyboardInterrupt
+
+
+def test_a_disk_without_room_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10 << 30, 9 << 30, 1 << 30))
+    with pytest.raises(MissingCapability, match="larger disk"), storage.probe_folder(tmp_path, 1 << 30):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(FileProblem, match="give another folder"), storage.probe_folder(tmp_path / "no" / "where", 10):
+        pass
+
+
+def test_reads_give_the_drive_as_a_tier(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4 * MIB))
+    facts = storage.measure_reads(file, (1, 4), (512, 4096), ONCE, steady(1_000_000))
+    assert facts.storage.latency_us.value == pytest.approx(1000 / 8)
+    assert facts.storage.max_reads_per_s.value >= 8000
+    assert facts.storage.capacity_gb.value > 0
+    assert {probe.parameters["depth"] for probe in facts.probes} == {1, 4}
+    assert all(probe.unit == "reads/s" for probe in facts.probes)
+
+
+def test_disk_lookups_ask_for_distinct_rows_and_leave_only_the_table(engram, tmp_path):
+    table = FileTable(engram, 0, "packed", tmp_path, num_rows=2000)
+    spreads, granularity, said = storage.measure_disk_lookups(table, (1, 8, 300), ONCE, steady(3_000))
+    assert [spread.key[1:3] for spread in spreads] == [(engram.row_bytes, count) for count in (1, 8, 300)]
+    assert {spread.value for spread in spreads} <= {3.0, 6.0}
+    assert granularity >= 1
+    assert "disk_read_mode" in said
+    assert len(list(tmp_path.iterdir())) == 1
+    ids = storage.random_ids(np.random.default_rng(0), 300, 300, distinct=True)
+    assert sorted(ids[0].tolist()) == list(range(300))
+
+
+def test_buffered_reads_drop_the_page_cache(tmp_path, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(storage, "drop_page_cache", lambda path: dropped.append(path) or 0.0)
+    monkeypatch.setattr(storage, "RowReader", lambda path, depth: RowReader(path, depth=depth, mode="pread_buffered"))
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MIB))
+    facts = storage.measure_reads(file, (1,), (4096,), ONCE)
+    assert facts.probes[0].parameters["page_cache"] == "dropped before every sample"
+    assert len(dropped) == 1 + 3 * 2
+
+
+def test_a_file_that_stays_in_memory_is_no_drive(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "drop_page_cache", lambda _: 1.0)
+    with pytest.raises(MissingCapability, match="no drive would be measured"):
+        storage.exclude_page_cache(tmp_path / "x", is_direct=False)
+    assert storage.exclude_page_cache(tmp_path / "x", is_direct=True) == "bypassed"
+
+
+def test_residency_is_what_the_kernel_says(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MIB))
+    with file.open("r+b") as opened:
+        assert storage.resident_ratio(opened.fileno()) == 1.0
+    assert 0.0 <= storage.drop_page_cache(file) <= 1.0
+    (tmp_path / "empty").write_bytes(b"")
+    with (tmp_path / "empty").open("r+b") as opened:
+        assert storage.resident_ratio(opened.fileno()) == 0.0
+
+
+def test_nodes_and_their_cores(tmp_path):
+    for node, cores in ((0, "0-2,8"), (1, "3")):
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(cores + "\n")
+    memory_only = tmp_path / "sys/devices/system/node/node2"
+    memory_only.mkdir()
+    (memory_only / "cpulist").write_text("\n")
+    assert numa.node_cores(tmp_path) == {0: {0, 1, 2, 8}, 1: {3}}
+
+
+def test_a_node_without_usable_cores_is_not_measured():
+    with pytest.raises(MissingCapability, match="may not run"):
+        numa.measure_remote_reads(0, 1, set(), ONCE, block_bytes=MIB)
+
+
+def test_spreads_scale_with_their_samples():
+    assert Spread("a", (1.0, 2.0)).scaled(1000).samples == (1000.0, 2000.0)
