@@ -60,6 +60,15 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPart:
+    """``count`` prompt tokens of a request that may not be admitted yet, the first of them at position ``start``."""
+
+    request: Request
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step: sequences that decode one token each, then chunks of prompts, both in admission order."""
 
@@ -171,6 +180,28 @@ class Scheduler:
             sequence = self._admit(self._waiting.popleft())
             budget -= self._add_chunk(chunks, sequence, budget)
         return StepPlan(decodes, chunks)
+
+    def upcoming(self, plan: StepPlan) -> tuple[PromptPart, ...]:
+        """Prompt tokens that come after a planned step, nearest first, at most one step's budget; changes nothing.
+
+        Prompts are computed in this order whatever the step samples. How many of these tokens the very next step has
+        room for depends on it (decoding sequences go first, finished ones free room); the others follow later.
+        """
+        budget = self._limits.max_num_batched_tokens
+        in_step = {chunk.sequence.request.request_id: chunk.count for chunk in plan.chunks}
+        parts: list[PromptPart] = []
+        for sequence in self._running:
+            start = sequence.num_prefilled + in_step.get(sequence.request.request_id, 0)
+            count = min(sequence.request.prompt_tokens - start, budget)
+            if count > 0:
+                parts.append(PromptPart(sequence.request, start, count))
+                budget -= count
+        for request in self._waiting:
+            if budget == 0:
+                break
+            parts.append(PromptPart(request, 0, min(request.prompt_tokens, budget)))
+            budget -= parts[-1].count
+        return tuple(parts)
 
     def complete(self, plan: StepPlan) -> StepOutcome:
         """Account for a step that has run: progress, first tokens, finished sequences and the room they free."""
