@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from tiercast_profiles.model import ModelSpec
-from tiercast_runtime.scheduler import PrefillChunk, Sequence, StepPlan
+from tiercast_runtime.scheduler import PrefillChunk, PromptPart, Sequence, StepPlan
 from tiercast_runtime.tokens import TokenStore
 
 # Decode attention walks the cache up to the longest context of the batch, rounded up to this many tokens: aligned mask
@@ -157,6 +157,12 @@ class BatchBuilder:
             chunks=tuple(chunks),
             sampling=tuple(sampling),
         )
+
+    def windows(self, parts: tuple[PromptPart, ...], tokens: TokenStore) -> torch.Tensor:
+        """N-gram windows ``[num_tokens, max_order] int64`` of prompt tokens."""
+        firsts = [tokens.offsets[part.request.request_id] + part.start for part in parts]
+        pieces = [tokens.windows[first : first + part.count] for first, part in zip(firsts, parts, strict=True)]
+        return self._to_device({"windows": np.concatenate(pieces)})["windows"]
 
     def _decode_part(
         self, count: int, used: "_UsedSlots", longest: int, on_device: dict[str, torch.Tensor]

@@ -25,6 +25,7 @@ from tiercast_profiles.workload import Request, draw_requests
 from tiercast_runtime.backbone import Backbone, check_runnable, compute_dtype
 from tiercast_runtime.batch import BatchBuilder, BatchPlan
 from tiercast_runtime.capacity import KvPlan, plan_kv
+from tiercast_runtime.early import EarlyLedger, StepSplit
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.paths import open_path
@@ -140,7 +141,7 @@ class Engine:
         """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows."""
         with torch.inference_mode(), _without_garbage_collection():
             num_warm_up_steps = self._warm_up()
-            recorder = Recorder(self._clock(), tuple(self._engram_at))
+            recorder = self._recorder()
             outputs = self._serve(self.requests, self._tokens, recorder, progress)
         return EngineRun(
             samples=recorder.samples(self.requests),
@@ -151,18 +152,34 @@ class Engine:
             num_warm_up_steps=num_warm_up_steps,
         )
 
-    def compute(self, batch: BatchPlan) -> tuple[list[int], tuple[int, ...], int]:
+    def compute(
+        self, batch: BatchPlan, split: StepSplit | None = None, ahead: torch.Tensor | None = None
+    ) -> tuple[list[int], tuple[int, ...], int]:
         """Everything a step does on the device once its batch is built.
+
+        Args:
+            batch: the step.
+            split: which of its tokens were looked up a step ago (``prev_step``); None for none.
+            ahead: windows of prompt tokens to look up behind the step's own, ``[num_tokens, max_order] int64``.
 
         Returns:
             The sampled token ids, the window of each Engram layer in ns, and the time the lookups were issued.
         """
         windows: list[_Window] = []
-        row_ids = None if self.hasher is None else self.hasher.row_ids(batch.windows)
+        windows_own = batch.windows
+        if split is not None and split.num_early:
+            behind = split.first_early + split.num_early
+            windows_own = torch.cat((windows_own[: split.first_early], windows_own[behind:]))
+        row_ids = None if self.hasher is None else self.hasher.row_ids(windows_own)
         issued_ns = self._clock()
         begin = _Mark(self.device, issued_ns)
         if row_ids is not None and self.prefetcher is not None:
-            self.prefetcher.begin_step(row_ids)
+            if split is None:
+                self.prefetcher.begin_step(row_ids)
+            else:
+                self.prefetcher.begin_split_step(row_ids, split.first_early, split.num_early)
+            if ahead is not None and self.hasher is not None:
+                self.prefetcher.look_ahead(self.hasher.row_ids(ahead))
         hidden = self.backbone.embed(batch)
         for index in range(self.resolved.model.backbone.num_layers):
             engram_index = self._engram_at.get(index)
@@ -179,6 +196,9 @@ class Engine:
         is_waiting = self.resolved.placement.prefetch == "off"
         return sampled, tuple(0 if is_waiting else window.duration_ns for window in windows), issued_ns
 
+    def _recorder(self) -> Recorder:
+        return Recorder(self._clock(), tuple(self._engram_at), self.resolved.model.engram.num_rows_per_token)
+
     def _warm_up(self) -> int:
         """Run requests nobody counts; returns the number of steps they took."""
         longest = max(request.prompt_tokens for request in self.requests)
@@ -187,7 +207,7 @@ class Engine:
         output = min(WARM_UP_OUTPUT_TOKENS, self.kv.max_context_tokens - prompt)
         requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i in range(self.kv.num_slots))
         tokens = prepare_tokens(requests, self.text, self.resolved.model, self.resolved.scenario.seed)
-        recorder = Recorder(self._clock(), tuple(self._engram_at))
+        recorder = self._recorder()
         self._serve(requests, tokens, recorder, None)
         return len(recorder.overhead_ns)
 
@@ -200,6 +220,8 @@ class Engine:
     ) -> dict[int, list[int]]:
         clock, origin = self._clock, recorder.origin_ns
         scheduler = Scheduler(self.kv.limits(self.resolved))
+        looks_ahead = self.prefetcher is not None and self.prefetcher.looks_ahead
+        ledger = EarlyLedger() if looks_ahead else None
         for request in requests:
             scheduler.check_fits(request)
         outputs: dict[int, list[int]] = {request.request_id: [] for request in requests}
@@ -220,8 +242,10 @@ class Engine:
             start_ns = now
             plan = scheduler.plan()
             batch = self.builder.build(plan, tokens)
+            split = None if ledger is None else ledger.split(plan, scheduler.upcoming(plan))
+            ahead = self.builder.windows(split.ahead, tokens) if split is not None and split.ahead else None
             built_ns = clock()
-            sampled, windows_ns, issued_ns = self.compute(batch)
+            sampled, windows_ns, issued_ns = self.compute(batch, split, ahead)
             computed_ns = clock()
             lookups = self.prefetcher.take_timings() if self.prefetcher is not None else []
             outcome = scheduler.complete(plan)

@@ -2,8 +2,9 @@
 
 import queue
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,6 +26,7 @@ class LookupTiming:
     stall_ns: int
     num_rows: int
     num_rows_read: int
+    is_early: bool = False  # handed over by the step before the one that took the rows
 
 
 class InlineLane:
@@ -64,11 +66,12 @@ class InlineLane:
 
 @dataclass(slots=True)
 class Job:
-    """One lookup on its way through the worker, which fills everything but the first three fields."""
+    """One lookup on its way through the worker, which fills everything but the first four fields."""
 
     layer_index: int
     row_ids: torch.Tensor
     issued_ns: int
+    is_early: bool = False
     started_ns: int = 0
     ready_ns: int = 0
     staged: StagedRows | None = None
@@ -105,18 +108,22 @@ class Worker:
 
 
 class WorkerLane:
-    """Prefetch ``step_entry`` on the CPU: one thread fetches the layers of a step in order."""
+    """Prefetch on the CPU: one thread fetches the layers of a step in order, and ahead of the next one if asked to."""
 
     def __init__(self, path: LookupPath, clock: Callable[[], int]) -> None:
         self._path = path
         self._clock = clock
         self._jobs: dict[int, Job] = {}
+        self._early: dict[int, deque[Job]] = defaultdict(deque)
         self._timings: list[LookupTiming] = []
         self._worker = Worker(self._serve)
 
     def _serve(self, job: Job) -> None:
         job.started_ns = self._clock()
         job.staged = self._path.fetch(job.layer_index, job.row_ids)
+        if job.is_early:
+            # The path's two slots per layer turn once more before the step that takes these rows has ended.
+            job.staged = replace(job.staged, rows=job.staged.rows.clone())
         job.ready_ns = self._clock()
 
     def begin_step(self, row_ids: torch.Tensor) -> None:
@@ -128,9 +135,23 @@ class WorkerLane:
             self._jobs[layer_index] = job
             self._worker.put(job)
 
+    def look_ahead(self, row_ids: torch.Tensor) -> None:
+        """Queue lookups for the next step behind those of this one."""
+        issued_ns = self._clock()
+        for layer_index in range(len(row_ids)):
+            job = Job(layer_index, row_ids[layer_index], issued_ns, is_early=True)
+            self._early[layer_index].append(job)
+            self._worker.put(job)
+
+    def early_rows_for(self, layer_index: int) -> StagedRows:
+        """Wait for the layer's oldest lookup that was made ahead."""
+        return self._take(self._early[layer_index].popleft())
+
     def rows_for(self, layer_index: int) -> StagedRows:
         """Wait for the layer's lookup."""
-        job = self._jobs.pop(layer_index, None)
+        return self._take(self._jobs.pop(layer_index, None))
+
+    def _take(self, job: Job | None) -> StagedRows:
         assert job is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
         stall_ns = 0
         if not job.done.is_set():
@@ -143,22 +164,24 @@ class WorkerLane:
         assert job.staged is not None, "a job without an error has rows"
         self._timings.append(
             LookupTiming(
-                layer_index,
+                job.layer_index,
                 job.issued_ns,
                 job.started_ns,
                 job.ready_ns,
                 stall_ns,
                 job.staged.num_rows,
                 job.staged.num_rows_read,
+                job.is_early,
             )
         )
         return job.staged
 
     def _abandon(self) -> None:
         """Let the rest of a failed step run out, so the next step starts with an idle worker."""
-        for job in self._jobs.values():
+        for job in (*self._jobs.values(), *(job for jobs in self._early.values() for job in jobs)):
             job.done.wait()
         self._jobs.clear()
+        self._early.clear()
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import defaultdict, deque
 from dataclasses import asdict, dataclass
 
 import torch
@@ -61,9 +62,11 @@ class _Flight:
     """One lookup under way."""
 
     number: int
+    layer_index: int
     slot: _Slot
     shape: tuple[int, int]
     issued_ns: int
+    is_early: bool
 
 
 class ProcessLane:
@@ -75,8 +78,9 @@ class ProcessLane:
 
     def __init__(self, path: DiskPath) -> None:
         self._row_bytes = [table.row_bytes for table in path.disk_tables]
-        self._slots = [[_Slot() for _ in range(_SLOTS_PER_LAYER)] for _ in path.disk_tables]
-        self._turns = [0] * len(path.disk_tables)
+        # Slots of a step's own lookups, then those of lookups made ahead: each kind takes turns of its own.
+        self._slots = [[[_Slot() for _ in range(_SLOTS_PER_LAYER)] for _ in path.disk_tables] for _ in range(2)]
+        self._turns = [[0] * len(path.disk_tables) for _ in range(2)]
         self._memory_fd = os.memfd_create("tiercast-lookups")
         os.ftruncate(self._memory_fd, HEADER_BYTES)
         self._end = HEADER_BYTES
@@ -98,6 +102,7 @@ class ProcessLane:
         self._poll.register(self._process.stdout.fileno(), select.POLLHUP)
         self._num_jobs, self._num_done = 0, 0
         self._flights: dict[int, _Flight] = {}
+        self._early: dict[int, deque[_Flight]] = defaultdict(deque)
         self._timings: list[LookupTiming] = []
         self._is_open = True
         tables = [asdict(table) for table in path.disk_tables]
@@ -116,24 +121,41 @@ class ProcessLane:
     def begin_step(self, row_ids: torch.Tensor) -> None:
         """Hand over every layer's lookup."""
         assert not self._flights, "the rows of the step before have not all been taken"
-        assert len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
-        issued_ns = time.perf_counter_ns()
+        for flight in self._hand_over(row_ids, is_early=False):
+            self._flights[flight.layer_index] = flight
+
+    def look_ahead(self, row_ids: torch.Tensor) -> None:
+        """Hand over lookups for the next step behind those of this one."""
+        for flight in self._hand_over(row_ids, is_early=True):
+            self._early[flight.layer_index].append(flight)
+
+    def _hand_over(self, row_ids: torch.Tensor, *, is_early: bool) -> list[_Flight]:
+        # Two lookups of the last step, two of this one.
+        assert 4 * len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
+        issued_ns, flights = time.perf_counter_ns(), list[_Flight]()
         for layer_index in range(len(row_ids)):
             ids = host_ids(row_ids[layer_index])
-            slot = self._next_slot(layer_index, len(ids))
+            slot = self._next_slot(layer_index, len(ids), is_early)
             self._memory.int64(slot.ids, len(ids))[:] = ids
             job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
             job[:] = 0
             job[LAYER], job[COUNT], job[CAPACITY] = layer_index, len(ids), self._end
             job[IDS], job[INVERSE], job[ROWS] = slot.ids, slot.inverse, slot.rows
             shape = (int(row_ids.shape[1]), int(row_ids.shape[2]))
-            self._flights[layer_index] = _Flight(self._num_jobs, slot, shape, issued_ns)
+            flights.append(_Flight(self._num_jobs, layer_index, slot, shape, issued_ns, is_early))
             self._num_jobs += 1
             os.eventfd_write(self._go_fd, 1)
+        return flights
+
+    def early_rows_for(self, layer_index: int) -> StagedRows:
+        """Wait for the layer's oldest lookup made ahead; its rows stay until the second next one made ahead."""
+        return self._take(self._early[layer_index].popleft())
 
     def rows_for(self, layer_index: int) -> StagedRows:
         """Wait for the layer's lookup."""
-        flight = self._flights.pop(layer_index, None)
+        return self._take(self._flights.pop(layer_index, None))
+
+    def _take(self, flight: _Flight | None) -> StagedRows:
         assert flight is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
         stall_ns = 0
         self._collect(0)
@@ -148,18 +170,19 @@ class ProcessLane:
             self._abandon()
             raise ERRORS.get(status, RuntimeError)(text)
         num_rows, num_unique = int(job[COUNT]), int(job[NUM_UNIQUE])
-        width = self._row_bytes[layer_index]
+        width = self._row_bytes[flight.layer_index]
         rows = self._memory.uint8(flight.slot.rows, num_unique * width).reshape(num_unique, width)
         inverse = self._memory.int64(flight.slot.inverse, num_rows).reshape(flight.shape)
         self._timings.append(
             LookupTiming(
-                layer_index,
+                flight.layer_index,
                 flight.issued_ns,
                 int(job[STARTED_NS]),
                 int(job[READY_NS]),
                 stall_ns,
                 num_rows,
                 num_unique,
+                flight.is_early,
             )
         )
         return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_unique)
@@ -169,10 +192,11 @@ class ProcessLane:
         timings, self._timings = self._timings, []
         return timings
 
-    def _next_slot(self, layer_index: int, num_ids: int) -> _Slot:
+    def _next_slot(self, layer_index: int, num_ids: int, is_early: bool) -> _Slot:
         """The layer's slot whose turn it is; one that is too small is given a new place at the end of the memory."""
-        self._turns[layer_index] = (self._turns[layer_index] + 1) % _SLOTS_PER_LAYER
-        slot = self._slots[layer_index][self._turns[layer_index]]
+        turns, slots = self._turns[is_early], self._slots[is_early]
+        turns[layer_index] = (turns[layer_index] + 1) % _SLOTS_PER_LAYER
+        slot = slots[layer_index][turns[layer_index]]
         if num_ids > slot.capacity_ids:
             slot.capacity_ids = 1 << (num_ids - 1).bit_length()
             slot.ids = self._reserve(slot.capacity_ids * 8)
@@ -211,6 +235,7 @@ class ProcessLane:
         while self._num_done < self._num_jobs:
             self._collect(None)
         self._flights.clear()
+        self._early.clear()
 
     def close(self) -> None:
         """End the process; a second call does nothing. Rows handed out stay readable."""

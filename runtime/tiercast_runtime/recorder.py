@@ -41,10 +41,15 @@ class LayerStep:
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects the samples of one run; times are given on the engine's clock and kept relative to ``origin_ns``."""
+    """Collects the samples of one run; times are given on the engine's clock and kept relative to ``origin_ns``.
+
+    A lookup made ahead (``prev_step``) is counted in the step that waits for it; its bar lies where it ran. The rows a
+    step asks for are those of its own tokens, whenever they were fetched.
+    """
 
     origin_ns: int
     layer_ids: tuple[int, ...]
+    rows_per_token: int
     layers: list[list[LayerStep]] = field(init=False)
     overhead_ns: list[int] = field(default_factory=list)
     _steps: list[tuple[int, ...]] = field(default_factory=list)
@@ -76,13 +81,15 @@ class Recorder:
                 len(plan.decodes),
                 sum(lookup.stall_ns for lookup in lookups),
                 sum(lookup.ready_ns - lookup.started_ns for lookup in lookups),
-                sum(lookup.num_rows for lookup in lookups),
+                plan.num_tokens * self.rows_per_token * len(self.layer_ids),
                 sum(lookup.num_rows_read for lookup in lookups),
             )
         )
         self.overhead_ns.append(times.built_ns - times.start_ns + times.end_ns - times.computed_ns)
         if not num_prefill:
             for lookup in lookups:
+                if lookup.is_early:
+                    continue
                 self.layers[lookup.layer_index].append(
                     LayerStep(
                         window_ns=times.windows_ns[lookup.layer_index],
@@ -142,7 +149,7 @@ class Recorder:
         ]
         for lookup in lookups:
             layer_id = self.layer_ids[lookup.layer_index]
-            label = f"{lookup.num_rows_read} rows"
+            label = f"{lookup.num_rows_read} rows" + (" ahead" if lookup.is_early else "")
             bars.append((label, f"lookup layer {layer_id}", lookup.started_ns, lookup.ready_ns))
             if lookup.stall_ns:
                 bars.append(("stall", f"stall layer {layer_id}", lookup.ready_ns - lookup.stall_ns, lookup.ready_ns))

@@ -48,9 +48,9 @@ def check_supported(resolved: ResolvedScenario) -> None:
             f"placement.cache_gib={placement.cache_gib}: the runtime has no row cache yet; set 0 or simulate",
         ),
         (
-            placement.prefetch == "prev_step",
-            "placement.prefetch 'prev_step': the runtime issues lookups at step entry at the earliest; set step_entry "
-            "or off, or simulate",
+            placement.prefetch == "prev_step" and hardware.device.kind != "cpu" and placement.path != "device",
+            f"placement.prefetch 'prev_step' on a {hardware.device.kind} device: the runtime looks ahead on CPUs only; "
+            "set step_entry or off, or simulate",
         ),
         (
             placement.replication == "per_numa" and hardware.host.num_numa_nodes > 1,

@@ -39,6 +39,32 @@ def test_every_placement_computes_the_same_tokens(mini_scenario, mini_model, tmp
     assert without.token_ids != expected, "the tables must make a difference, or equality shows nothing"
 
 
+@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("budget", [5, 16])
+def test_looking_ahead_computes_the_same_tokens(mini_scenario, mini_model, tmp_path, monkeypatch, dialect, budget):
+    """Threads and a process, rows with and without an inverse, prompts in many chunks beside decoding sequences."""
+    model, engine = mini_model(dialect), {"max_num_batched_tokens": budget, "max_num_seqs": 3}
+
+    def tokens(placement):
+        result = run(mini_scenario(placement, model=model, engine=engine), tmp_path)
+        steps, per_token = result.samples.steps, 2 * model.engram.num_rows_per_token
+        num_tokens = [p + d for p, d in zip(steps.prefill_tokens, steps.decode_sequences, strict=True)]
+        assert list(steps.rows) == [n * per_token for n in num_tokens]
+        assert len(result.layers[0]) == sum(p == 0 for p in steps.prefill_tokens)
+        if placement["tier"] == "dram":  # nothing is fetched twice, nothing in vain
+            assert sum(steps.rows_read) == sum(steps.rows)
+        if placement["prefetch"] == "prev_step" and placement["tier"] != "hbm":
+            assert any(span.name.endswith("rows ahead") for span in result.spans)
+        return result.token_ids
+
+    expected = tokens({"tier": "nvme", "prefetch": "off"})
+    for tier in ("hbm", "dram", "nvme"):
+        for prefetch in ("step_entry", "prev_step"):
+            assert tokens({"tier": tier, "prefetch": prefetch}) == expected
+    monkeypatch.setattr("tiercast_runtime.prefetch.is_supported", lambda: False)  # files, read by a thread
+    assert tokens({"tier": "nvme", "prefetch": "prev_step"}) == expected
+
+
 def test_chunked_prefill_computes_the_same_tokens_as_whole_prompts(mini_scenario, mini_model, tmp_path):
     for dialect in ("v41", "demo"):
         results = [

@@ -162,9 +162,35 @@ def test_rows_are_taken_once(prefetcher):
         prefetcher.rows_for(0)
 
 
-def test_prev_step_is_not_there_yet(path):
+def test_prev_step_is_refused_beside_a_gpu(path):
+    path.device = torch.device("cuda")
     with pytest.raises(MissingCapability, match="it has off and step_entry"):
         Prefetcher(path, "prev_step")
+
+
+def test_rows_looked_up_ahead_are_counted_where_they_are_waited_for(path, clock):
+    prefetcher = Prefetcher(path, "prev_step", clock)
+    prefetcher.begin_split_step(ids(), 2, 0)
+    prefetcher.look_ahead(ids(num_tokens=3))
+    for layer in range(2):
+        assert len(prefetcher.rows_for(layer).rows) == 6
+    assert [timing.is_early for timing in prefetcher.take_timings()] == [False, False]
+    prefetcher.begin_split_step(ids(num_tokens=1), 1, 2)
+    for layer in range(2):
+        assert prefetcher.rows_for(layer).rows[:, 0].tolist() == [layer] * 9
+    timings = prefetcher.take_timings()
+    assert [(t.layer_index, t.is_early, t.num_rows) for t in timings] == [
+        (0, True, 9),
+        (0, False, 3),
+        (1, True, 9),
+        (1, False, 3),
+    ]
+    # Layers of the first step, then those looked up ahead, then the second step's own: one worker, first come first.
+    assert [len(asked) for _, asked, _ in path.fetched] == [2, 2, 3, 3, 1, 1]
+    prefetcher.begin_split_step(ids(num_tokens=0), 0, 1)  # the last of the rows looked up ahead, nothing else
+    assert [len(prefetcher.rows_for(layer).rows) for layer in range(2)] == [3, 3]
+    assert prefetcher.take_timings() == []
+    prefetcher.close()
 
 
 def test_closing_ends_the_worker(path, clock):

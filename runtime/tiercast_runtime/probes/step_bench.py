@@ -92,7 +92,7 @@ class StepBench:
         ]
         self.hasher = EngramHasher(model.engram, device)
         self._engram_at = {layer.layer_id: index for index, layer in enumerate(self.engram_layers)}
-        self._recorder = Recorder(clock(), model.engram.layer_ids)
+        self._recorder = Recorder(clock(), model.engram.layer_ids, model.engram.num_rows_per_token)
         num_rows = min(*table_rows(model.engram), max(1, STAGING_TABLE_BYTES // model.engram.row_bytes))
         self._path: LookupPath
         self.table, self._path = _offloaded(model.engram, num_rows, len(layers), device)
