@@ -34,11 +34,15 @@ class PositionRows:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
-    """All positions; row ids index the table of ``layer_id``, which has ``num_table_rows`` rows."""
+    """All positions; row ids index the table of ``layer_id``, which has ``num_table_rows`` rows.
+
+    ``hash_evidence`` tells a published hash from one that is assumed for the dialect.
+    """
 
     model: str
     layer_id: int
     num_table_rows: int
+    hash_evidence: str
     positions: tuple[PositionRows, ...]
 
 
@@ -47,12 +51,13 @@ def look_up(model: ModelSpec, layer_id: int, token_ids: Sequence[int], *, is_fol
 
     Raises:
         BadInput: the model has no such Engram layer, or an id lies outside the vocabulary.
-        MissingCapability: raw ids of a model whose vocabulary is not at hand.
+        MissingCapability: the dialect's hash is not known, or raw ids of a model whose vocabulary is not at hand.
     """
     engram = model.engram
     if layer_id not in engram.layer_ids:
         known = ", ".join(str(known) for known in engram.layer_ids)
         raise BadInput(f"--layer {layer_id}: model {model.name!r} has Engram layers {known} (0-based)")
+    engram.require_hash()
     index = engram.layer_ids.index(layer_id)
     folded = _folded(model, token_ids, is_folded=is_folded)
     windows = build_windows(folded, 0, len(folded), engram.ngram_orders[-1])
@@ -66,7 +71,7 @@ def look_up(model: ModelSpec, layer_id: int, token_ids: Sequence[int], *, is_fol
             ngram = tuple(None if value == DEAD else int(value) for value in window[:order][::-1])
             orders.append(OrderRows(order, ngram, tuple(int(row) for row in row_ids[position, first : first + heads])))
         positions.append(PositionRows(position, int(folded[position]), tuple(orders)))
-    return SequenceRows(model.name, layer_id, table_rows(engram)[index], tuple(positions))
+    return SequenceRows(model.name, layer_id, table_rows(engram)[index], engram.rules.hash_evidence, tuple(positions))
 
 
 def view(result: SequenceRows) -> None:
@@ -83,6 +88,8 @@ def view(result: SequenceRows) -> None:
     ]
     render.table("", ["position", "folded n-gram", "row ids, one per head"], rows, left=3)
     render.line("A dot stands for a place before the sequence or across a boundary; it is hashed as the pad id.")
+    if result.hash_evidence == "assumed":
+        render.line("The hash of this dialect is assumed, not published: do not check an engine against these row ids.")
 
 
 def _folded(model: ModelSpec, token_ids: Sequence[int], *, is_folded: bool) -> npt.NDArray[np.int64]:

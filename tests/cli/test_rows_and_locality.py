@@ -65,11 +65,32 @@ def test_a_boundary_blocks_the_ngram(run):
             4,
             "fold them yourself and give --folded",
         ),
+        (
+            ["--model", "longcat-flash-lite", "--layer", "0", "--token-ids", "1", "--folded"],
+            4,
+            "longcat dialect's hash are not known here",
+        ),
         (["--model", "nope", "--layer", "1", "--token-ids", "1"], 2, "unknown model 'nope'"),
     ],
 )
 def test_rows_refuses_what_it_cannot_look_up(fails, arguments, exit_code, text):
     assert text in fails(exit_code, "rows", *arguments)
+
+
+def test_rows_of_an_assumed_hash_say_so(run):
+    args = ("rows", "--model", "qwen3.8-flash-next", "--layer", "2", "--token-ids", "5,17", "--folded")
+    assert "assumed, not published" in run(*args).stdout.replace("\n", " ")
+    shown = json.loads(run(*args, "--json").stdout)
+    assert (shown["hash_evidence"], shown["num_table_rows"]) == ("assumed", 320_001_536)
+
+
+@pytest.mark.parametrize(("model", "tensor"), [("qwen3.8-flash-next", 4), ("longcat-flash-lite", 2)])
+def test_models_that_do_not_run_here_are_simulated(run, files, model, tensor):
+    path = files.change(
+        hardware="h200-sxm", prices="default", model=model, parallel={"tensor": tensor}, placement={"tier": "dram"}
+    )
+    record = json.loads(run("simulate", path, "--json").stdout)
+    assert record["metrics"]["output_tokens_per_s"]["value"] > 0
 
 
 def test_ids_that_are_no_numbers_are_a_usage_error(run):
