@@ -25,7 +25,12 @@ _LAYER_SEED_STEP = 10007
 
 
 def hash_multipliers(engram: Engram) -> npt.NDArray[np.int64]:
-    """Odd multipliers ``[layers, max_order] int64``, drawn per layer as the reference code draws them."""
+    """Odd multipliers ``[layers, max_order] int64``, drawn per layer as the reference code draws them.
+
+    Raises:
+        MissingCapability: the dialect's hash is not known.
+    """
+    engram.require_hash()
     return _draw(engram.layer_ids, engram.ngram_orders[-1], engram.compressed_vocab_size, engram.hash_seed)
 
 
@@ -94,11 +99,13 @@ def numpy_row_ids(
 
     Raises:
         BadInput: windows of the wrong shape, or ids outside the folded vocabulary.
+        MissingCapability: the dialect's hash is not known.
     """
+    engram.require_hash()
     check_windows(engram, windows)
     pad = engram.pad_token_id if folded_pad_id is None else folded_pad_id
     is_blocked = windows == DEAD
-    if engram.dialect == "v41":
+    if engram.rules.blocks_farther:
         is_blocked = np.logical_or.accumulate(is_blocked, axis=1)
     ids = np.where(is_blocked, np.int64(pad), windows)
     sizes, offsets = head_moduli(engram)
@@ -147,7 +154,7 @@ class EngramHasher:
         if windows.ndim != 2 or windows.shape[1] != max_order or windows.dtype != torch.int64:
             raise BadInput(f"windows is {windows.dtype} {list(windows.shape)}; must be int64 [tokens, {max_order}]")
         is_blocked = windows == DEAD
-        if self.engram.dialect == "v41":
+        if self.engram.rules.blocks_farther:
             is_blocked = torch.cumsum(is_blocked, dim=1) > 0
         products = windows.masked_fill(is_blocked, self._pad)[None] * self._multipliers
         mix = products[:, :, 0]

@@ -32,6 +32,8 @@ def check_supported(resolved: ResolvedScenario) -> None:
     """
     scenario, placement, hardware = resolved.scenario, resolved.placement, resolved.hardware
     check_runnable(resolved.model)
+    if placement.tier != "none":
+        resolved.model.engram.require_hash()
     refusals = (
         (
             scenario.speculative.draft_tokens > 0,

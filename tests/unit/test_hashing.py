@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tiercast_profiles.errors import BadInput
+from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.head_sizes import head_sizes
 from tiercast_profiles.store import load_model
 from tiercast_runtime import hashing, reference
@@ -88,7 +88,7 @@ def test_the_folded_pad_id_can_be_given(mini_model):
     assert np.array_equal(reference.row_ids(engram, at_start, folded_pad_id=33), expected)
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 def test_torch_equals_the_oracle(mini_model, dialect):
     torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
     engram = mini_model(dialect).engram
@@ -140,3 +140,23 @@ def test_positions_outside_the_sequence_are_refused():
 def test_row_ids_need_no_torch():
     code = "import sys, tiercast_runtime.hashing, tiercast_runtime.reference; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_dialect_whose_hash_is_not_known_is_refused_everywhere(mini_model):
+    engram = mini_model("longcat").engram
+    windows = windows_of(engram, 3)
+    for hash_rows in (hashing.numpy_row_ids, reference.row_ids):
+        with pytest.raises(MissingCapability, match="longcat"):
+            hash_rows(engram, windows)
+    with pytest.raises(MissingCapability, match="longcat"):
+        reference.moduli(engram)
+    torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+    with pytest.raises(MissingCapability, match="size it, price it or simulate it"):
+        hashing.EngramHasher(engram, torch.device("cpu"))
+
+
+def test_the_assumed_hash_of_qwen4exp_is_that_of_the_demo(mini_model):
+    qwen, demo = mini_model("qwen4exp").engram, mini_model("demo").engram
+    windows = windows_of(demo, 12)
+    windows[4, 1] = hashing.DEAD
+    assert np.array_equal(hashing.numpy_row_ids(qwen, windows), hashing.numpy_row_ids(demo, windows))
