@@ -101,7 +101,7 @@ class LookupCosts:
             per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, demand.capacity_per_s)
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
-        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size)
+        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size, rows_hit)
 
     def _on_slowest_rank(self, rows: int) -> int:
         return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)
