@@ -15,6 +15,13 @@ from tiercast_sim.simulate import simulate  # noqa: E402
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
+WORKLOAD = {
+    "kind": "closed_loop",
+    "concurrency": 3,
+    "num_requests": 9,
+    "prompt_tokens": {"uniform": [3, 25]},
+    "output_tokens": {"uniform": [1, 9]},
+}
 LARGE_GIB, SMALL_GIB = 0.001, 3e-6  # every row of the mini tables, or a few dozen of each
 PLACEMENTS = (
     {"tier": "nvme"},
@@ -96,6 +103,18 @@ def test_a_record_reports_hits_and_memory_under_the_simulators_names(mini_scenar
     without = mini_scenario({"tier": "nvme"})
     assert bench(without, folder=tmp_path).metrics.cache_hit_ratio is None
     assert simulate(without).metrics.cache_hit_ratio is None
+
+
+def test_both_sides_remove_duplicates_in_front_of_a_cache(mini_scenario, tmp_path):
+    """Tables so large that hashes do not collide: then counting n-grams and counting rows must agree to a percent."""
+    sections = {"workload": {**WORKLOAD, "text": "random"}}
+    for tier in ("dram", "nvme"):
+        resolved = mini_scenario({"tier": tier, "cache_gib": 0.01}, **sections)
+        engram = resolved.model.engram.model_copy(update={"rows_per_head": (40_009,) * 3})
+        resolved = resolved.model_copy(update={"model": resolved.model.model_copy(update={"engram": engram})})
+        measured, predicted = bench(resolved, folder=tmp_path).metrics, simulate(resolved).metrics
+        assert predicted.cache_hit_ratio == pytest.approx(measured.cache_hit_ratio, abs=0.01)
+        assert predicted.unique_row_ratio == pytest.approx(measured.unique_row_ratio, abs=0.01)
 
 
 def test_a_cache_takes_room_from_key_values_where_the_cpu_is_the_device(mini_scenario, tmp_path):
