@@ -144,6 +144,10 @@ class CudaLane:
                 flight.job.done.wait()
         self._pending.clear()
 
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
+
     def take_timings(self) -> list[LookupTiming]:
         """Read the events of the lookups taken; waits until the compute stream has passed them."""
         timings = []
@@ -162,6 +166,7 @@ class CudaLane:
                     max(0, ready_ns - self._event_clock.ns(flight.arrived)),
                     staged.num_rows,
                     staged.num_rows_read,
+                    staged.num_rows_hit,
                 )
             )
         self._taken.clear()

@@ -25,6 +25,7 @@ class LookupTiming:
     stall_ns: int
     num_rows: int
     num_rows_read: int
+    num_rows_hit: int = 0
 
 
 class InlineLane:
@@ -48,10 +49,21 @@ class InlineLane:
         ready_ns = self._clock()
         self._timings.append(
             LookupTiming(
-                layer_index, issued_ns, issued_ns, ready_ns, ready_ns - issued_ns, staged.num_rows, staged.num_rows_read
+                layer_index,
+                issued_ns,
+                issued_ns,
+                ready_ns,
+                ready_ns - issued_ns,
+                staged.num_rows,
+                staged.num_rows_read,
+                staged.num_rows_hit,
             )
         )
         return staged
+
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""
@@ -150,6 +162,7 @@ class WorkerLane:
                 stall_ns,
                 job.staged.num_rows,
                 job.staged.num_rows_read,
+                job.staged.num_rows_hit,
             )
         )
         return job.staged
@@ -159,6 +172,10 @@ class WorkerLane:
         for job in self._jobs.values():
             job.done.wait()
         self._jobs.clear()
+
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""

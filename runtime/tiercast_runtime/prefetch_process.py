@@ -16,6 +16,7 @@ import torch
 from tiercast_profiles.errors import MissingCapability, TiercastError
 from tiercast_runtime.lookup_process import (
     CAPACITY,
+    CLEAR_CACHES,
     COUNT,
     ERRORS,
     HEADER_BYTES,
@@ -23,6 +24,8 @@ from tiercast_runtime.lookup_process import (
     INVERSE,
     LAYER,
     MAX_JOBS,
+    NUM_HIT,
+    NUM_READ,
     NUM_UNIQUE,
     READY_NS,
     ROWS,
@@ -102,7 +105,8 @@ class ProcessLane:
         self._is_open = True
         tables = [asdict(table) for table in path.disk_tables]
         try:
-            line = json.dumps({"tables": tables, "depth": path.depth, "mode": path.mode})
+            options = {"depth": path.depth, "mode": path.mode, "cache_slots": path.cache_slots}
+            line = json.dumps({"tables": tables, **options})
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
             self._await(_START_TIMEOUT_MS)
@@ -148,6 +152,7 @@ class ProcessLane:
             self._abandon()
             raise ERRORS.get(status, RuntimeError)(text)
         num_rows, num_unique = int(job[COUNT]), int(job[NUM_UNIQUE])
+        num_read, num_hit = int(job[NUM_READ]), int(job[NUM_HIT])
         width = self._row_bytes[layer_index]
         rows = self._memory.uint8(flight.slot.rows, num_unique * width).reshape(num_unique, width)
         inverse = self._memory.int64(flight.slot.inverse, num_rows).reshape(flight.shape)
@@ -159,10 +164,22 @@ class ProcessLane:
                 int(job[READY_NS]),
                 stall_ns,
                 num_rows,
-                num_unique,
+                num_read,
+                num_hit,
             )
         )
-        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_unique)
+        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_read, num_hit)
+
+    def clear_cache(self) -> None:
+        """Have the process forget the rows its caches hold; returns when it has."""
+        assert not self._flights, "caches are cleared between steps"
+        job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
+        job[:] = 0
+        job[LAYER] = CLEAR_CACHES
+        self._num_jobs += 1
+        os.eventfd_write(self._go_fd, 1)
+        while self._num_done < self._num_jobs:
+            self._collect(None)
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""
