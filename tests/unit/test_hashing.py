@@ -132,6 +132,20 @@ def test_bad_windows_are_refused(mini_model, windows, message):
         hashing.numpy_row_ids(mini_model("v41").engram, windows)
 
 
+@pytest.mark.parametrize("dialect", ["v41", "demo"])
+def test_an_image_span_stands_between_n_grams_as_the_oracle_has_it(mini_model, dialect):
+    engram = mini_model(dialect).engram
+    max_order = engram.ngram_orders[-1]
+    ids = np.array([5, 6, 7, hashing.DEAD, hashing.DEAD, 8, 9, 5, 6, 7], dtype=np.int64)
+    windows = hashing.build_windows(ids, 0, len(ids), max_order)
+    found = hashing.numpy_row_ids(engram, windows)
+    assert np.array_equal(found, reference.row_ids(engram, windows))
+    if dialect == "v41":
+        # the first token behind the span sees what the first token of a sequence sees
+        alone = hashing.build_windows(np.array([8], dtype=np.int64), 0, 1, max_order)
+        assert np.array_equal(found[:, 5], hashing.numpy_row_ids(engram, alone)[:, 0])
+
+
 def test_positions_outside_the_sequence_are_refused():
     with pytest.raises(BadInput, match="not in a sequence of 3 tokens"):
         hashing.build_windows(np.arange(3), 2, 2, 4)
