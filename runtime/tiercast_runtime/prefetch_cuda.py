@@ -124,7 +124,7 @@ class CudaLane:
         assert flight is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
         flight.arrived.record()
         if self._worker is not None:
-            flight.job.done.wait()
+            self._worker.wait(flight.job)
         del self._pending[layer_index]
         if flight.job.error is not None:
             self._abandon()
@@ -141,7 +141,7 @@ class CudaLane:
     def _abandon(self) -> None:
         if self._worker is not None:
             for flight in self._pending.values():
-                flight.job.done.wait()
+                self._worker.wait(flight.job)
         self._pending.clear()
 
     def clear_cache(self) -> None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tiercast_profiles.errors import TiercastError
 from tiercast_runtime.paths.base import LookupPath, StagedRows
+
+_LIVENESS_S = 1.0  # how often a waiter looks whether the worker still runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,17 @@ class Worker:
         """Hand a job over."""
         self._queue.put(job)
 
+    def wait(self, job: Job) -> None:
+        """Wait until a job is done.
+
+        Raises:
+            TiercastError: the thread has ended and left the job undone; without this the wait would have no end.
+        """
+        while not job.done.is_set():
+            if not self._thread.is_alive() and not job.done.is_set():
+                raise TiercastError("the lookup thread has ended; make a new prefetcher, or use prefetch off")
+            job.done.wait(_LIVENESS_S)
+
     def close(self) -> None:
         """End the thread after the jobs it has."""
         if self._thread.is_alive():
@@ -147,7 +161,7 @@ class WorkerLane:
         stall_ns = 0
         if not job.done.is_set():
             arrived_ns = self._clock()
-            job.done.wait()
+            self._worker.wait(job)
             stall_ns = self._clock() - arrived_ns
         if job.error is not None:
             self._abandon()
@@ -170,7 +184,7 @@ class WorkerLane:
     def _abandon(self) -> None:
         """Let the rest of a failed step run out, so the next step starts with an idle worker."""
         for job in self._jobs.values():
-            job.done.wait()
+            self._worker.wait(job)
         self._jobs.clear()
 
     def clear_cache(self) -> None:

@@ -41,6 +41,7 @@ from tiercast_runtime.prefetch_lanes import LookupTiming
 
 _SLOTS_PER_LAYER = 2
 _START_TIMEOUT_MS = 60_000
+_EXIT_CODE_TIMEOUT_S = 1.0
 _ALIGNMENT_BYTES = 64
 
 
@@ -102,7 +103,7 @@ class ProcessLane:
         self._num_jobs, self._num_done = 0, 0
         self._flights: dict[int, _Flight] = {}
         self._timings: list[LookupTiming] = []
-        self._is_open = True
+        self._is_open, self._is_gone = True, False
         tables = [asdict(table) for table in path.disk_tables]
         try:
             options = {"depth": path.depth, "mode": path.mode, "cache_slots": path.cache_slots}
@@ -118,7 +119,13 @@ class ProcessLane:
             raise
 
     def begin_step(self, row_ids: torch.Tensor) -> None:
-        """Hand over every layer's lookup."""
+        """Hand over every layer's lookup.
+
+        Raises:
+            TiercastError: the process is gone; it stays gone.
+        """
+        if self._is_gone:
+            raise _gone(self._process)
         assert not self._flights, "the rows of the step before have not all been taken"
         assert len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
         issued_ns = time.perf_counter_ns()
@@ -214,6 +221,8 @@ class ProcessLane:
                 timeout_ms = 0
                 continue
             if events:
+                self._is_gone = True
+                self._flights.clear()
                 raise _gone(self._process)
             return
 
@@ -248,6 +257,9 @@ class ProcessLane:
 
 
 def _gone(process: "subprocess.Popen[bytes]") -> TiercastError:
-    code = process.poll()
-    what = "does not answer" if code is None else f"ended with code {code}"
+    try:
+        # its pipe closes a moment before its exit code is there
+        what = f"ended with code {process.wait(timeout=_EXIT_CODE_TIMEOUT_S)}"
+    except subprocess.TimeoutExpired:
+        what = "does not answer"
     return TiercastError(f"the lookup process {what}; run again, or use prefetch off")
