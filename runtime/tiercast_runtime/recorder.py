@@ -50,6 +50,7 @@ class Recorder:
     origin_ns: int
     layer_ids: tuple[int, ...]
     rows_per_token: int
+    has_cache: bool = False
     layers: list[list[LayerStep]] = field(init=False)
     overhead_ns: list[int] = field(default_factory=list)
     _steps: list[tuple[int, ...]] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Recorder:
                 sum(lookup.ready_ns - lookup.started_ns for lookup in lookups),
                 plan.num_tokens * self.rows_per_token * len(self.layer_ids),
                 sum(lookup.num_rows_read for lookup in lookups),
+                sum(lookup.num_rows_hit for lookup in lookups),
             )
         )
         self.overhead_ns.append(times.built_ns - times.start_ns + times.end_ns - times.computed_ns)
@@ -130,6 +132,7 @@ class Recorder:
                 lookup_ns=columns[5],
                 rows=columns[6],
                 rows_read=columns[7],
+                rows_hit=columns[8] if self.has_cache else (),
             ),
         )
 
