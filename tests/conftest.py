@@ -30,10 +30,10 @@ def one_compute_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mini_model() -> Callable[..., ModelSpec]:
-    """A six-layer model of either dialect with tables of a few hundred rows; keywords change its sections."""
+    """A six-layer model of any dialect with tables of a few hundred rows; keywords change its sections."""
 
     def make(dialect: str = "v41", *, backbone: dict | None = None, engram: dict | None = None) -> ModelSpec:
-        is_demo = dialect == "demo"
+        is_demo = dialect in ("demo", "qwen4exp")
         orders = [2, 3] if is_demo else [2, 3, 4]
         return ModelSpec.model_validate(
             {

@@ -9,6 +9,7 @@ from tiercast_cli.options import JsonFlag, ModelName, OutputFile, examples, numb
 EPILOG = examples(
     "tiercast rows --model tiny --layer 4 --token-ids 5,17,4000",
     "tiercast rows --model deepseek-v4.1-flash --layer 14 --token-ids 5,17,99000 --folded",
+    "tiercast rows --model deepseek-v4.1-flash --layer 1 --token-ids 5,17 --tokenizer tokenizer.json",
 )
 
 
@@ -23,6 +24,14 @@ def command(
         bool,
         typer.Option("--folded", help="The ids are already folded; -1 marks a position no n-gram may cross."),
     ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FILE",
+            help="The model's tokenizer: a Hugging Face tokenizer.json, a tekken JSON or a tiktoken ranks file.",
+        ),
+    ] = None,
     output: OutputFile = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -36,7 +45,7 @@ def command(
 
     spec = load_model(model)
     ids = [int(value) for value in number_list(token_ids, "--token-ids", int)]
-    result = row_lookup.look_up(spec, layer, ids, is_folded=is_folded)
+    result = row_lookup.look_up(spec, layer, ids, is_folded=is_folded, tokenizer=tokenizer)
     if output is not None:
         save(output, to_json(result))
     emit(result, lambda: row_lookup.view(result), as_json=as_json)

@@ -15,7 +15,7 @@ BASIS = {
     "band": "the simulation at both ends of the bands of its inputs",
     "point": "none",
 }
-RATIOS = ("hidden_ratio", "unique_row_ratio")
+RATIOS = ("hidden_ratio", "unique_row_ratio", "cache_hit_ratio")
 TABLES_OF_THEIR_OWN = ("layers.", "memory_bytes.")
 SETTLED_BY_THE_SCENARIO = ("rows_per_token",)
 EXPECTED_DIFFERENCES = ("scenario.hardware", "provenance.git_commit")

@@ -2,7 +2,7 @@
 
 The reference code starts a search at ``rows_per_head − 1`` for every layer and order, takes the next primes and skips
 any prime already used by an earlier layer or order (arXiv 2601.07372 §2.2; the published V4.1 totals 384,006,168 and
-384,016,682 come out exactly).
+384,016,682 come out exactly). A dialect without that search (``longcat``) has the stated number of rows in every head.
 """
 
 from functools import lru_cache
@@ -36,7 +36,13 @@ def is_prime(number: int) -> bool:
 
 
 def head_sizes(engram: Engram) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Prime table size of every head: ``[layer][order][head]``, layers in ``engram.layer_ids`` order."""
+    """Table size of every head, ``[layer][order][head]``, layers in ``engram.layer_ids`` order.
+
+    They are distinct primes where the dialect searches primes, else ``rows_per_head`` itself.
+    """
+    if not engram.rules.has_prime_sizes:
+        layer = tuple((rows,) * engram.num_heads_per_order for rows in engram.rows_per_head)
+        return (layer,) * len(engram.layer_ids)
     return _search(len(engram.layer_ids), engram.rows_per_head, engram.num_heads_per_order)
 
 
@@ -60,5 +66,7 @@ def _search(num_layers: int, rows_per_head: tuple[int, ...], num_heads: int) -> 
 
 
 def table_rows(engram: Engram) -> tuple[int, ...]:
-    """Rows of each layer's table: the sum of its head sizes."""
-    return tuple(sum(sum(heads) for heads in layer) for layer in head_sizes(engram))
+    """Rows of each layer's table: the sum of its head sizes, filled up to the dialect's multiple."""
+    multiple = engram.rules.table_row_multiple
+    totals = (sum(sum(heads) for heads in layer) for layer in head_sizes(engram))
+    return tuple(-(-total // multiple) * multiple for total in totals)

@@ -4,9 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tiercast_profiles.dialects import RULES, Dialect, DialectRules
 from tiercast_profiles.document import Document, Quantity, Strict, canonical_sha256
+from tiercast_profiles.errors import MissingCapability
 
-Dialect = Literal["demo", "v41"]
 RowFormat = Literal["fp8_block32", "bf16", "int8_block32"]
 RowLayout = Literal["packed", "split", "padded"]
 Precision = Literal["fp32", "bf16", "fp8", "fp4"]
@@ -76,8 +77,9 @@ class Engram(Strict):
     """The conditional memory of one model: dialect, tables and where they attach.
 
     ``rows_per_head`` gives, for each order, the number from which the search for the next primes starts
-    (``engram_vocab_size`` in the reference code). Layer ids are 0-based.
-    Sources: arXiv 2601.07372 §2.2-2.5 (demo dialect); vLLM docs/features/engram.md (v41 dialect).
+    (``engram_vocab_size`` in the reference code), or the rows of every head where the dialect has no such search
+    (``longcat``). Layer ids are 0-based; layer 0 is the input embedding, whose lookup no earlier layer can hide.
+    Sources: arXiv 2601.07372 §2.2-2.5 (demo dialect); vLLM docs/features/engram.md (v41 dialect); ``dialects.py``.
     """
 
     dialect: Dialect
@@ -102,9 +104,30 @@ class Engram(Strict):
             raise ValueError(f"layer_ids={list(self.layer_ids)} must be ascending, distinct and not negative")
         if self.row_format != "bf16" and self.row_values % SCALE_BLOCK_VALUES:
             raise ValueError(f"row_values={self.row_values} is not a multiple of the scale block {SCALE_BLOCK_VALUES}")
-        if (self.dialect == "demo") != (self.conv_kernel_size is not None):
-            raise ValueError("the demo dialect has a convolution (conv_kernel_size), the v41 dialect has none")
+        if self.rules.has_convolution != (self.conv_kernel_size is not None):
+            raise ValueError(
+                f"the {self.dialect} dialect has a convolution: give conv_kernel_size"
+                if self.rules.has_convolution
+                else f"the {self.dialect} dialect has no convolution: leave conv_kernel_size out"
+            )
         return self
+
+    @property
+    def rules(self) -> DialectRules:
+        """What this dialect does, as data."""
+        return RULES[self.dialect]
+
+    def require_hash(self) -> None:
+        """Refuse a dialect whose hash is not known.
+
+        Raises:
+            MissingCapability: row ids of this dialect cannot be computed.
+        """
+        if self.rules.hash_evidence == "unknown":
+            raise MissingCapability(
+                f"the constants of the {self.dialect} dialect's hash are not known here, so its row ids cannot be "
+                "computed; size it, price it or simulate it instead"
+            )
 
     @property
     def num_rows_per_token(self) -> int:
@@ -140,8 +163,11 @@ class Engram(Strict):
         return self.num_rows_per_token * self.row_values
 
     def projection_outputs(self, backbone: Backbone) -> int:
-        """Columns of the fused key/value projection: (one key per branch + one value) × hidden (paper §2.4)."""
-        return (backbone.num_branches + 1) * backbone.hidden_size
+        """Columns of the fused key/value projection: (one key per branch + one value) × hidden (paper §2.4).
+
+        A dialect without a gate has no keys.
+        """
+        return ((backbone.num_branches if self.rules.has_gate else 0) + 1) * backbone.hidden_size
 
 
 class ModelSpec(Document):

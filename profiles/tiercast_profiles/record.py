@@ -65,6 +65,7 @@ class Metrics(Strict):
     memory_bytes: dict[Literal["hbm", "dram", "cxl", "nvme", "pool"], int]
     rows_per_token: float
     unique_row_ratio: float | None
+    cache_hit_ratio: float | None = None
     layers: tuple[LayerWindow, ...] = ()
 
 
@@ -82,7 +83,8 @@ class StepSamples(Strict):
     """One entry per step, in order; times are ns since run start.
 
     ``lookup_ns`` is the sum over layers of the time each lookup was in flight; ``rows`` counts what the tokens asked
-    for, ``rows_read`` what the tier delivered after duplicates and cache hits.
+    for, ``rows_read`` what the tier delivered after duplicates and cache hits, ``rows_hit`` those asked
+    for that the cache had before the lookup, duplicates included (empty without a cache).
     """
 
     start_ns: tuple[int, ...]
@@ -93,6 +95,7 @@ class StepSamples(Strict):
     lookup_ns: tuple[int, ...]
     rows: tuple[int, ...]
     rows_read: tuple[int, ...]
+    rows_hit: tuple[int, ...] = ()
 
 
 class Samples(Strict):

@@ -2,7 +2,8 @@
 
 Definitions: TTFT is first token minus arrival, queueing included. TPOT is (finish − first token) ÷ (output tokens − 1)
 of one request. Throughput counts all tokens of the finished requests over the time from run start to last finish.
-``hidden_ratio`` is 1 − stall ÷ time lookups were in flight.
+``hidden_ratio`` is 1 − stall ÷ time lookups were in flight. ``cache_hit_ratio`` is the share of rows asked for that the
+cache had before their lookup; a row that comes twice in a lookup counts twice.
 """
 
 import math
@@ -87,6 +88,8 @@ class SampleStatistics:
         self.hidden_ratio: float | None = min(1.0, max(0.0, 1 - stall / lookup)) if lookup > 0 else None
         rows, read = sum(steps.rows), sum(steps.rows_read)
         self.unique_row_ratio: float | None = read / rows if rows > 0 else None
+        has_cache = rows > 0 and len(steps.rows_hit) > 0
+        self.cache_hit_ratio: float | None = sum(steps.rows_hit) / rows if has_cache else None
 
 
 def relative_error(predicted: float, measured: float) -> float:

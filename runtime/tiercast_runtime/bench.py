@@ -158,6 +158,7 @@ def _metrics(
     hidden = [s.hidden_ratio for s in statistics if s.hidden_ratio is not None and is_hidden_defined]
     tpot = [s.tpot_ms for s in statistics if s.tpot_ms is not None]
     unique = [s.unique_row_ratio for s in statistics if s.unique_row_ratio is not None]
+    hits = [s.cache_hit_ratio for s in statistics if s.cache_hit_ratio is not None]
     engram = resolved.model.engram
     has_tables = resolved.placement.tier != "none"
     return Metrics(
@@ -173,12 +174,15 @@ def _metrics(
         memory_bytes=memory_bytes(resolved, engine),
         rows_per_token=len(engram.layer_ids) * engram.num_rows_per_token if has_tables else 0,
         unique_row_ratio=stats.median(unique) if unique else None,
+        cache_hit_ratio=stats.median(hits) if hits else None,
         layers=_layer_windows(resolved, runs) if has_tables else (),
     )
 
 
 def memory_bytes(resolved: ResolvedScenario, engine: Engine) -> dict[MemoryTier, int]:
     """Bytes this run allocated by tier: weights and buffers on the device, tables where they live.
+
+    A row cache lies in host memory and counts with its index.
 
     The KV cache takes what is left of the device's memory; its size is among the facts.
     """
@@ -187,6 +191,8 @@ def memory_bytes(resolved: ResolvedScenario, engine: Engine) -> dict[MemoryTier,
     by_tier: dict[MemoryTier, int] = {"hbm": device_bytes}
     if tier != "none":
         by_tier[tier] = by_tier.get(tier, 0) + engine.table_bytes
+    if engine.cache.size_bytes:
+        by_tier["dram"] = by_tier.get("dram", 0) + engine.cache.size_bytes
     return by_tier
 
 
@@ -251,6 +257,9 @@ def _facts(
         "text_is_stand_in": engine.text.is_stand_in,
         "measured_on": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+    if engine.cache.size_bytes:
+        facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
+        facts["cache_start"] = "empty"
     facts.update({f"path_{key}": value for key, value in engine.path_facts.items()})
     return facts
 

@@ -16,6 +16,7 @@ from tiercast_profiles.units import format_bytes, gb_to_bytes
 from tiercast_profiles.workload import Request
 from tiercast_runtime.backbone import kv_bytes_per_token
 from tiercast_runtime.batch import aligned_context
+from tiercast_runtime.cache_plan import plan_cache
 from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.scheduler import Limits
 
@@ -101,9 +102,11 @@ def plan_kv(
     shared_tiers = ("hbm", "dram") if device.type == "cpu" else ("hbm",)
     tables = table_bytes if resolved.placement.tier in shared_tiers else 0
     fresh = parameter_bytes(resolved, dtype) + buffer_bytes(resolved, dtype, max_step)
-    room = math.floor(usable - gb_to_bytes(memory.memory_reserve_gb.value) - fresh - tables)
+    # A row cache lies in host memory and is filled while the run lasts.
+    cache = plan_cache(resolved).size_bytes if device.type == "cpu" else 0
+    room = math.floor(usable - gb_to_bytes(memory.memory_reserve_gb.value) - fresh - tables - cache)
     # What the profile grants, and what is really free now: the tables are allocated already, weights are not.
-    allocatable = min(room, free_bytes(device) - fresh)
+    allocatable = min(room, free_bytes(device) - fresh - cache)
     slot_bytes = max_context * per_token
     num_slots = min(wanted, max(0, allocatable) // slot_bytes)
     if num_slots < 1:

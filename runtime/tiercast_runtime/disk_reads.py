@@ -1,4 +1,4 @@
-"""Rows of one table file by id: duplicates removed, then read at depth.
+"""Rows of one table file by id: duplicates removed, what a cache has left out, the rest read at depth.
 
 NumPy only, so that a worker process that knows nothing of torch can do it.
 """
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tiercast_profiles.errors import BadInput
 from tiercast_runtime.aio import ReadMode, RowReader
+from tiercast_runtime.cache import RowCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,11 @@ class DiskTable:
 
 
 class DiskReader:
-    """Reads lookups of one table; one thread at a time."""
+    """Reads lookups of one table, past a cache of ``cache_slots`` rows if that is not 0; one thread at a time."""
 
-    def __init__(self, table: DiskTable, *, depth: int, mode: ReadMode | None = None) -> None:
+    def __init__(self, table: DiskTable, *, depth: int, mode: ReadMode | None = None, cache_slots: int = 0) -> None:
         self.table = table
+        self.cache = RowCache(cache_slots, table.row_bytes) if cache_slots else None
         self.rows = RowReader(Path(table.path), depth=depth, mode=mode)
 
     def unique(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -57,6 +59,23 @@ class DiskReader:
             useful = min(width, self.table.row_bytes - first)  # padding is not worth reading
             self.rows.read_rows(offset + unique * width, target[:, first : first + useful])
             first += useful
+
+    def fetch(self, unique: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """As ``read``, from the cache where it has the row.
+
+        Returns:
+            ``[len(unique)] bool``, true where the row was read from the file.
+        """
+        if self.cache is None:
+            self.read(unique, target)
+            return np.ones(len(unique), dtype=bool)
+        missing = self.cache.lookup(unique, target)
+        if missing.any():
+            rows = np.empty((int(missing.sum()), self.table.row_bytes), dtype=np.uint8)
+            self.read(unique[missing], rows)
+            target[missing] = rows
+            self.cache.insert(unique[missing], rows)
+        return missing
 
     def close(self) -> None:
         """Close the file."""

@@ -24,6 +24,7 @@ from tiercast_profiles.units import NS_PER_MS, ns_to_s
 from tiercast_profiles.workload import Request, draw_requests
 from tiercast_runtime.backbone import Backbone, check_runnable, compute_dtype
 from tiercast_runtime.batch import BatchBuilder, BatchPlan
+from tiercast_runtime.cache_plan import plan_cache
 from tiercast_runtime.capacity import KvPlan, plan_kv
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
@@ -92,6 +93,7 @@ class Engine:
         has_tables = resolved.placement.tier != "none"
         self.tables = build_tables(resolved, device, folder) if has_tables else []
         self.table_bytes = sum(table.size_bytes for table in self.tables)
+        self.cache = plan_cache(resolved)
         self.kv: KvPlan = plan_kv(resolved, self.requests, device, self.dtype, self.table_bytes)
         shape = {
             "num_slots": self.kv.num_slots,
@@ -136,11 +138,16 @@ class Engine:
         """Bytes of the Engram projections, gates and convolutions."""
         return sum(layer.weight_bytes for layer in self.engram_layers)
 
-    def run(self, progress: Callable[[float], None] | None = None) -> EngineRun:
-        """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows."""
+    def run(self, progress: Callable[[float], None] | None = None, *, keeps_cache: bool = False) -> EngineRun:
+        """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows.
+
+        A row cache starts the run empty, as the simulator's does; with ``keeps_cache`` it starts with what it has.
+        """
         with torch.inference_mode(), _without_garbage_collection():
             num_warm_up_steps = self._warm_up()
-            recorder = Recorder(self._clock(), tuple(self._engram_at))
+            if self.cache.size_bytes and not keeps_cache and self.prefetcher is not None:
+                self.prefetcher.clear_cache()
+            recorder = Recorder(self._clock(), tuple(self._engram_at), has_cache=self.cache.size_bytes > 0)
             outputs = self._serve(self.requests, self._tokens, recorder, progress)
         return EngineRun(
             samples=recorder.samples(self.requests),

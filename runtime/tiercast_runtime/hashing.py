@@ -7,6 +7,7 @@ int64``, indices into that layer's own table, columns order-major then head.
 Importing this module does not import torch; only ``EngramHasher`` does.
 """
 
+import importlib.util
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,12 @@ _LAYER_SEED_STEP = 10007
 
 
 def hash_multipliers(engram: Engram) -> npt.NDArray[np.int64]:
-    """Odd multipliers ``[layers, max_order] int64``, drawn per layer as the reference code draws them."""
+    """Odd multipliers ``[layers, max_order] int64``, drawn per layer as the reference code draws them.
+
+    Raises:
+        MissingCapability: the dialect's hash is not known.
+    """
+    engram.require_hash()
     return _draw(engram.layer_ids, engram.ngram_orders[-1], engram.compressed_vocab_size, engram.hash_seed)
 
 
@@ -94,11 +100,13 @@ def numpy_row_ids(
 
     Raises:
         BadInput: windows of the wrong shape, or ids outside the folded vocabulary.
+        MissingCapability: the dialect's hash is not known.
     """
+    engram.require_hash()
     check_windows(engram, windows)
     pad = engram.pad_token_id if folded_pad_id is None else folded_pad_id
     is_blocked = windows == DEAD
-    if engram.dialect == "v41":
+    if engram.rules.blocks_farther:
         is_blocked = np.logical_or.accumulate(is_blocked, axis=1)
     ids = np.where(is_blocked, np.int64(pad), windows)
     sizes, offsets = head_moduli(engram)
@@ -110,18 +118,22 @@ def numpy_row_ids(
 
 
 class EngramHasher:
-    """Hashes the windows of a step into row ids of all Engram layers at once, on a CPU or a GPU."""
+    """Hashes the windows of a step into row ids of all Engram layers at once, on a CPU or a GPU.
+
+    On a GPU one Triton kernel does it where triton is installed; ``has_kernel`` says whether it does.
+    """
 
     def __init__(self, engram: Engram, device: "torch.device", folded_pad_id: int | None = None) -> None:
         import torch
 
         self.engram = engram
         self.device = device
+        self.has_kernel = device.type == "cuda" and importlib.util.find_spec("triton") is not None
         self._pad = engram.pad_token_id if folded_pad_id is None else folded_pad_id
         sizes, offsets = head_moduli(engram)
-        self._multipliers = torch.from_numpy(hash_multipliers(engram).copy()).to(device)[:, None, :]
-        self._sizes = torch.from_numpy(sizes).to(device)[:, None]
-        self._offsets = torch.from_numpy(offsets).to(device)[:, None]
+        self._multipliers = torch.from_numpy(hash_multipliers(engram).copy()).to(device)
+        self._sizes = torch.from_numpy(sizes).to(device)
+        self._offsets = torch.from_numpy(offsets).to(device)
 
     def row_ids(self, windows: "torch.Tensor") -> "torch.Tensor":
         """Row ids ``[layers, tokens, rows_per_token] int64`` of windows ``[tokens, max_order] int64``.
@@ -134,7 +146,27 @@ class EngramHasher:
 
             # a decode step hashes a few tokens: NumPy needs 40 µs where torch's dispatch of the same takes 120 µs
             return torch.from_numpy(numpy_row_ids(self.engram, windows.numpy(), self._pad))
-        return self.torch_row_ids(windows)
+        return self.kernel_row_ids(windows) if self.has_kernel else self.torch_row_ids(windows)
+
+    def kernel_row_ids(self, windows: "torch.Tensor", out: "torch.Tensor | None" = None) -> "torch.Tensor":
+        """The same by one kernel launch, without waiting for it; into ``out`` when given. Needs triton.
+
+        Ids outside the folded vocabulary cannot leave the table (the modulus bounds them), so they are not looked for.
+
+        Raises:
+            BadInput: windows or ``out`` of another shape or type.
+        """
+        from tiercast_runtime.hash_kernel import launch_hash
+
+        return launch_hash(
+            windows,
+            self._multipliers,
+            self._sizes,
+            self._offsets,
+            pad=self._pad,
+            blocks_farther=self.engram.dialect == "v41",
+            out=out,
+        )
 
     def torch_row_ids(self, windows: "torch.Tensor") -> "torch.Tensor":
         """The same in torch operations alone, on any device and without waiting for it.
@@ -147,14 +179,14 @@ class EngramHasher:
         if windows.ndim != 2 or windows.shape[1] != max_order or windows.dtype != torch.int64:
             raise BadInput(f"windows is {windows.dtype} {list(windows.shape)}; must be int64 [tokens, {max_order}]")
         is_blocked = windows == DEAD
-        if self.engram.dialect == "v41":
+        if self.engram.rules.blocks_farther:
             is_blocked = torch.cumsum(is_blocked, dim=1) > 0
-        products = windows.masked_fill(is_blocked, self._pad)[None] * self._multipliers
+        products = windows.masked_fill(is_blocked, self._pad)[None] * self._multipliers[:, None, :]
         mix = products[:, :, 0]
         mixes = []
         for look_back in range(1, max_order):
             mix = torch.bitwise_xor(mix, products[:, :, look_back])
             mixes.append(mix)
-        rows = torch.remainder(torch.stack(mixes, dim=2)[..., None], self._sizes).add_(self._offsets)
+        rows = torch.remainder(torch.stack(mixes, dim=2)[..., None], self._sizes[:, None]).add_(self._offsets[:, None])
         result: torch.Tensor = rows.reshape(len(self.engram.layer_ids), len(windows), self.engram.num_rows_per_token)
         return result

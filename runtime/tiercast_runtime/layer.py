@@ -1,9 +1,12 @@
 """One Engram layer once its rows are there: dequantise, project, gate, convolve, add.
 
-Two dialects (arXiv 2601.07372 §2.2-2.5; vLLM docs/features/engram.md):
+Three dialects (arXiv 2601.07372 §2.2-2.5; vLLM docs/features/engram.md):
 
 - ``demo``: keys and value are linear maps with bias, and a short causal convolution follows the gate.
 - ``v41``: no bias, no convolution, norm weights folded into one product.
+- ``qwen4exp``: a convolution is published; the rest of the module is assumed to be that of ``demo``.
+
+``longcat`` adds its rows to the input embedding without a gate; its module is not built here and is refused.
 
 Assumption A36: V4.1 keeps the fused projection in FP8. Here it is held and multiplied in the compute type (bf16 on a
 GPU, fp32 on a CPU), so its weight traffic is twice, or four times, that of the published kernel.
@@ -12,6 +15,7 @@ GPU, fp32 on a CPU), so its weight traffic is twice, or four times, that of the 
 import torch
 from torch.nn import functional
 
+from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.model import ModelSpec
 from tiercast_runtime.backbone import inverse_rms, rms_norm
 from tiercast_runtime.batch import BatchPlan
@@ -32,7 +36,10 @@ class EngramLayer:
         device: where weights and state live.
         dtype: compute type.
         generator: source of the random weights, on ``device``.
-        num_slots: sequences whose convolution state is kept (demo dialect).
+        num_slots: sequences whose convolution state is kept (dialects with one).
+
+    Raises:
+        MissingCapability: the dialect has no gated module.
     """
 
     def __init__(
@@ -46,6 +53,11 @@ class EngramLayer:
         num_slots: int,
     ) -> None:
         engram, backbone = model.engram, model.backbone
+        if not engram.rules.has_gate:
+            raise MissingCapability(
+                f"the {engram.dialect} dialect adds its rows to the input embedding; this runtime has no such module; "
+                "simulate it instead"
+            )
         self._engram = engram
         self._dtype = dtype
         self.layer_id = engram.layer_ids[layer_index]
@@ -57,7 +69,7 @@ class EngramLayer:
 
         # One matrix for the keys of all branches and the value (paper §2.4), stored [inputs, outputs].
         self.projection = normal((inputs, outputs), 0.0, inputs**-0.5)
-        self.bias = normal((outputs,), 0.0, 0.02) if engram.dialect == "demo" else None
+        self.bias = normal((outputs,), 0.0, 0.02) if engram.rules.has_bias else None
         branch_shape = (self._num_branches, self._hidden)
         self.q_weight = normal(branch_shape, 1.0, 0.1)
         self.k_weight = normal(branch_shape, 1.0, 0.1)

@@ -23,8 +23,12 @@ from tiercast_runtime.disk_reads import DiskReader, DiskTable
 
 # One job is a row of int64 fields at the start of the shared memory, job k in row k mod MAX_JOBS.
 MAX_JOBS = 4096
-FIELDS = ("layer", "count", "ids", "inverse", "rows", "capacity", "status", "num_unique", "started_ns", "ready_ns")
-LAYER, COUNT, IDS, INVERSE, ROWS, CAPACITY, STATUS, NUM_UNIQUE, STARTED_NS, READY_NS = range(len(FIELDS))
+WHERE_FIELDS = ("layer", "count", "ids", "inverse", "rows", "capacity")
+OUTCOME_FIELDS = ("status", "num_unique", "num_read", "num_hit", "started_ns", "ready_ns")
+FIELDS = (*WHERE_FIELDS, *OUTCOME_FIELDS)
+LAYER, COUNT, IDS, INVERSE, ROWS, CAPACITY = range(len(WHERE_FIELDS))
+STATUS, NUM_UNIQUE, NUM_READ, NUM_HIT, STARTED_NS, READY_NS = range(len(WHERE_FIELDS), len(FIELDS))
+CLEAR_CACHES = -1  # in place of a layer: forget what the caches hold
 ERROR_BYTES = 4096
 JOBS_BYTES = MAX_JOBS * len(FIELDS) * 8
 HEADER_BYTES = -(-(JOBS_BYTES + ERROR_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -76,14 +80,21 @@ class SharedMemory:
 def serve(job: npt.NDArray[np.int64], disks: list[DiskReader], memory: SharedMemory) -> None:
     """Do one job in place: read its rows and fill in what came of it."""
     job[STARTED_NS] = time.perf_counter_ns()
+    if int(job[LAYER]) == CLEAR_CACHES:
+        for each in disks:
+            if each.cache is not None:
+                each.cache.clear()
+        job[STATUS] = STATUS_DONE
+        return
     disk, count = disks[int(job[LAYER])], int(job[COUNT])
     try:
         unique, inverse = disk.unique(memory.int64(int(job[IDS]), count))
         width = disk.table.row_bytes
         rows = memory.uint8(int(job[ROWS]), len(unique) * width).reshape(len(unique), width)
-        disk.read(unique, rows)
+        missing = disk.fetch(unique, rows)
         memory.int64(int(job[INVERSE]), count)[:] = inverse
-        job[NUM_UNIQUE] = len(unique)
+        job[NUM_UNIQUE], job[NUM_READ] = len(unique), np.count_nonzero(missing)
+        job[NUM_HIT] = count - np.count_nonzero(missing[inverse])
         status = STATUS_DONE
     except BadInput as error:
         memory.write_error(str(error))
@@ -103,7 +114,8 @@ def main() -> None:
         DiskTable(**{**table, "part_offsets": tuple(table["part_offsets"]), "part_widths": tuple(table["part_widths"])})
         for table in description["tables"]
     ]
-    disks = [DiskReader(table, depth=description["depth"], mode=description["mode"]) for table in tables]
+    options = {name: description[name] for name in ("depth", "mode", "cache_slots")}
+    disks = [DiskReader(table, **options) for table in tables]
     memory = SharedMemory(memory_fd)
     poll = select.poll()
     poll.register(go_fd, select.POLLIN)

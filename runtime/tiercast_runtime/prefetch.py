@@ -32,6 +32,10 @@ class Lane(Protocol):
         """Hand over the rows of one layer, waiting if it must."""
         ...
 
+    def clear_cache(self) -> None:
+        """Forget the rows of the caches in front of the tier."""
+        ...
+
     def take_timings(self) -> list[LookupTiming]:
         """Timings since the last call, in layer order."""
         ...
@@ -91,6 +95,10 @@ class Prefetcher:
             FileProblem: the rows could not be read; whatever failed in the worker is raised here.
         """
         return self._lane.rows_for(layer_index)
+
+    def clear_cache(self) -> None:
+        """Forget the rows of the caches in front of the tier, wherever the reads are made; between steps only."""
+        self._lane.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Timings of the lookups whose rows were taken since the last call, in the order taken.

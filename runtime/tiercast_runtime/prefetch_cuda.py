@@ -124,7 +124,7 @@ class CudaLane:
         assert flight is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
         flight.arrived.record()
         if self._worker is not None:
-            flight.job.done.wait()
+            self._worker.wait(flight.job)
         del self._pending[layer_index]
         if flight.job.error is not None:
             self._abandon()
@@ -141,8 +141,12 @@ class CudaLane:
     def _abandon(self) -> None:
         if self._worker is not None:
             for flight in self._pending.values():
-                flight.job.done.wait()
+                self._worker.wait(flight.job)
         self._pending.clear()
+
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Read the events of the lookups taken; waits until the compute stream has passed them."""
@@ -162,6 +166,7 @@ class CudaLane:
                     max(0, ready_ns - self._event_clock.ns(flight.arrived)),
                     staged.num_rows,
                     staged.num_rows_read,
+                    staged.num_rows_hit,
                 )
             )
         self._taken.clear()

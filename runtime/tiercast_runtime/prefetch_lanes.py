@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tiercast_profiles.errors import TiercastError
 from tiercast_runtime.paths.base import LookupPath, StagedRows
+
+_LIVENESS_S = 1.0  # how often a waiter looks whether the worker still runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class LookupTiming:
     stall_ns: int
     num_rows: int
     num_rows_read: int
+    num_rows_hit: int = 0
 
 
 class InlineLane:
@@ -48,10 +52,21 @@ class InlineLane:
         ready_ns = self._clock()
         self._timings.append(
             LookupTiming(
-                layer_index, issued_ns, issued_ns, ready_ns, ready_ns - issued_ns, staged.num_rows, staged.num_rows_read
+                layer_index,
+                issued_ns,
+                issued_ns,
+                ready_ns,
+                ready_ns - issued_ns,
+                staged.num_rows,
+                staged.num_rows_read,
+                staged.num_rows_hit,
             )
         )
         return staged
+
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""
@@ -97,6 +112,17 @@ class Worker:
         """Hand a job over."""
         self._queue.put(job)
 
+    def wait(self, job: Job) -> None:
+        """Wait until a job is done.
+
+        Raises:
+            TiercastError: the thread has ended and left the job undone; without this the wait would have no end.
+        """
+        while not job.done.is_set():
+            if not self._thread.is_alive() and not job.done.is_set():
+                raise TiercastError("the lookup thread has ended; make a new prefetcher, or use prefetch off")
+            job.done.wait(_LIVENESS_S)
+
     def close(self) -> None:
         """End the thread after the jobs it has."""
         if self._thread.is_alive():
@@ -135,7 +161,7 @@ class WorkerLane:
         stall_ns = 0
         if not job.done.is_set():
             arrived_ns = self._clock()
-            job.done.wait()
+            self._worker.wait(job)
             stall_ns = self._clock() - arrived_ns
         if job.error is not None:
             self._abandon()
@@ -150,6 +176,7 @@ class WorkerLane:
                 stall_ns,
                 job.staged.num_rows,
                 job.staged.num_rows_read,
+                job.staged.num_rows_hit,
             )
         )
         return job.staged
@@ -157,8 +184,12 @@ class WorkerLane:
     def _abandon(self) -> None:
         """Let the rest of a failed step run out, so the next step starts with an idle worker."""
         for job in self._jobs.values():
-            job.done.wait()
+            self._worker.wait(job)
         self._jobs.clear()
+
+    def clear_cache(self) -> None:
+        """Forget cached rows; between steps the path is idle."""
+        self._path.clear_cache()
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""

@@ -16,6 +16,7 @@ import torch
 from tiercast_profiles.errors import MissingCapability, TiercastError
 from tiercast_runtime.lookup_process import (
     CAPACITY,
+    CLEAR_CACHES,
     COUNT,
     ERRORS,
     HEADER_BYTES,
@@ -23,6 +24,8 @@ from tiercast_runtime.lookup_process import (
     INVERSE,
     LAYER,
     MAX_JOBS,
+    NUM_HIT,
+    NUM_READ,
     NUM_UNIQUE,
     READY_NS,
     ROWS,
@@ -38,6 +41,7 @@ from tiercast_runtime.prefetch_lanes import LookupTiming
 
 _SLOTS_PER_LAYER = 2
 _START_TIMEOUT_MS = 60_000
+_EXIT_CODE_TIMEOUT_S = 1.0
 _ALIGNMENT_BYTES = 64
 
 
@@ -99,10 +103,11 @@ class ProcessLane:
         self._num_jobs, self._num_done = 0, 0
         self._flights: dict[int, _Flight] = {}
         self._timings: list[LookupTiming] = []
-        self._is_open = True
+        self._is_open, self._is_gone = True, False
         tables = [asdict(table) for table in path.disk_tables]
         try:
-            line = json.dumps({"tables": tables, "depth": path.depth, "mode": path.mode})
+            options = {"depth": path.depth, "mode": path.mode, "cache_slots": path.cache_slots}
+            line = json.dumps({"tables": tables, **options})
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
             self._await(_START_TIMEOUT_MS)
@@ -114,7 +119,13 @@ class ProcessLane:
             raise
 
     def begin_step(self, row_ids: torch.Tensor) -> None:
-        """Hand over every layer's lookup."""
+        """Hand over every layer's lookup.
+
+        Raises:
+            TiercastError: the process is gone; it stays gone.
+        """
+        if self._is_gone:
+            raise _gone(self._process)
         assert not self._flights, "the rows of the step before have not all been taken"
         assert len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
         issued_ns = time.perf_counter_ns()
@@ -148,6 +159,7 @@ class ProcessLane:
             self._abandon()
             raise ERRORS.get(status, RuntimeError)(text)
         num_rows, num_unique = int(job[COUNT]), int(job[NUM_UNIQUE])
+        num_read, num_hit = int(job[NUM_READ]), int(job[NUM_HIT])
         width = self._row_bytes[layer_index]
         rows = self._memory.uint8(flight.slot.rows, num_unique * width).reshape(num_unique, width)
         inverse = self._memory.int64(flight.slot.inverse, num_rows).reshape(flight.shape)
@@ -159,10 +171,22 @@ class ProcessLane:
                 int(job[READY_NS]),
                 stall_ns,
                 num_rows,
-                num_unique,
+                num_read,
+                num_hit,
             )
         )
-        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_unique)
+        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_read, num_hit)
+
+    def clear_cache(self) -> None:
+        """Have the process forget the rows its caches hold; returns when it has."""
+        assert not self._flights, "caches are cleared between steps"
+        job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
+        job[:] = 0
+        job[LAYER] = CLEAR_CACHES
+        self._num_jobs += 1
+        os.eventfd_write(self._go_fd, 1)
+        while self._num_done < self._num_jobs:
+            self._collect(None)
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""
@@ -197,6 +221,8 @@ class ProcessLane:
                 timeout_ms = 0
                 continue
             if events:
+                self._is_gone = True
+                self._flights.clear()
                 raise _gone(self._process)
             return
 
@@ -231,6 +257,9 @@ class ProcessLane:
 
 
 def _gone(process: "subprocess.Popen[bytes]") -> TiercastError:
-    code = process.poll()
-    what = "does not answer" if code is None else f"ended with code {code}"
+    try:
+        # its pipe closes a moment before its exit code is there
+        what = f"ended with code {process.wait(timeout=_EXIT_CODE_TIMEOUT_S)}"
+    except subprocess.TimeoutExpired:
+        what = "does not answer"
     return TiercastError(f"the lookup process {what}; run again, or use prefetch off")

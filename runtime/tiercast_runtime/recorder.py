@@ -45,6 +45,7 @@ class Recorder:
 
     origin_ns: int
     layer_ids: tuple[int, ...]
+    has_cache: bool = False
     layers: list[list[LayerStep]] = field(init=False)
     overhead_ns: list[int] = field(default_factory=list)
     _steps: list[tuple[int, ...]] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Recorder:
                 sum(lookup.ready_ns - lookup.started_ns for lookup in lookups),
                 sum(lookup.num_rows for lookup in lookups),
                 sum(lookup.num_rows_read for lookup in lookups),
+                sum(lookup.num_rows_hit for lookup in lookups),
             )
         )
         self.overhead_ns.append(times.built_ns - times.start_ns + times.end_ns - times.computed_ns)
@@ -123,6 +125,7 @@ class Recorder:
                 lookup_ns=columns[5],
                 rows=columns[6],
                 rows_read=columns[7],
+                rows_hit=columns[8] if self.has_cache else (),
             ),
         )
 

@@ -8,7 +8,7 @@ can check by hand. Tests compare everything fast with it, bit for bit.
 import numpy as np
 import numpy.typing as npt
 
-from tiercast_profiles.errors import BadInput
+from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.model import Engram
 
 _INT64_MAX = 2**63 - 1
@@ -19,8 +19,14 @@ _DEAD = -1
 def multipliers(engram: Engram) -> list[list[int]]:
     """One odd multiplier per look-back for each Engram layer.
 
-    They are drawn small enough that a folded id times its multiplier stays below 2**63.
+    They are drawn small enough that a folded id times its multiplier stays below 2**63. Of the dialects known here
+    ``demo`` and ``v41`` publish this rule and ``qwen4exp`` is assumed to share it.
+
+    Raises:
+        MissingCapability: the dialect hashes in another way that is not known.
     """
+    if engram.dialect not in ("demo", "v41", "qwen4exp"):
+        raise MissingCapability(f"the hash of the {engram.dialect} dialect is not known")
     largest_order = max(engram.ngram_orders)
     half_bound = max(1, (_INT64_MAX // engram.compressed_vocab_size) // 2)
     drawn = []
@@ -47,7 +53,13 @@ def primes_from(start: int, count: int, taken: set[int]) -> list[int]:
 
 
 def moduli(engram: Engram) -> list[list[list[int]]]:
-    """Rows of every head, ``[layer][order][head]``: primes, no prime used twice in the whole model."""
+    """Rows of every head, ``[layer][order][head]``: primes, no prime used twice in the whole model.
+
+    Raises:
+        MissingCapability: the dialect does not size its heads by primes.
+    """
+    if engram.dialect not in ("demo", "v41", "qwen4exp"):
+        raise MissingCapability(f"the {engram.dialect} dialect does not size its heads by primes")
     taken: set[int] = set()
     layers = []
     for _ in engram.layer_ids:
@@ -68,7 +80,7 @@ def _signed64(value: int) -> int:
 def _look_backs(engram: Engram, window: list[int], folded_pad_id: int) -> list[int]:
     """The ids that are hashed for one position: blocked slots replaced by the pad id.
 
-    In v41 a dead slot blocks every farther one too; the demo pads slot by slot.
+    In v41 a dead slot blocks every farther one too; the demo, and by assumption qwen4exp, pad slot by slot.
     """
     ids, is_blocked = [], False
     for folded_id in window:

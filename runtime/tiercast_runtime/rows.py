@@ -62,13 +62,13 @@ def decode_rows(engram: Engram, rows: torch.Tensor, dtype: torch.dtype = torch.f
     if engram.row_format == "bf16":
         return values.view(torch.bfloat16).to(dtype)
     if engram.row_format == "fp8_block32" and rows.device.type == "cpu":
-        return _fp8_on_cpu(values, scales, engram.dialect == "v41").to(dtype)
+        return _fp8_on_cpu(values, scales, engram.rules.rounds_to_bf16).to(dtype)
     if engram.row_format == "fp8_block32":
         factors = _e8m0_values_on(rows.device)[scales.int()]
         decoded = _scaled(values.view(torch.float8_e4m3fn).float(), factors)
     else:
         decoded = _scaled(values.view(torch.int8).float(), scales.view(torch.float32))
-    return (decoded.bfloat16() if engram.dialect == "v41" else decoded).to(dtype)
+    return (decoded.bfloat16() if engram.rules.rounds_to_bf16 else decoded).to(dtype)
 
 
 def _scaled(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

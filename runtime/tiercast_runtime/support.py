@@ -5,6 +5,7 @@ import torch
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_runtime.backbone import check_runnable
+from tiercast_runtime.cache_plan import check_cached_path
 
 
 def device_of(resolved: ResolvedScenario) -> torch.device:
@@ -32,6 +33,9 @@ def check_supported(resolved: ResolvedScenario) -> None:
     """
     scenario, placement, hardware = resolved.scenario, resolved.placement, resolved.hardware
     check_runnable(resolved.model)
+    if placement.tier != "none":
+        resolved.model.engram.require_hash()
+    check_cached_path(resolved)
     refusals = (
         (
             scenario.speculative.draft_tokens > 0,
@@ -42,10 +46,6 @@ def check_supported(resolved: ResolvedScenario) -> None:
             scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
             f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
             "device; set both to 1 or simulate",
-        ),
-        (
-            placement.cache_gib > 0,
-            f"placement.cache_gib={placement.cache_gib}: the runtime has no row cache yet; set 0 or simulate",
         ),
         (
             placement.prefetch == "prev_step",

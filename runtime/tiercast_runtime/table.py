@@ -105,8 +105,14 @@ class HostTable(MemoryTable):
 
         self.fill(store, num_cores())
         if is_pinned:
-            for block in self._blocks:
-                block.pin()
+            try:
+                for block in self._blocks:
+                    block.pin()
+            except BaseException:
+                # a block that stayed registered after its memory went back would let the GPU write into what comes next
+                del arrays
+                self.close()
+                raise
         self.is_pinned = is_pinned
         self.parts = tuple(torch.from_numpy(array) for array in arrays)
 
@@ -199,10 +205,15 @@ def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path)
     memory = device if tier == "hbm" else torch.device("cpu")
     require_bytes(total_bytes, memory, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
     tables: list[Table] = []
-    for layer in layers:
-        if tier == "hbm":
-            tables.append(ResidentTable(engram, layer, layout, device))
-        else:
-            # host threads gather from any memory; only a GPU that reads by itself needs it pinned
-            tables.append(HostTable(engram, layer, layout, is_pinned=resolved.placement.path == "uva"))
+    try:
+        for layer in layers:
+            if tier == "hbm":
+                tables.append(ResidentTable(engram, layer, layout, device))
+            else:
+                # host threads gather from any memory; only a GPU that reads by itself needs it pinned
+                tables.append(HostTable(engram, layer, layout, is_pinned=resolved.placement.path == "uva"))
+    except BaseException:
+        for table in tables:
+            table.close()
+        raise
     return tables

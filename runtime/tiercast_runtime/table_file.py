@@ -5,6 +5,7 @@ allows. Rows are read with :mod:`tiercast_runtime.aio`, never through a mapping.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -166,12 +167,14 @@ def _check_content(file: TableFile, content: _Content) -> None:
     """Compare first, middle and last row with what they must hold: a right header does not prove written rows."""
     ids = np.unique(np.array([0, content.num_rows // 2, content.num_rows - 1], dtype=np.int64))
     parts = content.parts(ids)
-    with file.path.open("rb", buffering=0) as stream:
-        for part, offset, width in zip(parts, file.part_offsets, file.part_widths, strict=True):
-            for row, octets in zip(ids.tolist(), part, strict=True):
-                stream.seek(offset + row * width)
-                if stream.read(width) != octets.tobytes():
-                    raise FileProblem(f"{file.path}: row {row} is damaged; delete the file to have it written anew")
+    try:
+        with file.path.open("rb", buffering=0) as stream:
+            for part, offset, width in zip(parts, file.part_offsets, file.part_widths, strict=True):
+                for row, octets in zip(ids.tolist(), part, strict=True):
+                    if os.pread(stream.fileno(), width, offset + row * width) != octets.tobytes():
+                        raise FileProblem(f"{file.path}: row {row} is damaged; delete the file to have it written anew")
+    except OSError as error:
+        raise FileProblem(f"{file.path}: cannot be read ({error.strerror or error})") from None
 
 
 def _require_space(folder: Path, size_bytes: int) -> None:
@@ -188,10 +191,12 @@ def _write_file(path: Path, header: bytes, offsets: tuple[int, ...], content: _C
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         _require_space(path.parent, len(header) + content.size_bytes)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until the file has its name: see _remove_leftovers
             _write_at(descriptor, header, 0)
             for first in range(0, content.num_rows, _CHUNK_ROWS):
                 ids = np.arange(first, min(first + _CHUNK_ROWS, content.num_rows), dtype=np.int64)
@@ -202,15 +207,25 @@ def _write_file(path: Path, header: bytes, offsets: tuple[int, ...], content: _C
                 # what was just written is not left in the page cache: reads must come from the drive
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.fchmod(descriptor, 0o644)
+            temporary.replace(path)
         finally:
             os.close(descriptor)
-        temporary.replace(path)
     except OSError as error:
         raise FileProblem(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed writer of the same table left; a writer that lives holds a lock on its file."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError), leftover.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # a file made a moment ago is locked an instant later: an empty one may be a writer's that just began
+            if os.fstat(stream.fileno()).st_size:
+                leftover.unlink()
 
 
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -1,6 +1,7 @@
 """From a step's plan to the times of its parts: compute, and the rows its lookups really fetch."""
 
 from tiercast_profiles.document import Bound
+from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import gib_to_bytes
 from tiercast_sim.compute import ComputeModel
@@ -41,9 +42,10 @@ class StepCosts:
         if self.lookups is not None and ngrams is not None:
             cache_bytes, tensor = gib_to_bytes(placement.cache_gib), resolved.scenario.parallel.tensor
             entries = cache_entries_per_layer(cache_bytes, tensor, engram, self.lookups.row_bytes)
-            self._counter = RowCounter(
-                engram, ngrams, replica, entries, removes_duplicates=self.lookups.removes_duplicates
-            )
+            # Assumption A12: a host asks its cache once for each row, so duplicates go on every path it drives.
+            is_host_cache = entries > 0 and placement.path in HOST_DRIVEN_PATHS
+            removes_duplicates = self.lookups.removes_duplicates or is_host_cache
+            self._counter = RowCounter(engram, ngrams, replica, entries, removes_duplicates=removes_duplicates)
         self._fetched_early: dict[int, int] = {}
 
     @property

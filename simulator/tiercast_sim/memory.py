@@ -117,7 +117,7 @@ def memory_plan(resolved: ResolvedScenario, bound: Bound = "nominal") -> MemoryP
         "activations": activation_bytes(resolved),
         "reserve": gb_to_bytes(non_negative(hardware.device.memory_reserve_gb, bound, "device.memory_reserve_gb")),
         "staging": staging_bytes(resolved),
-        "cache": gib_to_bytes(placement.cache_gib),
+        "cache": 0 if placement.path in HOST_DRIVEN_PATHS else gib_to_bytes(placement.cache_gib),
         "tables": 0,
     }
     one_copy = 0 if placement.tier == "none" else table_bytes(resolved)
@@ -201,7 +201,10 @@ def _host_pieces(resolved: ResolvedScenario, one_copy: int) -> dict[Tier, tuple[
     )
     pieces[tier] = tuple({"tables": one_copy * count} for count in copies)
     if staging:
-        by_host = [{"staging": staging * num_replicas} for num_replicas in hosts]
+        # Assumption A12: where the host moves the rows, the caches of all ranks lie in its memory.
+        cache = gib_to_bytes(resolved.placement.cache_gib) * resolved.scenario.parallel.tensor
+        room = {"staging": staging, "cache": cache} if cache else {"staging": staging}
+        by_host = [{name: size * num_replicas for name, size in room.items()} for num_replicas in hosts]
         if tier == "dram":
             pieces["dram"] = tuple({**tables, **ring} for tables, ring in zip(pieces["dram"], by_host, strict=True))
         else:

@@ -89,6 +89,7 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
         memory_bytes=runs["nominal"].memory.total_bytes(),
         rows_per_token=float(engram.num_rows_per_token * len(engram.layer_ids)) if placement.tier != "none" else 0.0,
         unique_row_ratio=statistics["nominal"].unique_row_ratio,
+        cache_hit_ratio=statistics["nominal"].cache_hit_ratio,
         layers=layer_windows(resolved, runs),
     )
 

@@ -84,10 +84,16 @@ def run(resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None =
     steps = sorted(
         (step for replica in replicas for step in replica.steps), key=lambda step: (step.start_ns, step.replica)
     )
-    return RunResult(_samples(source, steps), tuple(steps), memory, compute, costs[0].lookups)
+    return RunResult(
+        _samples(source, steps, has_cache=resolved.placement.cache_gib > 0),
+        tuple(steps),
+        memory,
+        compute,
+        costs[0].lookups,
+    )
 
 
-def _samples(source: RequestSource, steps: list[StepLog]) -> Samples:
+def _samples(source: RequestSource, steps: list[StepLog], *, has_cache: bool) -> Samples:
     requests = RequestSamples(
         arrival_ns=tuple(source.arrival_ns),
         first_token_ns=tuple(source.first_token_ns),
@@ -104,5 +110,6 @@ def _samples(source: RequestSource, steps: list[StepLog]) -> Samples:
         lookup_ns=tuple(step.lookup_ns for step in steps),
         rows=tuple(step.rows for step in steps),
         rows_read=tuple(step.rows_read for step in steps),
+        rows_hit=tuple(step.rows_hit for step in steps) if has_cache else (),
     )
     return Samples(requests=requests, steps=columns)

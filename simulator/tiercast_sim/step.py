@@ -59,6 +59,7 @@ class StepLog(NamedTuple):
     lookup_ns: int
     rows: int
     rows_read: int
+    rows_hit: int = 0
     pre_ns: int = 0
     layers: tuple[LayerTimes, ...] = ()
 
@@ -175,6 +176,7 @@ class Replica:
                     lookup_ns=sum(layer.service_ns for layer in layers),
                     rows=work.num_rows,
                     rows_read=rows_read,
+                    rows_hit=sum(look.rows_hit for look in work.lookups + work.early_lookups),
                     pre_ns=work.pre_ns,
                     layers=tuple(layers),
                 )

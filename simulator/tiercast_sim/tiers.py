@@ -88,12 +88,12 @@ class LookupCosts:
             alone_ns = self._curve.time_ns(rows, self._pieces)
             fixed_ns = min(alone_ns, self._curve.fixed_ns)
             tier_ns = fixed_ns + (alone_ns - fixed_ns) * self._remote_factor
-            if self._is_staged_by_host:
-                latency_ns, ns_per_byte = self._copy_ns
-                tier_ns += latency_ns + rows * self.row_bytes * ns_per_byte
-                if num_tokens_of_ids:
-                    latency_ns, ns_per_byte = self._ids_ns
-                    tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
+        if self._is_staged_by_host:  # its cache lies in host memory, so hits travel up with the rest
+            latency_ns, ns_per_byte = self._copy_ns
+            tier_ns += latency_ns + (rows + hits) * self.row_bytes * ns_per_byte
+            if num_tokens_of_ids:
+                latency_ns, ns_per_byte = self._ids_ns
+                tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:
@@ -101,7 +101,7 @@ class LookupCosts:
             per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, demand.capacity_per_s)
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
-        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size)
+        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size, rows_hit)
 
     def _on_slowest_rank(self, rows: int) -> int:
         return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)

@@ -77,7 +77,8 @@ Usage = tuple[tuple[str, float], ...]
 class LookupWork:
     """One layer's lookup of one step: how long it takes alone, and what it takes of shared things meanwhile.
 
-    ``rows_read`` counts all ranks of the replica; ``bytes_per_rank`` what the slowest of them fetches.
+    ``rows_read`` and ``rows_hit`` (what a cache has) count all ranks of the replica; ``bytes_per_rank`` what the
+    slowest of them fetches.
     """
 
     duration_ns: int
@@ -85,6 +86,7 @@ class LookupWork:
     rate_bytes_per_s: float
     rows_read: int
     bytes_per_rank: int
+    rows_hit: int = 0
 
 
 NO_LOOKUP = LookupWork(duration_ns=0, usage=(), rate_bytes_per_s=0.0, rows_read=0, bytes_per_rank=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiercast_cli import inputs, text_locality
+from tiercast_cli import inputs, row_lookup, text_locality
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.scenario import Engine, Parallel, Placement, Scenario, Speculative
 from tiercast_profiles.workload import Workload
@@ -43,12 +43,18 @@ def _accept(*_arguments: object, **_options: object) -> None:
     raise _Accepted("the arguments were understood")
 
 
+def _exit_code(words: list[str]) -> int:
+    """Cheap commands run, unless they read a tokenizer file, which the reader has and the tests have not."""
+    return 0 if words[0] in CHEAP and "--tokenizer" not in words else _Accepted.exit_code
+
+
 @pytest.fixture
 def accepting(monkeypatch):
     """Commands stop where the work would start."""
     for name in ("resolve", "load_scenario", "require_runtime"):
         monkeypatch.setattr(inputs, name, _accept)
     monkeypatch.setattr(text_locality, "measure", _accept)
+    monkeypatch.setattr(row_lookup, "read_tokenizer", _accept)
 
 
 @pytest.mark.parametrize("command", _commands())
@@ -57,7 +63,7 @@ def test_every_command_on_a_page_is_accepted(run, accepting, command):
     if words[:2] == ["hardware", "show"] and words[2].endswith(".yaml"):
         pytest.skip("needs the profile that the line before it writes")
     result = run(*words)
-    assert result.exit_code == (0 if words[0] in CHEAP else _Accepted.exit_code), result.output
+    assert result.exit_code == _exit_code(words), result.output
 
 
 @pytest.mark.parametrize("command", ["profile", "bench", "simulate", "validate", "what-if", "cost", "locality", "rows"])
@@ -66,8 +72,9 @@ def test_every_example_in_the_help_is_accepted(run, accepting, command):
     found = [line.split("  #")[0] for line in text[text.index("Examples:") :].splitlines()[1:] if line.strip()]
     assert found
     for line in found:
-        result = run(*shlex.split(line)[1:])
-        assert result.exit_code == (0 if command in CHEAP else _Accepted.exit_code), line + result.output
+        words = shlex.split(line)[1:]
+        result = run(*words)
+        assert result.exit_code == _exit_code(words), line + result.output
 
 
 def test_the_scenario_of_the_page_is_a_scenario():

@@ -1,9 +1,11 @@
 """rows and locality: what a sequence looks up, and how often a text repeats it."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
+import yaml
 
 from tiercast_profiles.store import load_model
 from tiercast_runtime.hashing import build_windows, numpy_row_ids
@@ -63,7 +65,12 @@ def test_a_boundary_blocks_the_ngram(run):
         (
             ["--model", "deepseek-v4.1-flash", "--layer", "1", "--token-ids", "1"],
             4,
-            "fold them yourself and give --folded",
+            "give its file with --tokenizer, or fold them yourself and give --folded",
+        ),
+        (
+            ["--model", "longcat-flash-lite", "--layer", "0", "--token-ids", "1", "--folded"],
+            4,
+            "longcat dialect's hash are not known here",
         ),
         (["--model", "nope", "--layer", "1", "--token-ids", "1"], 2, "unknown model 'nope'"),
     ],
@@ -72,10 +79,46 @@ def test_rows_refuses_what_it_cannot_look_up(fails, arguments, exit_code, text):
     assert text in fails(exit_code, "rows", *arguments)
 
 
+def test_rows_of_an_assumed_hash_say_so(run):
+    args = ("rows", "--model", "qwen3.8-flash-next", "--layer", "2", "--token-ids", "5,17", "--folded")
+    assert "assumed, not published" in run(*args).stdout.replace("\n", " ")
+    shown = json.loads(run(*args, "--json").stdout)
+    assert (shown["hash_evidence"], shown["num_table_rows"]) == ("assumed", 320_001_536)
+
+
+@pytest.mark.parametrize(("model", "tensor"), [("qwen3.8-flash-next", 4), ("longcat-flash-lite", 2)])
+def test_models_that_do_not_run_here_are_simulated(run, files, model, tensor):
+    path = files.change(
+        hardware="h200-sxm", prices="default", model=model, parallel={"tensor": tensor}, placement={"tier": "dram"}
+    )
+    record = json.loads(run("simulate", path, "--json").stdout)
+    assert record["metrics"]["output_tokens_per_s"]["value"] > 0
+
+
 def test_ids_that_are_no_numbers_are_a_usage_error(run):
     result = run("rows", "--model", "tiny", "--layer", "4", "--token-ids", "5,x")
     assert result.exit_code == 2
     assert "whole numbers separated by commas" in result.stderr
+
+
+def test_a_tokenizer_file_folds_and_a_wrong_one_is_refused(run, fails, files, tmp_path):
+    ranks = tmp_path / "ranks.tiktoken"
+    lines = (f"{base64.b64encode(bytes([byte])).decode()} {byte - 32}" for byte in range(32, 97))
+    ranks.write_text("\n".join(lines), encoding="utf-8")  # blank to backquote: no letter has its other case
+    model = yaml.safe_load((files.folder / "model.yaml").read_text(encoding="utf-8"))
+    args = ("--layer", "1", "--token-ids", "33,34", "--tokenizer", ranks)
+    message = fails(2, "rows", "--model", files.folder / "model.yaml", *args)
+    assert "65 tokens folded to 65 ids" in message
+    assert "compressed_vocab_size=61" in message
+    model["engram"]["compressed_vocab_size"] = 65
+    (files.folder / "model.yaml").write_text(yaml.safe_dump(model), encoding="utf-8")
+    result = run("rows", "--model", files.folder / "model.yaml", *args, width=200)
+    assert "to 65 ids, as many as the model states" in result.stdout
+    base = ("rows", "--model", files.folder / "model.yaml", "--layer", "1", "--token-ids", "33,34", "--json")
+    by_hand, by_file = (json.loads(run(*base, *extra).stdout) for extra in (("--folded",), ("--tokenizer", ranks)))
+    assert by_file["positions"] == by_hand["positions"]
+    assert by_file["num_folded_ids"] == 65
+    assert "give one of the two" in fails(2, *base, "--folded", "--tokenizer", ranks)
 
 
 @pytest.fixture

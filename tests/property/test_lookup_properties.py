@@ -23,7 +23,7 @@ LAYOUTS = st.sampled_from(["packed", "split", "padded"])
 
 @st.composite
 def engrams(draw):
-    dialect = draw(st.sampled_from(["v41", "demo"]))
+    dialect = draw(st.sampled_from(["v41", "demo", "qwen4exp"]))
     num_orders = draw(st.integers(1, 3))
     row_format = draw(st.sampled_from(["fp8_block32", "bf16", "int8_block32"]))
     return Engram(
@@ -37,7 +37,7 @@ def engrams(draw):
         compressed_vocab_size=draw(st.sampled_from([2, 3, 61, 6040, 99_092, 2**31])),
         pad_token_id=draw(st.integers(0, 1)),
         hash_seed=draw(st.integers(0, 2**40)),
-        conv_kernel_size=4 if dialect == "demo" else None,
+        conv_kernel_size=None if dialect == "v41" else 4,
     )
 
 

@@ -82,7 +82,6 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
 @pytest.mark.parametrize(
     ("placement", "sections", "words"),
     [
-        ({"tier": "nvme", "cache_gib": 1}, {}, "placement.cache_gib=1.0"),
         ({"tier": "hbm", "prefetch": "prev_step"}, {}, "placement.prefetch 'prev_step'"),
         ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tiercast_profiles.errors import BadInput
+from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.head_sizes import head_sizes
 from tiercast_profiles.store import load_model
 from tiercast_runtime import hashing, reference
@@ -88,7 +88,7 @@ def test_the_folded_pad_id_can_be_given(mini_model):
     assert np.array_equal(reference.row_ids(engram, at_start, folded_pad_id=33), expected)
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 def test_torch_equals_the_oracle(mini_model, dialect):
     torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
     engram = mini_model(dialect).engram
@@ -132,6 +132,20 @@ def test_bad_windows_are_refused(mini_model, windows, message):
         hashing.numpy_row_ids(mini_model("v41").engram, windows)
 
 
+@pytest.mark.parametrize("dialect", ["v41", "demo"])
+def test_an_image_span_stands_between_n_grams_as_the_oracle_has_it(mini_model, dialect):
+    engram = mini_model(dialect).engram
+    max_order = engram.ngram_orders[-1]
+    ids = np.array([5, 6, 7, hashing.DEAD, hashing.DEAD, 8, 9, 5, 6, 7], dtype=np.int64)
+    windows = hashing.build_windows(ids, 0, len(ids), max_order)
+    found = hashing.numpy_row_ids(engram, windows)
+    assert np.array_equal(found, reference.row_ids(engram, windows))
+    if dialect == "v41":
+        # the first token behind the span sees what the first token of a sequence sees
+        alone = hashing.build_windows(np.array([8], dtype=np.int64), 0, 1, max_order)
+        assert np.array_equal(found[:, 5], hashing.numpy_row_ids(engram, alone)[:, 0])
+
+
 def test_positions_outside_the_sequence_are_refused():
     with pytest.raises(BadInput, match="not in a sequence of 3 tokens"):
         hashing.build_windows(np.arange(3), 2, 2, 4)
@@ -140,3 +154,23 @@ def test_positions_outside_the_sequence_are_refused():
 def test_row_ids_need_no_torch():
     code = "import sys, tiercast_runtime.hashing, tiercast_runtime.reference; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_dialect_whose_hash_is_not_known_is_refused_everywhere(mini_model):
+    engram = mini_model("longcat").engram
+    windows = windows_of(engram, 3)
+    for hash_rows in (hashing.numpy_row_ids, reference.row_ids):
+        with pytest.raises(MissingCapability, match="longcat"):
+            hash_rows(engram, windows)
+    with pytest.raises(MissingCapability, match="longcat"):
+        reference.moduli(engram)
+    torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+    with pytest.raises(MissingCapability, match="size it, price it or simulate it"):
+        hashing.EngramHasher(engram, torch.device("cpu"))
+
+
+def test_the_assumed_hash_of_qwen4exp_is_that_of_the_demo(mini_model):
+    qwen, demo = mini_model("qwen4exp").engram, mini_model("demo").engram
+    windows = windows_of(demo, 12)
+    windows[4, 1] = hashing.DEAD
+    assert np.array_equal(hashing.numpy_row_ids(qwen, windows), hashing.numpy_row_ids(demo, windows))

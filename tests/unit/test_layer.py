@@ -1,10 +1,11 @@
-"""The Engram module against a float64 reference written here from the published formulae, in both dialects."""
+"""The Engram module against a float64 reference from the published formulae, in every dialect that has it."""
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
+from tiercast_profiles.errors import MissingCapability  # noqa: E402
 from tiercast_profiles.workload import Request  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
 from tiercast_runtime.layer import EngramLayer  # noqa: E402
@@ -38,6 +39,11 @@ def random_rows(model, count, seed=0):
     codes = generator.integers(0, 0x7F, size=shape, dtype=np.uint8) | (generator.integers(0, 2, shape) << 7)
     scales = generator.integers(120, 124, size=(shape[0], engram.scale_bytes))
     return torch.from_numpy(np.concatenate([codes, scales], axis=1).astype(np.uint8))
+
+
+def test_a_dialect_without_a_gated_module_is_refused(mini_model):
+    with pytest.raises(MissingCapability, match="no such module"):
+        make_layer(mini_model("longcat"))
 
 
 def staged(model, rows):
@@ -77,7 +83,7 @@ def reference(layer, model, hidden, rows):
         score = score * width**-0.5
         score = np.sign(score) * np.sqrt(np.maximum(np.abs(score), 1e-6))
         out[:, branch] = value / (1 + np.exp(-score))[:, None]
-    if engram.dialect == "demo":
+    if engram.conv_kernel_size is not None:
         kernel = layer.convolution.kernel.double().numpy()
         weight = layer.convolution.norm_weight.double().numpy()
         inputs, dilation, taps = norm(out, 1e-5) * weight, engram.ngram_orders[-1], len(kernel)
@@ -90,7 +96,7 @@ def reference(layer, model, hidden, rows):
     return hidden + out
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 @pytest.mark.parametrize("branches", [1, 4])
 def test_a_whole_prompt_equals_the_float64_reference(mini_model, dialect, branches):
     model = mini_model(dialect, backbone={"num_branches": branches})
@@ -103,7 +109,7 @@ def test_a_whole_prompt_equals_the_float64_reference(mini_model, dialect, branch
     assert np.abs(expected - hidden.double().numpy()).max() > 0.1, "the module must do something"
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 @pytest.mark.parametrize("cuts", [(11, 12), (1, 2, 20), (10, 9, 3, 1), (1,) * 23])
 def test_a_chunked_prompt_equals_a_whole_one(mini_model, dialect, cuts):
     model = mini_model(dialect)
@@ -118,7 +124,7 @@ def test_a_chunked_prompt_equals_a_whole_one(mini_model, dialect, cuts):
         start += count
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 @pytest.mark.parametrize("prompt", [2, 9, 13])
 def test_decode_continues_the_prompt_beside_another_sequence(mini_model, dialect, prompt):
     """Two sequences, prefilled in one step and decoded together, each equal to itself alone."""
@@ -147,7 +153,7 @@ def test_decode_continues_the_prompt_beside_another_sequence(mini_model, dialect
             np.testing.assert_allclose(result[row].numpy(), expected[i][position], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dialect", ["v41", "demo"])
+@pytest.mark.parametrize("dialect", ["v41", "demo", "qwen4exp"])
 def test_a_slot_taken_over_by_a_new_sequence_forgets_the_old_one(mini_model, dialect):
     model = mini_model(dialect)
     layer, request = make_layer(model), Request(0, 0, 12, 1)

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability  # noqa: E402
+from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_runtime import aio, paths, table  # noqa: E402
 from tiercast_runtime.paths.base import LookupPath  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
@@ -246,8 +246,14 @@ def test_the_scenario_names_the_path(mini_scenario, tmp_path):
 def test_what_the_runtime_lacks_is_said_so(mini_scenario, tmp_path):
     with pytest.raises(BadInput, match="tier 'none' has no tables"):
         paths.open_path(mini_scenario({"tier": "none"}), [], CPU)
-    with pytest.raises(MissingCapability, match="cache_gib=1"):
-        paths.open_path(mini_scenario({"tier": "nvme", "cache_gib": 1}), [], CPU)
+    with pytest.raises(InfeasibleScenario, match=r"placement\.cache_gib=100000 needs"):
+        paths.open_path(mini_scenario({"tier": "nvme", "cache_gib": 1e5}), [], CPU)
+    with pytest.raises(BadInput, match="less than one row"):
+        paths.open_path(mini_scenario({"tier": "nvme", "cache_gib": 1e-8}), [], CPU)
+    cached = mini_scenario({"tier": "dram", "cache_gib": 1})
+    placement = cached.placement.model_copy(update={"path": "uva"})
+    with pytest.raises(MissingCapability, match="path 'uva': the runtime keeps a row cache in front of disk and cpu"):
+        paths.open_path(cached.model_copy(update={"placement": placement}), [], CPU)
     resolved = mini_scenario({"tier": "dram"})
     for name, message in (("uva", "path uva needs a CUDA GPU"), ("pool", "no path 'pool'")):
         asked = resolved.model_copy(update={"placement": resolved.placement.model_copy(update={"path": name})})

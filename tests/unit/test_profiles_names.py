@@ -90,6 +90,7 @@ ALLOWED = {
     "decode_sequences": "sequences, one entry per step",
     "rows": "rows, one entry per step",
     "rows_read": "rows, one entry per step",
+    "rows_hit": "rows, one entry per step",
     "tokenizer_num_ranks": "a count",
     "joules_per_token": "joules, as in the name",
 }

@@ -12,7 +12,15 @@ from tiercast_profiles.errors import NoDevicePrice, UnknownHardware, UnknownMode
 from tiercast_profiles.head_sizes import head_sizes, is_prime, table_rows
 
 HARDWARE = ("gb200", "h200-sxm", "h800-sxm")
-MODELS = ("deepseek-v4.1-flash", "engram-27b", "paper-4b-100b", "paper-8b-100b", "tiny")
+MODELS = (
+    "deepseek-v4.1-flash",
+    "engram-27b",
+    "longcat-flash-lite",
+    "paper-4b-100b",
+    "paper-8b-100b",
+    "qwen3.8-flash-next",
+    "tiny",
+)
 DOCUMENTS = [("hardware", name) for name in HARDWARE] + [("models", name) for name in MODELS] + [("prices", "default")]
 KIND_OF_MARK = {
     "V": {"published"},
@@ -141,6 +149,8 @@ def test_published_table_rows_come_out_of_the_prime_search(name):
     model = store.load_model(name)
     if model.published_table_rows is not None:
         assert table_rows(model.engram) == model.published_table_rows
+    if not model.engram.rules.has_prime_sizes:
+        return
     flat = [size for layer in head_sizes(model.engram) for order in layer for size in order]
     assert len(flat) == len(set(flat))
     assert all(is_prime(size) for size in flat)
@@ -164,6 +174,32 @@ def test_v41_published_bytes():
     assert kv.value == pytest.approx(154.38 * 2**30 / 6_194_599, abs=1)
     resident_gib = {tp: model.backbone.weight_bytes / tp / 2**30 + 17.2 for tp in (2, 4, 8)}
     assert resident_gib == pytest.approx({2: 145.2, 4: 81.2, 8: 49.2})
+
+
+def test_the_qwen_rows_are_the_primes_filled_up_to_a_multiple_of_128():
+    model = store.load_model("qwen3.8-flash-next")
+    engram = model.engram
+    assert sum(size for order in head_sizes(engram)[0] for size in order) == 320_001_446
+    assert table_rows(engram) == (320_001_536,)
+    assert engram.num_rows_per_token * engram.row_values == 2_560
+    assert table_rows(engram)[0] * engram.row_values / 2**30 == pytest.approx(47.7, abs=0.05)  # the FP8 file
+    assert table_rows(engram)[0] * engram.row_bytes / 2**30 == pytest.approx(95, abs=0.5)
+    assert not model.backbone.is_runnable
+    moe = model.backbone.moe
+    assert moe is not None
+    embeddings = 2 * model.backbone.vocab_size * model.backbone.hidden_size
+    assert 48 * 513 * moe.expert_params + embeddings == pytest.approx(125e9, rel=0.03)
+
+
+def test_longcat_is_the_published_62_8_gb_at_the_input():
+    model = store.load_model("longcat-flash-lite")
+    engram = model.engram
+    assert (engram.num_rows_per_token, engram.row_bytes, engram.layer_ids) == (12, 512, (0,))
+    assert table_rows(engram)[0] == 12 * 78 * model.backbone.vocab_size
+    assert table_rows(engram)[0] * engram.row_bytes == pytest.approx(62.8e9, rel=1e-3)
+    assert engram.projection_outputs(model.backbone) == model.backbone.hidden_size
+    assert not model.backbone.is_runnable
+    assert model.backbone.weight_bytes == 2 * (68_500_000_000 - table_rows(engram)[0] * engram.row_values)
 
 
 @pytest.mark.parametrize("name", ["paper-4b-100b", "paper-8b-100b"])

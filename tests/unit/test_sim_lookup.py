@@ -140,6 +140,13 @@ def test_cache_hits_are_gathered_from_device_memory(sim_scenario):
     assert costs.lookup(60, 60, 0).duration_ns == round(15_000 + 60 * 32 + 3_000 + 60 * 96 / 50)
 
 
+def test_hits_in_host_memory_are_copied_up(sim_scenario):
+    costs = LookupCosts(sim_scenario({"tier": "nvme", "cache_gib": 0.001}), "nominal", 0)
+    copied_ns = 2_000 + 60 * costs.row_bytes / 10
+    assert costs.lookup(0, 60, 0).duration_ns == round(copied_ns + 3_000 + 60 * 96 / 50)
+    assert costs.lookup(60, 60, 0).rows_hit == 60
+
+
 def test_ranks_share_what_the_profile_says_they_share(sim_scenario):
     hardware = {"host_to_device": {"num_sharing": 2}}
     resolved = sim_scenario({"tier": "dram", "path": "uva"}, hardware=hardware, parallel={"tensor": 2, "data": 2})

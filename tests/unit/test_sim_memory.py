@@ -66,6 +66,13 @@ def test_a_cache_takes_hbm(sim_scenario):
     assert plan.hbm_per_rank["cache"] == 2**28
 
 
+def test_the_cache_of_a_host_driven_path_takes_dram(sim_scenario):
+    resolved = sim_scenario({"tier": "nvme", "cache_gib": 0.25}, parallel={"tensor": 2})
+    plan, without = memory_plan(resolved), memory_plan(sim_scenario({"tier": "nvme"}, parallel={"tensor": 2}))
+    assert plan.hbm_per_rank == without.hbm_per_rank
+    assert plan.per_host["dram"] == ({**without.per_host["dram"][0], "cache": 2 * 2**28},)
+
+
 def test_padded_rows_take_more(sim_scenario):
     packed, padded = (
         memory_plan(sim_scenario({"tier": "dram", "row_layout": layout})) for layout in ("packed", "padded")

@@ -15,13 +15,15 @@ class StagedRows:
 
     ``rows`` is ``[n, row_bytes] uint8``. Without ``inverse`` it is in token-major order, ``n = T·R``. With ``inverse``
     (``[T, R] int64``) the row of token t, column r is ``rows[inverse[t, r]]``: duplicates were read once.
-    ``num_rows`` counts what the tokens asked for, ``num_rows_read`` what the tier delivered.
+    ``num_rows`` counts what the tokens asked for, ``num_rows_read`` what the tier delivered, ``num_rows_hit`` those
+    asked for that a cache had before the lookup, duplicates included.
     """
 
     rows: torch.Tensor
     inverse: torch.Tensor | None
     num_rows: int
     num_rows_read: int
+    num_rows_hit: int = 0
 
 
 @runtime_checkable
@@ -51,6 +53,10 @@ class LookupPath(Protocol):
             BadInput: a row id outside the table.
             FileProblem: a table file that is short or cannot be read.
         """
+        ...
+
+    def clear_cache(self) -> None:
+        """Forget the rows of a cache in front of the tier; does nothing where there is none."""
         ...
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tiercast_runtime.cache import RowCache
 from tiercast_runtime.device import num_cores
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
 from tiercast_runtime.paths.staging import StagingRing, host_ids
@@ -22,18 +23,30 @@ def default_gather_threads(device: torch.device) -> int:
 
 
 class CpuGatherPath:
-    """Gather by host threads. Where the CPU is the device the copy is left out: staging is what it reads."""
+    """Gather by host threads. Where the CPU is the device the copy is left out: staging is what it reads.
+
+    With ``cache_slots`` above 0 that many rows of each table are kept, those used last, and duplicates are removed: a
+    cache is asked once for each row.
+    """
 
     name = "cpu_gather"
     is_host_driven = True
 
-    def __init__(self, tables: Sequence[MemoryTable], device: torch.device, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: Sequence[MemoryTable],
+        device: torch.device,
+        num_threads: int | None = None,
+        *,
+        cache_slots: int = 0,
+    ) -> None:
         self.device = device
         self._tables = tuple(tables)
         self._num_threads = default_gather_threads(device) if num_threads is None else num_threads
         self._pool: ThreadPoolExecutor | None = None
         if self._num_threads > 1:
             self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="tiercast-gather")
+        self._caches = [RowCache(cache_slots, sum(table.part_widths)) for table in tables] if cache_slots else []
         self._ring = StagingRing(len(self._tables), sum(self._tables[0].part_widths) if self._tables else 0, device)
 
     @property
@@ -46,10 +59,37 @@ class CpuGatherPath:
         table = self._tables[layer_index]
         ids = host_ids(row_ids)
         check_row_ids(torch.from_numpy(ids)[None], table.num_rows)
+        if self._caches:
+            return self._fetch_cached(layer_index, ids, tuple(row_ids.shape))
         slot = self._ring.next_slot(layer_index)
         staged = slot.rows(len(ids))
+        self._gather(table, ids, staged.numpy())
+        rows = self._ring.to_device(slot, staged)
+        return StagedRows(rows[:, : table.engram.row_bytes], None, num_rows=len(ids), num_rows_read=len(ids))
+
+    def _fetch_cached(self, layer_index: int, ids: npt.NDArray[np.int64], shape: tuple[int, ...]) -> StagedRows:
+        table, cache = self._tables[layer_index], self._caches[layer_index]
+        unique, inverse = np.unique(ids, return_inverse=True)
+        slot = self._ring.next_slot(layer_index)
+        staged = slot.rows(len(unique))
+        missing = cache.lookup(unique, staged.numpy())
+        num_missing = int(np.count_nonzero(missing))
+        if num_missing:
+            gathered = np.empty((num_missing, staged.shape[1]), dtype=np.uint8)
+            self._gather(table, unique[missing], gathered)
+            staged.numpy()[missing] = gathered
+            cache.insert(unique[missing], gathered)
+        rows = self._ring.to_device(slot, staged)
+        return StagedRows(
+            rows[:, : table.engram.row_bytes],
+            torch.from_numpy(inverse).view(shape).to(self.device),
+            num_rows=len(ids),
+            num_rows_read=num_missing,
+            num_rows_hit=len(ids) - int(np.count_nonzero(missing[inverse])),
+        )
+
+    def _gather(self, table: MemoryTable, ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
         parts = [part.numpy() for part in table.parts]
-        target = staged.numpy()
         share = max(_MIN_ROWS_PER_THREAD, -(-len(ids) // self._num_threads))
         if self._pool is None or len(ids) <= share:
             _gather(parts, ids, target)
@@ -60,8 +100,11 @@ class CpuGatherPath:
             ]
             for done in pending:
                 done.result()
-        rows = self._ring.to_device(slot, staged)
-        return StagedRows(rows[:, : table.engram.row_bytes], None, num_rows=len(ids), num_rows_read=len(ids))
+
+    def clear_cache(self) -> None:
+        """See ``LookupPath.clear_cache``."""
+        for cache in self._caches:
+            cache.clear()
 
     def check(self) -> None:
         """A gather on the host raises where it happens."""
@@ -71,7 +114,7 @@ class CpuGatherPath:
         if self._pool is not None:
             self._pool.shutdown()
         self._ring.close()
-        self._tables = ()
+        self._tables, self._caches = (), []
 
 
 def _gather(parts: Sequence[npt.NDArray[np.uint8]], ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:

@@ -36,6 +36,9 @@ class DevicePath:
         rows = from_parts(table.engram, tuple(torch.index_select(part, 0, flat) for part in table.parts))
         return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
 
+    def clear_cache(self) -> None:
+        """This path has no cache."""
+
     def check(self) -> None:
         """The device assertion has spoken already."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from tiercast_profiles.errors import BadInput
@@ -13,7 +14,10 @@ from tiercast_runtime.table import FileTable
 
 
 class DiskPath:
-    """Rows from table files. ``mode`` forces a way to read; by default the best this machine has."""
+    """Rows from table files. ``mode`` forces a way to read; by default the best this machine has.
+
+    ``cache_slots`` rows of each table are kept in host memory, those used last.
+    """
 
     name = "disk"
     is_host_driven = True
@@ -25,11 +29,14 @@ class DiskPath:
         *,
         depth: int = DEFAULT_DEPTH,
         mode: ReadMode | None = None,
+        cache_slots: int = 0,
     ) -> None:
         self.device = device
-        self.depth, self.mode = depth, mode
+        self.depth, self.mode, self.cache_slots = depth, mode, cache_slots
         self.disk_tables = tuple(_disk_table(table) for table in tables)
-        self._disks = tuple(DiskReader(table, depth=depth, mode=mode) for table in self.disk_tables)
+        self._disks = tuple(
+            DiskReader(table, depth=depth, mode=mode, cache_slots=cache_slots) for table in self.disk_tables
+        )
         self._ring = StagingRing(len(tables), tables[0].engram.row_bytes if tables else 0, device)
 
     @property
@@ -58,10 +65,22 @@ class DiskPath:
         unique, inverse = self._disks[layer_index].unique(ids)
         slot = self._ring.next_slot(layer_index)
         staged = slot.rows(len(unique))
-        self._disks[layer_index].read(unique, staged.numpy())
+        missing = self._disks[layer_index].fetch(unique, staged.numpy())
         rows = self._ring.to_device(slot, staged)
         places = torch.from_numpy(inverse).view(row_ids.shape).to(self.device)
-        return StagedRows(rows, places, num_rows=len(ids), num_rows_read=len(unique))
+        return StagedRows(
+            rows,
+            places,
+            num_rows=len(ids),
+            num_rows_read=int(np.count_nonzero(missing)),
+            num_rows_hit=len(ids) - int(np.count_nonzero(missing[inverse])),
+        )
+
+    def clear_cache(self) -> None:
+        """See ``LookupPath.clear_cache``."""
+        for disk in self._disks:
+            if disk.cache is not None:
+                disk.cache.clear()
 
     def check(self) -> None:
         """A read raises where it happens."""

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.units import format_bytes
+
 _SLOTS_PER_LAYER = 2
 
 
@@ -27,14 +30,28 @@ class Slot:
         self.buffer = torch.empty((0, self.width), dtype=torch.uint8)
 
     def rows(self, num_rows: int) -> torch.Tensor:
-        """The first ``num_rows`` rows, after the copy that last read them has ended."""
+        """The first ``num_rows`` rows, after the copy that last read them has ended.
+
+        Raises:
+            MissingCapability: the memory is refused, most often for the locked-memory limit of a container.
+        """
         if self.event is not None:
             self.event.synchronize()
             self.event = None
         if num_rows > len(self.buffer):
             capacity = 1 << (num_rows - 1).bit_length()
-            self.buffer = torch.empty((capacity, self.width), dtype=torch.uint8, pin_memory=self.is_pinned)
+            self.buffer = self._allocate(capacity)
         return self.buffer[:num_rows]
+
+    def _allocate(self, num_rows: int) -> torch.Tensor:
+        try:
+            return torch.empty((num_rows, self.width), dtype=torch.uint8, pin_memory=self.is_pinned)
+        except RuntimeError as error:
+            num_bytes, reason = num_rows * self.width, str(error).splitlines()[0]
+            raise MissingCapability(
+                f"cannot get {format_bytes(num_bytes)} of {'pinned ' if self.is_pinned else ''}staging memory "
+                f"({reason}); raise the locked-memory limit (ulimit -l) or lower engine.max_num_batched_tokens"
+            ) from None
 
 
 class StagingRing:

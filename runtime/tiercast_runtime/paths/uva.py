@@ -74,6 +74,9 @@ class UvaPath:
             first += width
         return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
 
+    def clear_cache(self) -> None:
+        """This path has no cache."""
+
     def check(self) -> None:
         """Raise when a finished gather met an id outside its table.
 

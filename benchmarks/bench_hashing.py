@@ -1,0 +1,68 @@
+"""Row ids of a step at V4.1 size: our NumPy, torch and fused-kernel hashers beside the plain oracle of reference.py.
+
+Timed from windows on the device to row ids on the device, warm; on a GPU the wait for the device is inside.
+"""
+
+import importlib.util
+
+import numpy as np
+import torch
+
+from tiercast_profiles.rng import stream
+from tiercast_profiles.store import load_model
+from tiercast_runtime import reference
+from tiercast_runtime.hashing import EngramHasher, build_windows, numpy_row_ids
+from tiercast_runtime.probes.timing import Effort, collect, seconds, timed
+
+COUNTS = (8, 256, 8192)
+ORACLE = "oracle: reference.py"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    engram = load_model("deepseek-v4.1-flash").engram
+    cpu = torch.device("cpu")
+    on_cpu = EngramHasher(engram, cpu)
+    has_kernel = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    generator = stream(0, "bench-hashing")
+    print(f"{engram.num_rows_per_token} rows x {len(engram.layer_ids)} layers per token; median µs [quartiles]")
+    if not has_kernel:
+        print("fused kernel: not timed, no CUDA GPU with triton here")
+    # The oracle searches its primes and draws its multipliers in every call, the hashers once: take that share away.
+    reference_moduli, reference_multipliers = reference.moduli(engram), reference.multipliers(engram)
+    reference.moduli = lambda _engram: reference_moduli
+    reference.multipliers = lambda _engram: reference_multipliers
+    for count in COUNTS:
+        ids = generator.integers(0, engram.compressed_vocab_size, count)
+        windows = build_windows(ids, 0, count, engram.ngram_orders[-1])
+        tensor = torch.from_numpy(windows)
+        ways = {
+            ORACLE: lambda w=windows: reference.row_ids(engram, w),
+            "ours: numpy_row_ids": lambda w=windows: numpy_row_ids(engram, w),
+            "ours: torch on the CPU": lambda t=tensor: on_cpu.torch_row_ids(t),
+        }
+        if has_kernel:
+            gpu = torch.device("cuda", 0)
+            on_gpu, moved = EngramHasher(engram, gpu), tensor.to(gpu)
+            ways["ours: torch on the GPU"] = lambda h=on_gpu, t=moved: _waited(h.torch_row_ids(t))
+            ways["ours: fused kernel"] = lambda h=on_gpu, t=moved: _waited(h.kernel_row_ids(t))
+        expected = reference.row_ids(engram, windows)
+        for name, way in ways.items():
+            found = way()
+            found = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
+            assert np.array_equal(found, expected), f"{name} found other rows"
+        cases = [timed(name, way) for name, way in ways.items()]
+        spreads = {spread.key: spread for spread in collect(cases, Effort(seconds(3), 1, 5, 100))}
+        for name, spread in spreads.items():
+            low, value, high = (np.array([spread.low, spread.value, spread.high]) / 1e3).round(1)
+            ratio = spreads[ORACLE].value / spread.value
+            print(f"{count:6} tokens  {name:24} {value:10} [{low} .. {high}]  oracle/this {ratio:.1f}")
+
+
+def _waited(row_ids: torch.Tensor) -> torch.Tensor:
+    torch.cuda.synchronize()
+    return row_ids
+
+
+if __name__ == "__main__":
+    main()
