@@ -27,13 +27,19 @@ _FILL_ROWS = 65_536
 
 
 class Table:
-    """The rows of one Engram layer, somewhere. ``num_rows`` may be set lower or higher than the model's by a probe."""
+    """The rows of one Engram layer, somewhere. ``num_rows`` may be set lower or higher than the model's by a probe.
 
-    def __init__(self, engram: Engram, layer_index: int, layout: RowLayout, num_rows: int | None) -> None:
+    A rank's part of a table starts at ``first_row`` of the whole one; its row ids start at 0 all the same.
+    """
+
+    def __init__(
+        self, engram: Engram, layer_index: int, layout: RowLayout, num_rows: int | None, first_row: int = 0
+    ) -> None:
         self.engram = engram
         self.layer_index = layer_index
         self.layout: RowLayout = layout
-        self.num_rows = table_rows(engram)[layer_index] if num_rows is None else num_rows
+        self.first_row = first_row
+        self.num_rows = table_rows(engram)[layer_index] - first_row if num_rows is None else num_rows
 
     @property
     def part_widths(self) -> tuple[int, ...]:
@@ -48,7 +54,8 @@ class Table:
     @property
     def label(self) -> str:
         """How messages name this table."""
-        return f"the table of layer {self.engram.layer_ids[self.layer_index]} ({self.num_rows:,} rows, {self.layout})"
+        rows = f"{self.num_rows:,} rows" + (f" from row {self.first_row:,}" if self.first_row else "")
+        return f"the table of layer {self.engram.layer_ids[self.layer_index]} ({rows}, {self.layout})"
 
     def close(self) -> None:
         """Give the memory or the file back."""
@@ -64,7 +71,8 @@ class MemoryTable(Table):
 
         def one(first: int) -> None:
             ids = np.arange(first, min(first + _FILL_ROWS, self.num_rows), dtype=np.int64)
-            store(first, to_parts(self.engram, self.layout, expected_rows(self.engram, self.layer_index, ids)))
+            content = expected_rows(self.engram, self.layer_index, self.first_row + ids)
+            store(first, to_parts(self.engram, self.layout, content))
 
         with ThreadPoolExecutor(num_threads) as pool:
             list(pool.map(one, range(0, self.num_rows, _FILL_ROWS)))
@@ -81,8 +89,9 @@ class HostTable(MemoryTable):
         *,
         is_pinned: bool = False,
         num_rows: int | None = None,
+        first_row: int = 0,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows)
+        super().__init__(engram, layer_index, layout, num_rows, first_row)
         require_bytes(self.size_bytes, torch.device("cpu"), self.label)
         self._blocks = [HostBlock(self.num_rows * width) for width in self.part_widths]
         arrays = [
@@ -125,12 +134,13 @@ class ResidentTable(MemoryTable):
         device: torch.device,
         *,
         num_rows: int | None = None,
+        first_row: int = 0,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows)
+        super().__init__(engram, layer_index, layout, num_rows, first_row)
         self.device = device
         self._host: HostTable | None = None
         if device.type == "cpu":
-            self._host = HostTable(engram, layer_index, layout, num_rows=self.num_rows)
+            self._host = HostTable(engram, layer_index, layout, num_rows=self.num_rows, first_row=first_row)
             self.parts = self._host.parts
             return
         require_bytes(self.size_bytes, device, self.label)
@@ -162,9 +172,10 @@ class FileTable(Table):
         folder: Path,
         *,
         num_rows: int | None = None,
+        first_row: int = 0,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows)
-        self.file: TableFile = open_or_write(engram, layer_index, layout, self.num_rows, folder)
+        super().__init__(engram, layer_index, layout, num_rows, first_row)
+        self.file: TableFile = open_or_write(engram, layer_index, layout, self.num_rows, folder, first_row=first_row)
 
     @property
     def path(self) -> Path:

@@ -46,19 +46,23 @@ class _Content:
     layer_index: int
     layout: RowLayout
     num_rows: int
+    first_row: int
 
     @property
     def size_bytes(self) -> int:
         return self.num_rows * sum(part_widths(self.engram, self.layout))
 
     def parts(self, row_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], ...]:
-        return to_parts(self.engram, self.layout, expected_rows(self.engram, self.layer_index, row_ids))
+        return to_parts(
+            self.engram, self.layout, expected_rows(self.engram, self.layer_index, self.first_row + row_ids)
+        )
 
 
-def file_name(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int) -> str:
+def file_name(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, first_row: int = 0) -> str:
     """Name of the file of one table: two tables share a name only when they hold the same rows."""
     layer_id = engram.layer_ids[layer_index]
-    return f"engram-{engram_sha256(engram)[:12]}-layer{layer_id}-{num_rows}-{layout}.safetensors"
+    start = f"from{first_row}-" if first_row else ""
+    return f"engram-{engram_sha256(engram)[:12]}-layer{layer_id}-{start}{num_rows}-{layout}.safetensors"
 
 
 def engram_sha256(engram: Engram) -> str:
@@ -66,8 +70,10 @@ def engram_sha256(engram: Engram) -> str:
     return canonical_sha256(engram.model_dump(mode="json"))
 
 
-def _metadata(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int) -> dict[str, str]:
-    return {
+def _metadata(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, first_row: int) -> dict[str, str]:
+    # only a part of a table says where it starts, so that files from before there were parts stay valid
+    start = {"first_row": str(first_row)} if first_row else {}
+    return start | {
         "format": "tiercast-table",
         "content_version": str(CONTENT_VERSION),
         "content_seed": str(content_seed(engram, layer_index)),
@@ -90,16 +96,20 @@ def _header(metadata: dict[str, str], num_rows: int, widths: tuple[int, ...]) ->
     return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
 
 
-def open_or_write(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, folder: Path) -> TableFile:
+def open_or_write(
+    engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, folder: Path, *, first_row: int = 0
+) -> TableFile:
     """The file of one table in ``folder``: the one that is there if it is the right one and whole, else a new one.
+
+    It holds the rows ``first_row … first_row + num_rows − 1`` of the layer.
 
     Raises:
         FileProblem: the file there is truncated or another's, the folder cannot be written, or the disk is full.
     """
-    path = folder / file_name(engram, layer_index, layout, num_rows)
-    content = _Content(engram, layer_index, layout, num_rows)
+    path = folder / file_name(engram, layer_index, layout, num_rows, first_row)
+    content = _Content(engram, layer_index, layout, num_rows, first_row)
     widths = part_widths(engram, layout)
-    metadata = _metadata(engram, layer_index, layout, num_rows)
+    metadata = _metadata(engram, layer_index, layout, num_rows, first_row)
     header = _header(metadata, num_rows, widths)
     size_bytes = len(header) + num_rows * sum(widths)
     offsets = tuple(len(header) + num_rows * sum(widths[:index]) for index in range(len(widths)))
@@ -139,11 +149,11 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
 
 def _check_file(path: Path, wanted: dict[str, str], size_bytes: int) -> None:
     metadata, _ = read_header(path)
-    different = sorted(key for key in wanted if metadata.get(key) != wanted[key])
+    different = sorted(key for key in wanted | metadata if metadata.get(key) != wanted.get(key))
     if different:
         raise FileProblem(
             f"{path}: holds another table ({different[0]} is {metadata.get(different[0])!r}, "
-            f"wanted {wanted[different[0]]!r}); delete it or use another folder"
+            f"wanted {wanted.get(different[0])!r}); delete it or use another folder"
         )
     actual = path.stat().st_size
     if actual != size_bytes:

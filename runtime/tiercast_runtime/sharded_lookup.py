@@ -1,0 +1,175 @@
+"""Lookups shared out over ranks: each fetches its own columns, then an all-gather gives every rank all rows.
+
+vLLM places the tables this way under tensor parallelism (docs/features/engram.md). What travels here are the packed
+rows: T × R × row bytes end on every rank, of which a rank sends its 1/N.
+
+The ranks first exchange a few numbers: what they are about to gather, and whether each has its rows. So a rank whose
+file is damaged, or that is at another step, ends in one line on every rank and not in a hang or in wrong rows. These
+numbers go through gloo on the host, on a GPU too, where waiting for the device would stop the step.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from tiercast_profiles.errors import BadInput, MissingCapability, TiercastError
+from tiercast_runtime.paths.base import LookupPath, StagedRows
+from tiercast_runtime.shard import HeadShard
+
+DEFAULT_TIMEOUT_S = 60.0
+_NOTE = ("num_tokens", "layer_index", "checksum", "num_rows_read", "is_ready")
+
+
+def join_group(
+    rank: int, num_ranks: int, init_method: str, device: torch.device, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> dist.ProcessGroup:
+    """The group of all ranks: gloo between CPUs, NCCL between GPUs with gloo beside it for the host.
+
+    ``init_method`` is ``file://PATH`` or ``tcp://HOST:PORT``, the same for every rank. ``timeout_s`` bounds this call
+    and each later collective. Leave with ``torch.distributed.destroy_process_group()``.
+
+    Raises:
+        MissingCapability: this torch has no such backend.
+        TiercastError: the other ranks did not come in time.
+    """
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise MissingCapability("this torch has no torch.distributed with gloo; install one that has, or use one rank")
+    is_gpu = device.type == "cuda"
+    if is_gpu and not dist.is_nccl_available():
+        raise MissingCapability("this torch has no NCCL, which ranks on GPUs need; install one that has")
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
+            init_method=init_method,
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except RuntimeError as error:
+        raise TiercastError(
+            f"rank {rank} could not join the {num_ranks} ranks at {init_method} within {timeout_s:g} s "
+            f"({_first_line(error)}); start all ranks with the same address"
+        ) from None
+    group = dist.group.WORLD
+    assert group is not None, "the group was just made"
+    return group
+
+
+class ShardedLookup:
+    """A lookup path over the columns of all ranks. Every rank makes the same lookups in the same order.
+
+    Args:
+        path: how this rank fetches from its own tables (``shard.build_shard_tables``).
+        shard: which columns those are.
+        group: the ranks; all of them take part in every lookup.
+
+    Raises:
+        BadInput: the shard is not this rank's part of this group.
+    """
+
+    is_host_driven = True  # the ranks' agreement blocks the host
+
+    def __init__(self, path: LookupPath, shard: HeadShard, group: dist.ProcessGroup) -> None:
+        rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
+        if (shard.rank, shard.num_ranks) != (rank, num_ranks):
+            raise BadInput(
+                f"the shard is rank {shard.rank} of {shard.num_ranks}; this process is rank {rank} of {num_ranks}"
+            )
+        # not the inner name: the prefetcher treats "device" as compute, and this one talks to other ranks
+        self.name = f"sharded_{path.name}"
+        self.device = path.device
+        self._path = path
+        self._shard = shard
+        self._group = group
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float | bool]:
+        """The inner path's facts, and how the columns are shared out."""
+        return {
+            **self._path.facts,
+            "shard_num_ranks": self._shard.num_ranks,
+            "shard_columns_per_rank": len(self._shard.columns),
+            "shard_backend": "nccl" if self.device.type == "cuda" else "gloo",
+        }
+
+    def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
+        """See ``LookupPath.fetch``: the same ``row_ids [T, R]`` of the whole table on every rank, all rows back.
+
+        ``num_rows_read`` is what the tiers of all ranks delivered together.
+
+        Raises:
+            BadInput: an id of this rank's columns that is not in its rows.
+            FileProblem: a table file of this rank that is short or cannot be read.
+            TiercastError: another rank failed, makes another lookup, or has ended.
+        """
+        staged, problem = None, None
+        try:
+            staged = self._path.fetch(layer_index, self._shard.local_ids(layer_index, row_ids))
+        except TiercastError as error:
+            problem = error
+        num_read = self._agree(layer_index, row_ids, staged)
+        if problem is not None:
+            raise problem
+        assert staged is not None, "a fetch without an error has rows"
+        rows = self._gather(staged, len(row_ids))
+        return StagedRows(rows, None, num_rows=row_ids.numel(), num_rows_read=num_read)
+
+    def _agree(self, layer_index: int, row_ids: torch.Tensor, staged: StagedRows | None) -> int:
+        """Compare what the ranks are about to gather; rows they have read together."""
+        # reading ids on a GPU would wait for it; there the checksum stays 0
+        checksum = int(row_ids.sum()) if row_ids.device.type == "cpu" and not row_ids.is_floating_point() else 0
+        read = 0 if staged is None else staged.num_rows_read
+        note = torch.tensor([len(row_ids), layer_index, checksum, read, int(staged is not None)], dtype=torch.int64)
+        notes = torch.empty((self._shard.num_ranks, len(_NOTE)), dtype=torch.int64)
+        self._collect(notes, note)
+        for column, name in enumerate(_NOTE[:3]):
+            values: list[int] = notes[:, column].tolist()
+            if len(set(values)) > 1:
+                raise TiercastError(
+                    f"the ranks do not make the same lookup: {name} by rank is {', '.join(map(str, values))}; "
+                    f"all ranks must run the same step"
+                )
+        failed = [rank for rank, is_ready in enumerate(notes[:, 4].tolist()) if not is_ready]
+        if failed and staged is not None:
+            raise TiercastError(
+                f"rank {failed[0]} could not fetch its columns of layer {self._layer_id(layer_index)}; "
+                f"its own message says why"
+            )
+        return int(notes[:, 3].sum())
+
+    def _gather(self, staged: StagedRows, num_tokens: int) -> torch.Tensor:
+        """Packed rows ``[T·R, row_bytes]`` in the order of the whole row ids, from this rank's own."""
+        own = staged.rows if staged.inverse is None else staged.rows.index_select(0, staged.inverse.reshape(-1))
+        width, num_ranks = self._shard.engram.row_bytes, self._shard.num_ranks
+        if num_tokens == 0 or num_ranks == 1:
+            return own
+        by_rank = torch.empty((num_ranks, *own.shape), dtype=torch.uint8, device=own.device)
+        self._collect(by_rank.view(-1), own.reshape(-1))
+        # columns of a rank are neighbours, so token, rank, column is the order of the whole
+        return by_rank.view(num_ranks, num_tokens, -1, width).transpose(0, 1).reshape(-1, width)
+
+    def _collect(self, target: torch.Tensor, own: torch.Tensor) -> None:
+        try:
+            dist.all_gather_into_tensor(target.view(-1), own, group=self._group)
+        except RuntimeError as error:
+            raise TiercastError(
+                f"rank {self._shard.rank} of {self._shard.num_ranks}: another rank has ended or did not answer in time "
+                f"({_first_line(error)}); end all ranks and start again"
+            ) from None
+
+    def _layer_id(self, layer_index: int) -> int:
+        return self._shard.engram.layer_ids[layer_index]
+
+    def check(self) -> None:
+        """What the inner path has to say."""
+        self._path.check()
+
+    def close(self) -> None:
+        """Close the inner path; the group stays its owner's."""
+        self._path.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
