@@ -19,7 +19,7 @@ from tiercast_runtime.paths.base import LookupPath, StagedRows
 from tiercast_runtime.shard import HeadShard
 
 DEFAULT_TIMEOUT_S = 60.0
-_NOTE = ("num_tokens", "layer_index", "checksum", "num_rows_read", "is_ready")
+_NOTE = ("num_tokens", "layer_index", "checksum", "num_rows_read", "num_rows_hit", "is_ready")
 
 
 def join_group(
@@ -97,7 +97,7 @@ class ShardedLookup:
     def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
         """See ``LookupPath.fetch``: the same ``row_ids [T, R]`` of the whole table on every rank, all rows back.
 
-        ``num_rows_read`` is what the tiers of all ranks delivered together.
+        ``num_rows_read`` is what the tiers of all ranks delivered together, ``num_rows_hit`` what their caches had.
 
         Raises:
             BadInput: an id of this rank's columns that is not in its rows.
@@ -109,19 +109,19 @@ class ShardedLookup:
             staged = self._path.fetch(layer_index, self._shard.local_ids(layer_index, row_ids))
         except TiercastError as error:
             problem = error
-        num_read = self._agree(layer_index, row_ids, staged)
+        num_read, num_hit = self._agree(layer_index, row_ids, staged)
         if problem is not None:
             raise problem
         assert staged is not None, "a fetch without an error has rows"
         rows = self._gather(staged, len(row_ids))
-        return StagedRows(rows, None, num_rows=row_ids.numel(), num_rows_read=num_read)
+        return StagedRows(rows, None, num_rows=row_ids.numel(), num_rows_read=num_read, num_rows_hit=num_hit)
 
-    def _agree(self, layer_index: int, row_ids: torch.Tensor, staged: StagedRows | None) -> int:
-        """Compare what the ranks are about to gather; rows they have read together."""
+    def _agree(self, layer_index: int, row_ids: torch.Tensor, staged: StagedRows | None) -> tuple[int, int]:
+        """Compare what the ranks are about to gather; rows they have read and hit together."""
         # reading ids on a GPU would wait for it; there the checksum stays 0
         checksum = int(row_ids.sum()) if row_ids.device.type == "cpu" and not row_ids.is_floating_point() else 0
-        read = 0 if staged is None else staged.num_rows_read
-        note = torch.tensor([len(row_ids), layer_index, checksum, read, int(staged is not None)], dtype=torch.int64)
+        own = (0, 0, 0) if staged is None else (staged.num_rows_read, staged.num_rows_hit, 1)
+        note = torch.tensor([len(row_ids), layer_index, checksum, *own], dtype=torch.int64)
         notes = torch.empty((self._shard.num_ranks, len(_NOTE)), dtype=torch.int64)
         self._collect(notes, note)
         for column, name in enumerate(_NOTE[:3]):
@@ -131,13 +131,13 @@ class ShardedLookup:
                     f"the ranks do not make the same lookup: {name} by rank is {', '.join(map(str, values))}; "
                     f"all ranks must run the same step"
                 )
-        failed = [rank for rank, is_ready in enumerate(notes[:, 4].tolist()) if not is_ready]
+        failed = [rank for rank, is_ready in enumerate(notes[:, 5].tolist()) if not is_ready]
         if failed and staged is not None:
             raise TiercastError(
                 f"rank {failed[0]} could not fetch its columns of layer {self._layer_id(layer_index)}; "
                 f"its own message says why"
             )
-        return int(notes[:, 3].sum())
+        return int(notes[:, 3].sum()), int(notes[:, 4].sum())
 
     def _gather(self, staged: StagedRows, num_tokens: int) -> torch.Tensor:
         """Packed rows ``[T·R, row_bytes]`` in the order of the whole row ids, from this rank's own."""
@@ -165,6 +165,10 @@ class ShardedLookup:
     def check(self) -> None:
         """What the inner path has to say."""
         self._path.check()
+
+    def clear_cache(self) -> None:
+        """Empty this rank's own cache; every rank empties its own."""
+        self._path.clear_cache()
 
     def close(self) -> None:
         """Close the inner path; the group stays its owner's."""
