@@ -32,6 +32,9 @@ PLACEMENTS = (
 )
 
 
+LOOKING_AHEAD = ({"tier": "nvme", "prefetch": "prev_step"}, {"tier": "dram", "prefetch": "prev_step"})
+
+
 class Asked(Prefetcher):
     """Notes the row ids of every step."""
 
@@ -43,7 +46,7 @@ class Asked(Prefetcher):
 
 
 @pytest.mark.parametrize("cache_gib", [LARGE_GIB, SMALL_GIB])
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: "-".join(placement.values()))
+@pytest.mark.parametrize("placement", PLACEMENTS + LOOKING_AHEAD, ids=lambda placement: "-".join(placement.values()))
 def test_a_cache_changes_reads_and_never_tokens(mini_scenario, tmp_path, placement, cache_gib):
     results = []
     for size in (0, cache_gib):
