@@ -27,6 +27,13 @@ ProfileFile = Annotated[
 Repeats = Annotated[
     int, typer.Option("--repeats", min=1, max=1000, metavar="N", help="Run N times; the spread becomes the interval.")
 ]
+Replicates = Annotated[
+    int,
+    typer.Option(
+        "--replicates", min=1, max=1000, metavar="N", help="Predict at N seeds: an interval of chance beside the band."
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, max=1024, metavar="N", help="Processes that predict the points.")]
 ModelName = Annotated[
     str,
     typer.Option("--model", metavar="NAME", help="A shipped model, a model file, or a Hugging Face config.json."),

@@ -2,10 +2,11 @@
 
 import typer
 
-from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, ScenarioArgument, TraceFile, examples
+from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, Replicates, ScenarioArgument, TraceFile, examples
 
 EPILOG = examples(
     "tiercast simulate v41-dram",
+    "tiercast simulate v41-dram --replicates 5",
     "tiercast simulate my.yaml --profile profile.yaml -o predicted.json --trace predicted-trace.json",
 )
 
@@ -16,6 +17,7 @@ def command(
     profile: ProfileFile = None,
     output: OutputFile = None,
     trace: TraceFile = None,
+    replicates: Replicates = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict a scenario, each number with an interval.
@@ -25,12 +27,13 @@ def command(
     from tiercast_cli import inputs, views
     from tiercast_cli.output import check_writable, emit, save
     from tiercast_profiles.timeline import chrome_trace
+    from tiercast_sim.replicates import simulate_replicates
     from tiercast_sim.simulate import simulate
 
     resolved = inputs.resolve(scenario, profile)
     check_writable(output)
     check_writable(trace)
-    record = simulate(resolved)
+    record = simulate(resolved) if replicates == 1 else simulate_replicates(resolved, replicates)
     if output is not None:
         save(output, record.to_json())
     if trace is not None:

@@ -9,7 +9,9 @@ from tiercast_plan.sweep import SweepRow, sweep
 from tiercast_profiles.errors import InfeasibleScenario
 
 
-def run(name_or_path: str, sets: Sequence[str], varies: Sequence[str], profile: str | None) -> tuple[SweepRow, ...]:
+def run(
+    name_or_path: str, sets: Sequence[str], varies: Sequence[str], profile: str | None, num_jobs: int = 1
+) -> tuple[SweepRow, ...]:
     """Predict and price every combination.
 
     Raises:
@@ -26,6 +28,7 @@ def run(name_or_path: str, sets: Sequence[str], varies: Sequence[str], profile: 
             varies,
             today=today,
             progress=lambda done, total: report(f"{done} of {total}", done / total),
+            num_jobs=num_jobs,
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tiercast_cli import render
+from tiercast_cli import answer_views, render
 from tiercast_profiles.compare import Comparison, flat_metrics
 from tiercast_profiles.units import format_bytes
 
@@ -54,6 +54,7 @@ def record(result: "RunRecord") -> None:
     for basis in dict.fromkeys(bases):
         render.line(f"interval: {basis}")
     layers(result)
+    answer_views.answers(result.metrics)
     memory = [[tier, format_bytes(size)] for tier, size in result.metrics.memory_bytes.items()]
     if memory:
         render.table("", ["memory", "used"], memory)

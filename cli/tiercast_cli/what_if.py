@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, ScenarioArgument, examples
+from tiercast_cli.options import Jobs, JsonFlag, OutputFile, ProfileFile, ScenarioArgument, examples
 
 EPILOG = examples(
     "tiercast what-if v41-dram --vary placement.tier=hbm,dram,nvme",
@@ -28,6 +28,7 @@ def command(
         ),
     ] = None,
     profile: ProfileFile = None,
+    jobs: Jobs = 1,
     output: OutputFile = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -39,7 +40,7 @@ def command(
     from tiercast_cli.output import check_writable, emit, save, to_json
 
     check_writable(output)
-    rows = sweeping.run(scenario, sets or [], varies or [], profile)
+    rows = sweeping.run(scenario, sets or [], varies or [], profile, jobs)
     if output is not None:
         save(output, to_json(rows))
     emit(rows, lambda: sweeping.view(rows), as_json=as_json)

@@ -1,8 +1,10 @@
 """Many scenarios from one, each priced: what a change of any setting does."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import starmap
+from typing import cast
 
 from tiercast_plan.cost import CostReport, cost_per_mtok
 from tiercast_plan.settings import Point, Value, points
@@ -38,10 +40,12 @@ def sweep(
     today: datetime.date | None = None,
     predict: Callable[[ResolvedScenario], RunRecord] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    num_jobs: int = 1,
 ) -> tuple[SweepRow, ...]:
     """Run every combination of the variations over the scenario with the settings applied.
 
     ``predict`` makes the record of a point (the simulator, unless given); ``progress`` hears (points done, points).
+    With ``num_jobs`` above 1 that many processes predict; the rows and their order are the same.
 
     Raises:
         BadInput: a setting is malformed, names an unknown key or document, or gives a value the schema refuses; then
@@ -51,11 +55,28 @@ def sweep(
     documents = _Documents()
     resolved = [documents.resolve(point.scenario) for point in todo]
     rows = []
-    for done, (point, ready) in enumerate(zip(todo, resolved, strict=True)):
-        rows.append(_row(point, ready, predict or _simulate, today))
+    work = ((point, ready, predict or _simulate, today) for point, ready in zip(todo, resolved, strict=True))
+    for done, row in enumerate(_rows(work, num_jobs)):
+        rows.append(row)
         if progress is not None:
             progress(done + 1, len(todo))
     return tuple(rows)
+
+
+_Work = tuple[Point, ResolvedScenario | TiercastError, Callable[[ResolvedScenario], RunRecord], datetime.date | None]
+
+
+def _rows(work: Iterable[_Work], num_jobs: int) -> Iterator[SweepRow]:
+    """Rows in the order of the work, however many processes make them."""
+    if num_jobs == 1:
+        yield from starmap(_row, work)
+        return
+    from joblib import Parallel, delayed  # only a parallel sweep pays for the import
+
+    found: Iterable[SweepRow] = cast(
+        "Iterable[SweepRow]", Parallel(n_jobs=num_jobs, return_as="generator")(delayed(_row)(*parts) for parts in work)
+    )
+    yield from found
 
 
 class _Documents:

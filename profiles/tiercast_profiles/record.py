@@ -4,9 +4,9 @@ A measured and a simulated record have the same shape, the same clock (integer n
 statistics; they are told apart only by ``kind``.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tiercast_profiles.document import Strict, canonical_json, canonical_sha256
 from tiercast_profiles.scenario import ResolvedPlacement, Scenario
@@ -40,6 +40,9 @@ class LayerWindow(Strict):
 
     ``window_us`` is the time between the moment its row ids are known and the moment it needs the rows;
     ``lookup_us`` what its lookup takes, queueing included; ``required_gb_per_s`` the rate that just fits the window.
+    ``required_latency_us`` is the time its own lookup may take once earlier ones are out of the way; with
+    ``service_us``, which it does take, no longer than that, nothing stalls. ``given_gb_per_s`` is the rate the rows
+    came at. The last three are None where the producer cannot tell waiting from service.
     """
 
     layer_id: int
@@ -47,6 +50,94 @@ class LayerWindow(Strict):
     lookup_us: Metric
     stall_us: Metric
     required_gb_per_s: Metric | None
+    required_latency_us: Metric | None = None
+    service_us: Metric | None = None
+    given_gb_per_s: Metric | None = None
+
+
+class TierOffer(Strict):
+    """What a tier of the machine gives to one layer's lookup of a median decode step, alone on the machine.
+
+    ``hidden_layer_ids`` are the Engram layers whose window is long enough for it, and for those queued before it.
+    """
+
+    tier: Literal["hbm", "dram", "cxl", "nvme", "pool"]
+    path: str
+    lookup_us: Metric
+    given_gb_per_s: Metric
+    hidden_layer_ids: tuple[int, ...]
+
+
+class TimePart(Strict):
+    """One part of the time of all steps of all replicas; ``ms_per_step`` is its share of the mean step."""
+
+    name: str
+    total_ns: int = Field(ge=0)
+    ms_per_step: Metric
+
+
+class TimeSpent(Strict):
+    """Where the time of the steps went: ``total_ns`` of the parts sums to ``total_ns`` to the nanosecond."""
+
+    num_steps: int = Field(gt=0)
+    total_ns: int = Field(ge=0)
+    parts: tuple[TimePart, ...]
+
+    @model_validator(mode="after")
+    def _parts_sum_to_the_whole(self) -> Self:
+        found = sum(part.total_ns for part in self.parts)
+        if found != self.total_ns:
+            raise ValueError(f"parts sum to {found} ns, the steps to {self.total_ns} ns")
+        return self
+
+
+class KvChain(Strict):
+    """What a placement buys: memory freed, hence KV room, hence concurrency, hence throughput.
+
+    The ``hbm`` columns are the same scenario with every table in HBM; None where such a scenario does not fit or was
+    not run. ``requests_in_kv`` is how many requests of the mean length the KV room holds; ``mean_batch`` how many
+    sequences decoded at once, weighted by time.
+    """
+
+    hbm_freed_bytes: int
+    kv_capacity_tokens: int
+    kv_capacity_tokens_hbm: int | None
+    requests_in_kv: float
+    requests_in_kv_hbm: float | None
+    mean_batch: float
+    mean_batch_hbm: float | None
+    output_tokens_per_s: float
+    output_tokens_per_s_hbm: float | None
+
+
+class ResourceUse(Strict):
+    """How busy a shared thing was, from run start to the last finish; ``kind`` says what a unit of it is."""
+
+    name: str
+    kind: Literal["bytes", "reads", "core_seconds", "messages", "time"]
+    capacity_per_s: float = Field(gt=0)
+    busy_ratio: Metric
+
+
+class ReplicateMetric(Strict):
+    """One metric over seeds: mean with the Student-t interval of that mean, at the nominal inputs.
+
+    The combined interval is the band of the inputs' uncertainty, widened at both ends by the half width over seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    combined_low: float
+    combined_high: float
+
+
+class Replicates(Strict):
+    """The same scenario under several seeds: what chance alone does to the numbers."""
+
+    num_seeds: int = Field(ge=2)
+    confidence_ratio: float = Field(gt=0, lt=1)
+    metrics: dict[str, ReplicateMetric]
 
 
 class Metrics(Strict):
@@ -67,6 +158,11 @@ class Metrics(Strict):
     unique_row_ratio: float | None
     cache_hit_ratio: float | None = None
     layers: tuple[LayerWindow, ...] = ()
+    offers: tuple[TierOffer, ...] = ()
+    time_spent: TimeSpent | None = None
+    kv_chain: KvChain | None = None
+    resources: tuple[ResourceUse, ...] = ()
+    replicates: Replicates | None = None
 
 
 class RequestSamples(Strict):

@@ -7,6 +7,7 @@ from tiercast_profiles.document import Bound, canonical_sha256
 from tiercast_profiles.hardware import Component, ComputeTable
 from tiercast_profiles.model import Engram
 from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_sim.breakdown import Ledger
 from tiercast_sim.compute_table import TableTimes
 from tiercast_sim.roofline import Roofline
 from tiercast_sim.work import StepPlan
@@ -102,6 +103,9 @@ class ComputeModel:
         self._linear_ns: dict[tuple[int, bool], float] = {}
         self._by_tokens: dict[tuple[Component, int], float] = {}
         self.largest_step_tokens = 0
+        self._num_early = sum(early for early, _ in self._layers)
+        self._num_late = sum(late for _, late in self._layers)
+        self.ledger = Ledger()
 
     def largest_measured_tokens(self) -> float | None:
         """Largest token count of a measured layer, or None where compute is a roofline."""
@@ -121,25 +125,56 @@ class ComputeModel:
         ended = [chunk.request.prompt_tokens - 1 for chunk in plan.chunks if chunk.is_last]
         num_samples = plan.num_decode_tokens + len(ended)
         decode_ns = self._attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
-        early_ns = self._linear(num_tokens, is_late=False) + decode_ns
+        linear_ns = self._linear(num_tokens, is_late=False)
+        early_ns = linear_ns + decode_ns
+        prefill_ns = 0.0
         for chunk in plan.chunks:
-            early_ns += self._attention_prefill_ns(chunk.num_tokens, chunk.start)
-        late_ns = 0.0
+            chunk_ns = self._attention_prefill_ns(chunk.num_tokens, chunk.start)
+            early_ns += chunk_ns
+            prefill_ns += chunk_ns
+        late_linear_ns = late_ended_ns = late_ns = 0.0
         if backbone.num_prefill_layers < backbone.num_layers:
-            late_ns = self._linear(num_samples, is_late=True) + decode_ns + self._attention_decode_ns(ended, 1)
-        pre_ns = self._tokenwise("step_overhead", plan.num_decodes + len(plan.chunks))
-        module_ns = 0.0
+            late_linear_ns = self._linear(num_samples, is_late=True)
+            late_ended_ns = self._attention_decode_ns(ended, 1)
+            late_ns = late_linear_ns + decode_ns + late_ended_ns
+        overhead_ns = self._tokenwise("step_overhead", plan.num_decodes + len(plan.chunks))
+        pre_ns = overhead_ns
+        hash_ns = issue_ns = module_ns = over_ranks_ns = 0.0
         if self._has_engram:
-            pre_ns += self._tokenwise("hash", num_tokens) + self._tokenwise("lookup_issue", num_tokens)
+            hash_ns, issue_ns = self._tokenwise("hash", num_tokens), self._tokenwise("lookup_issue", num_tokens)
+            pre_ns += hash_ns + issue_ns
             module_ns = self._tokenwise("engram_module", num_tokens)
             if self._roofline is not None:
-                module_ns += self._roofline.gather_over_ranks_ns(num_tokens)
+                over_ranks_ns = self._roofline.gather_over_ranks_ns(num_tokens)
+                module_ns += over_ranks_ns
         segments = [
             num_early * early_ns + num_late * late_ns + (module_ns if index else 0.0)
             for index, (num_early, num_late) in enumerate(self._layers)
         ]
-        segments[0] += self._tokenwise("embed", num_tokens)
-        segments[-1] += self._tokenwise("head", num_samples)
+        embed_ns, head_ns = self._tokenwise("embed", num_tokens), self._tokenwise("head", num_samples)
+        segments[0] += embed_ns
+        segments[-1] += head_ns
+        reduce_ns = 0.0
+        if self._roofline is not None and "linear" not in self._measured:  # a measured table is one rank's
+            reduce_ns = self._num_early * self._roofline.reduce_ns(num_tokens)
+            if self._num_late:
+                reduce_ns += self._num_late * self._roofline.reduce_ns(num_samples)
+        num_modules = len(self._layers) - 1
+        self.ledger.book(
+            (
+                overhead_ns,
+                hash_ns,
+                issue_ns,
+                embed_ns,
+                self._num_early * linear_ns + self._num_late * late_linear_ns - reduce_ns,
+                (self._num_early + self._num_late) * decode_ns + self._num_late * late_ended_ns,
+                self._num_early * prefill_ns,
+                num_modules * (module_ns - over_ranks_ns),
+                head_ns,
+                reduce_ns,
+                num_modules * over_ranks_ns,
+            )
+        )
         return StepCompute(pre_ns, tuple(segments))
 
     def _linear(self, num_tokens: int, *, is_late: bool) -> float:

@@ -58,6 +58,7 @@ class StepCosts:
         compute = self._compute.step(plan)
         segments = [round(segment) for segment in compute.segments_ns]
         pre_ns = round(compute.pre_ns)
+        self._compute.ledger.close(pre_ns + sum(segments), 0)
         if self.lookups is None:
             return StepWork(pre_ns, tuple(segments))
         num_rows = plan.num_tokens * self._rows_per_token * self._num_layers
@@ -67,6 +68,7 @@ class StepCosts:
             gathers = tuple(lookup.duration_ns for lookup in own)
             for index, gather_ns in enumerate(gathers):
                 segments[index + 1] += gather_ns
+            self._compute.ledger.close(sum(gathers), sum(gathers))
             return StepWork(
                 pre_ns,
                 tuple(segments),

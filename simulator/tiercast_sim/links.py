@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import simpy
 
+from tiercast_profiles.units import NS_PER_S
 from tiercast_sim.clock import Clock
 from tiercast_sim.work import SPEED_ONE, Usage
 
@@ -15,10 +16,11 @@ from tiercast_sim.work import SPEED_ONE, Usage
 class Flow:
     """Something in progress: a lookup, or compute that a lookup slows down. ``done`` fires when it ends."""
 
-    __slots__ = ("cap", "done", "rate_per_s", "remaining", "speed", "usage")
+    __slots__ = ("cap", "done", "duration_ns", "rate_per_s", "remaining", "speed", "usage")
 
     def __init__(self, done: simpy.Event, duration_ns: int, usage: Usage, rate_per_s: float, cap: int) -> None:
         self.done = done
+        self.duration_ns = duration_ns
         self.remaining = duration_ns * SPEED_ONE
         self.usage = usage
         self.rate_per_s = rate_per_s
@@ -35,6 +37,8 @@ class Network:
         self._flows: list[Flow] = []
         self._updated_ns = 0
         self._version = 0
+        self.used_units = dict.fromkeys(self._capacities, 0.0)
+        """Units each resource has delivered to the flows that have ended."""
 
     def start(self, duration_ns: int, usage: Usage = (), rate_per_s: float = 0.0, cap: int = SPEED_ONE) -> Flow:
         """Begin a flow that takes ``duration_ns`` at full speed; ``cap`` is the speed it may have at most."""
@@ -79,6 +83,8 @@ class Network:
         self._flows = [flow for flow in self._flows if flow.remaining > 0]
         self._retime()
         for flow in ended:
+            for resource, units in flow.usage:  # slower or faster, a flow takes the same units in the end
+                self.used_units[resource] += units * flow.duration_ns / NS_PER_S
             flow.done.succeed()
 
 

@@ -116,6 +116,9 @@ def layer_windows(resolved: ResolvedScenario, runs: Runs) -> tuple[LayerWindow, 
                 lookup_us=band(at_each(times, lambda layer: (layer.ready_ns - layer.issued_ns) / NS_PER_US)),
                 stall_us=band(at_each(times, lambda layer: layer.stall_ns / NS_PER_US)),
                 required_gb_per_s=optional_band(at_each(times, _required_gb_per_s)),
+                required_latency_us=band(at_each(times, lambda layer: layer.required_ns / NS_PER_US)),
+                service_us=band(at_each(times, lambda layer: layer.service_ns / NS_PER_US)),
+                given_gb_per_s=optional_band(at_each(times, _given_gb_per_s)),
             )
         )
     return tuple(windows)
@@ -128,6 +131,11 @@ def _layer(step: StepLog, index: int) -> LayerTimes:
 def _required_gb_per_s(layer: LayerTimes) -> float | None:
     """Rate that brings the rows just in time, or None where the layer wants them at once."""
     return layer.bytes_per_rank * NS_PER_S / layer.window_ns / GB if layer.window_ns > 0 else None
+
+
+def _given_gb_per_s(layer: LayerTimes) -> float | None:
+    """Rate the rows came at, waiting apart, or None where none came."""
+    return layer.bytes_per_rank * NS_PER_S / layer.service_ns / GB if layer.service_ns > 0 else None
 
 
 def spans(resolved: ResolvedScenario, steps: tuple[StepLog, ...]) -> tuple[Span, ...]:

@@ -139,8 +139,13 @@ class Roofline:
         stream_bytes = 4 * hidden_bytes * self._backbone.num_branches  # two residual reads, two writes
         memory_ns = (self._expert_weight(params, num_tokens) / self._tensor + stream_bytes) / self._bytes_per_ns
         arithmetic_ns = flops / self._matmul_flop_per_ns
-        reduce_ns = 2 * self._collectives.all_reduce_ns(hidden_bytes)
-        return max(arithmetic_ns, memory_ns) + self._layer_overhead_ns + reduce_ns
+        return max(arithmetic_ns, memory_ns) + self._layer_overhead_ns + self.reduce_ns(num_tokens)
+
+    def reduce_ns(self, num_tokens: int) -> float:
+        """The two all-reduces that are part of :meth:`linear_ns`."""
+        if num_tokens <= 0:
+            return 0.0
+        return 2 * self._collectives.all_reduce_ns(num_tokens * self._backbone.hidden_size * self._activation_bytes)
 
     def _weight_bytes(self, params: float, num_tokens: int) -> float:
         """Weight bytes one layer reads for a batch.

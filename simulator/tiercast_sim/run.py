@@ -17,19 +17,33 @@ from tiercast_sim.reuse import RequestNgrams
 from tiercast_sim.serving import Scheduler, check_requests_fit
 from tiercast_sim.source import RequestSource
 from tiercast_sim.step import Replica, StepLog, World
-from tiercast_sim.tiers import LookupCosts, interference_speeds
+from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
 from tiercast_sim.work import SPEED_ONE
 
 
 @dataclass(frozen=True, slots=True)
+class SharedUse:
+    """Units a shared resource delivered over a run, and how many it can deliver per second."""
+
+    units: float
+    capacity_per_s: float
+    kind: ResourceKind
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one simulation gives: its samples, its steps with their layers, its memory, its cost model."""
+    """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
+
+    ``shared`` says what each shared resource delivered.
+    """
 
     samples: Samples
     steps: tuple[StepLog, ...]
     memory: MemoryPlan
     compute: ComputeModel
     lookups: LookupCosts | None
+    shared: dict[str, SharedUse]
+    is_device_path: bool
 
 
 def request_ngrams(resolved: ResolvedScenario, requests: tuple[Request, ...]) -> RequestNgrams | None:
@@ -63,9 +77,11 @@ def run(resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None =
     num_replicas = scenario.parallel.data
     costs = [StepCosts(banded, bound, replica, compute, ngrams) for replica in range(num_replicas)]
     capacities: dict[str, float] = {}
+    kinds: dict[str, ResourceKind] = {}
     for cost in costs:
         if cost.lookups is not None:
             capacities.update(cost.lookups.capacities())
+            kinds.update(cost.lookups.kinds())
     clock = Clock()
     network = Network(clock, capacities)
     source = RequestSource(scenario.workload, requests, num_replicas)
@@ -90,6 +106,8 @@ def run(resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None =
         memory,
         compute,
         costs[0].lookups,
+        {name: SharedUse(units, capacities[name], kinds[name]) for name, units in network.used_units.items()},
+        resolved.placement.path == "device",
     )
 
 

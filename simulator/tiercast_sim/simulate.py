@@ -8,9 +8,11 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.text import load_text
 from tiercast_profiles.workload import draw_requests, workload_sha256
+from tiercast_sim.answers import kv_chain, offers, resources, time_spent
 from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
 from tiercast_sim.metrics import at_each, metrics, spans
 from tiercast_sim.run import RunResult, request_ngrams, run
+from tiercast_sim.saturation import load_warnings
 from tiercast_sim.tiers import interference_speeds
 
 
@@ -31,12 +33,15 @@ def simulate(
     text = load_text(scenario.workload.text, resolved.model)
     runs, warnings = _runs(resolved, BOUNDS if with_bounds else ("nominal",))
     baselines: dict[Baseline, dict[Bound, float]] = {}
+    in_hbm: RunResult | None = None
     if with_baselines:
         for name in baselines_of(resolved):
-            throughput, notes = _baseline(resolved, name, tuple(runs))
+            others, notes = _baseline(resolved, name, tuple(runs))
             warnings += notes
-            if throughput:
-                baselines[name] = throughput
+            if others:
+                statistics = at_each(others, lambda result: SampleStatistics(result.samples))
+                baselines[name] = at_each(statistics, lambda known: known.output_tokens_per_s)
+                in_hbm = others["nominal"] if name == "hbm" else in_hbm
     nominal = runs["nominal"]
     if text.is_stand_in:
         warnings.append(f"vocabulary of {resolved.model.name} is not at hand: tokens are those of {text.vocabulary}")
@@ -57,7 +62,7 @@ def simulate(
             "kv_capacity_tokens_per_replica": nominal.memory.kv_capacity_tokens,
             "table_bytes": nominal.memory.table_bytes,
         },
-        warnings=tuple(dict.fromkeys((*run_warnings(resolved, nominal), *warnings))),
+        warnings=tuple(dict.fromkeys((*run_warnings(resolved, nominal), *load_warnings(resolved, runs), *warnings))),
     )
     return RunRecord(
         kind="simulated",
@@ -66,7 +71,14 @@ def simulate(
         scenario_sha256=resolved.sha256,
         workload_sha256=workload_sha256(scenario.workload, scenario.seed, text.vocabulary, text.sha256),
         provenance=provenance,
-        metrics=metrics(resolved, runs, baselines),
+        metrics=metrics(resolved, runs, baselines).model_copy(
+            update={
+                "offers": offers(resolved, runs),
+                "time_spent": time_spent(resolved, runs),
+                "kv_chain": kv_chain(resolved, nominal, in_hbm),
+                "resources": resources(runs),
+            }
+        ),
         samples=nominal.samples if keep_samples else None,
         spans=spans(resolved, nominal.steps) if keep_samples else (),
     )
@@ -89,14 +101,13 @@ def _runs(resolved: ResolvedScenario, bounds: tuple[Bound, ...]) -> tuple[dict[B
 
 def _baseline(
     resolved: ResolvedScenario, name: Baseline, bounds: tuple[Bound, ...]
-) -> tuple[dict[Bound, float], list[str]]:
-    """Output tokens per second of a baseline at each bound, or nothing and the reason."""
+) -> tuple[dict[Bound, RunResult], list[str]]:
+    """The runs of a baseline at each bound, or nothing and the reason."""
     try:
         runs, warnings = _runs(with_baseline(resolved, name), bounds)
     except (InfeasibleScenario, MissingCapability) as error:
         return {}, [f"no penalty against {name}: {error}"]
-    throughput = at_each(runs, lambda result: SampleStatistics(result.samples).output_tokens_per_s)
-    return throughput, [f"baseline {name}: {warning}" for warning in warnings]
+    return runs, [f"baseline {name}: {warning}" for warning in warnings]
 
 
 def run_warnings(resolved: ResolvedScenario, result: RunResult) -> list[str]:

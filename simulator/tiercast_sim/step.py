@@ -46,6 +46,11 @@ class LayerTimes(NamedTuple):
         """Time between the moment the row ids are known and the moment the layer wants the rows."""
         return self.wanted_ns - self.known_ns
 
+    @property
+    def required_ns(self) -> int:
+        """Time its own lookup may take without a stall; 0 where it begins when the layer already waits."""
+        return max(0, self.wanted_ns - (self.ready_ns - self.service_ns))
+
 
 class StepLog(NamedTuple):
     """One step as it happened."""

@@ -1,6 +1,7 @@
 """What a lookup costs on this machine: its time alone, its hops, and what it takes of shared resources."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import MissingCapability
@@ -14,6 +15,7 @@ from tiercast_sim.memory import replicas_per_host
 from tiercast_sim.work import NO_LOOKUP, SPEED_ONE, LookupWork, to_speed
 
 TOKEN_ID_BYTES = 4
+ResourceKind = Literal["bytes", "reads", "core_seconds", "messages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class _Demand:
     num_ranks: int
     units_per_row: float
     capacity_per_s: float
+    kind: ResourceKind = "bytes"
 
 
 class LookupCosts:
@@ -142,7 +145,7 @@ class LookupCosts:
             if storage.max_reads_per_s is not None:
                 reads = positive(storage.max_reads_per_s, bound, f"{placement.tier}.max_reads_per_s")
                 name = f"{placement.tier} reads of host {host}"
-                demands.append(_Demand(name, self._tensor, len(self._pieces), reads))
+                demands.append(_Demand(name, self._tensor, len(self._pieces), reads, "reads"))
         if hardware.device.kind != "cpu" and placement.tier != "hbm":
             link = hardware.host_to_device
             rate = positive(link.bandwidth_gb_per_s, bound, "host_to_device.bandwidth_gb_per_s") * GB
@@ -156,6 +159,10 @@ class LookupCosts:
     def capacities(self) -> dict[str, float]:
         """Units per second of every shared resource this replica touches."""
         return {demand.resource: demand.capacity_per_s for demand in self._demands}
+
+    def kinds(self) -> dict[str, ResourceKind]:
+        """What a unit of each of them is."""
+        return {demand.resource: demand.kind for demand in self._demands}
 
 
 def interference_speeds(resolved: ResolvedScenario, bound: Bound) -> tuple[int, int, bool]:

@@ -145,3 +145,11 @@ def test_a_real_sweep_prices_what_has_a_price():
         SCENARIO, ["parallel.tensor=4", "workload.num_requests=2", "workload.concurrency=2"], ["placement.tier=none"]
     )
     assert [row.settings for row in again] == [{"placement.tier": "none"}]
+
+
+def test_processes_give_the_rows_of_a_serial_sweep():
+    """INV-11: in parallel and in series, the same bytes in the same order."""
+    varies = ("placement.tier=hbm,dram,pool", "seed=0,1")
+    serial, parallel = (sweep(SCENARIO, (), varies, num_jobs=jobs) for jobs in (1, 2))
+    assert [row.model_dump_json() for row in serial] == [row.model_dump_json() for row in parallel]
+    assert any(row.metrics is not None for row in serial)

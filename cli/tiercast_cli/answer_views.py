@@ -1,0 +1,99 @@
+"""What the answers beside the metrics look like: time by part, windows, tiers, shared things, the KV chain, seeds."""
+
+from typing import TYPE_CHECKING
+
+from tiercast_cli import render
+from tiercast_profiles.units import NS_PER_MS, format_bytes
+
+if TYPE_CHECKING:
+    from tiercast_profiles.record import KvChain, Metrics, Replicates, TimeSpent
+
+SHOWN_OVER_SEEDS = ("layers.", "penalty_ratio.", "memory_bytes.")
+
+
+def answers(metrics: "Metrics") -> None:
+    """Every answer the record has."""
+    if metrics.time_spent is not None:
+        time_spent(metrics.time_spent)
+    required(metrics)
+    if metrics.kv_chain is not None:
+        kv_chain(metrics.kv_chain)
+    if metrics.resources:
+        rows = [[use.name, render.percent(use.busy_ratio.value)] for use in metrics.resources]
+        render.table("", ["shared thing", "busy"], rows)
+    if metrics.replicates is not None:
+        replicates(metrics.replicates)
+
+
+def time_spent(spent: "TimeSpent") -> None:
+    """The mean step by part; the last line is the step itself, and the parts sum to it."""
+    rows = [
+        [part.name, render.value(part.ms_per_step), render.percent(part.total_ns / max(1, spent.total_ns))]
+        for part in spent.parts
+    ]
+    rows.append(["mean step", render.number(spent.total_ns / spent.num_steps / NS_PER_MS), "100.0 %"])
+    render.table("", ["where the time went", "ms/step", "share"], rows)
+
+
+def required(metrics: "Metrics") -> None:
+    """What each Engram layer needs to be hidden, beside what it got, and what other tiers of the machine give."""
+    if any(layer.required_latency_us is not None for layer in metrics.layers):
+        rows = [
+            [
+                str(layer.layer_id),
+                render.value(layer.required_latency_us),
+                render.value(layer.service_us),
+                render.value(layer.required_gb_per_s),
+                render.value(layer.given_gb_per_s),
+            ]
+            for layer in metrics.layers
+        ]
+        columns = ["to hide\nEngram layer", "needs us\nat most", "takes us", "needs GB/s\nat least", "gets GB/s"]
+        render.table("", columns, rows)
+    if metrics.offers:
+        rows = [
+            [
+                f"{offer.tier} by {offer.path}",
+                render.value(offer.lookup_us),
+                render.value(offer.given_gb_per_s),
+                ", ".join(str(layer_id) for layer_id in offer.hidden_layer_ids) or "none",
+            ]
+            for offer in metrics.offers
+        ]
+        render.table("", ["tiers of this machine,\nalone", "lookup us", "GB/s", "hidden at layers"], rows)
+
+
+def kv_chain(chain: "KvChain") -> None:
+    """Placement → HBM freed → KV room → concurrency → throughput, beside tables in HBM."""
+    number = render.number
+    rows = [
+        ["HBM freed by the placement", format_bytes(chain.hbm_freed_bytes), "0 B"],
+        ["KV room, tokens", number(chain.kv_capacity_tokens), number(chain.kv_capacity_tokens_hbm)],
+        ["requests the KV room holds", number(chain.requests_in_kv), number(chain.requests_in_kv_hbm)],
+        ["sequences decoding at once", number(chain.mean_batch), number(chain.mean_batch_hbm)],
+        ["output tokens/s", number(chain.output_tokens_per_s), number(chain.output_tokens_per_s_hbm)],
+    ]
+    render.table("", ["what the placement buys", "here", "tables in HBM"], rows)
+
+
+def replicates(found: "Replicates") -> None:
+    """Each metric over seeds, and the band of the inputs with that interval added."""
+    rows = [
+        [
+            name,
+            render.number(metric.mean),
+            f"{render.number(metric.low)} .. {render.number(metric.high)}",
+            f"{render.number(metric.combined_low)} .. {render.number(metric.combined_high)}",
+        ]
+        for name, metric in found.metrics.items()
+        if not name.startswith(SHOWN_OVER_SEEDS)
+    ]
+    percent = f"{100 * found.confidence_ratio:.0f} %"
+    columns = [
+        f"over {found.num_seeds} seeds",
+        "mean",
+        f"{percent} interval\nof the mean",
+        "with the band\nof the inputs",
+    ]
+    render.table("", columns, rows)
+    render.line("over seeds: chance alone, nominal inputs (Student t); with the band: uncertain inputs as well")

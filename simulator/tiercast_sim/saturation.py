@@ -1,0 +1,47 @@
+"""Warnings of a run that is at its limits: a shared thing is full, or requests come faster than they are served."""
+
+from tiercast_profiles.record import RequestSamples
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.stats import median
+from tiercast_profiles.units import NS_PER_MS, NS_PER_S
+from tiercast_sim.answers import resources
+from tiercast_sim.metrics import Runs
+
+FULL_RATIO = 0.95
+MIN_REQUESTS = 8  # fewer show no trend
+
+
+def load_warnings(resolved: ResolvedScenario, runs: Runs) -> list[str]:
+    """What the nominal run says about its own load."""
+    warnings = [
+        f"{use.name} is {100 * use.busy_ratio.value:.0f} % busy: it limits the run"
+        for use in resources({"nominal": runs["nominal"]})
+        if use.kind != "time" and use.busy_ratio.value >= FULL_RATIO
+    ]
+    if resolved.scenario.workload.kind != "closed_loop":
+        warnings += open_loop_warnings(runs["nominal"].samples.requests)
+    return warnings
+
+
+def open_loop_warnings(requests: RequestSamples) -> list[str]:
+    """Whether requests came faster than they were served, and whether the queue was still growing."""
+    num_requests, last_ns = len(requests.arrival_ns), max(requests.arrival_ns)
+    if num_requests < MIN_REQUESTS or last_ns == 0:
+        return []
+    warnings = []
+    offered = sum(requests.output_tokens) * NS_PER_S / last_ns
+    served = sum(requests.output_tokens) * NS_PER_S / max(requests.finish_ns)
+    order = sorted(range(num_requests), key=lambda index: requests.arrival_ns[index])
+    waits = [requests.first_token_ns[index] - requests.arrival_ns[index] for index in order]
+    quarter = num_requests // 4
+    early, late = median(waits[quarter : 2 * quarter]), median(waits[-quarter:])
+    is_growing = late > 2 * early
+    if is_growing:
+        warnings.append(
+            f"the queue grows: the median TTFT rises from {early / NS_PER_MS:.3g} ms in the second quarter of the "
+            f"requests to {late / NS_PER_MS:.3g} ms in the last; latencies depend on num_requests"
+        )
+    # A drain of the last few requests is no overload: served falls behind offered and the waits rise.
+    if is_growing and served < FULL_RATIO * offered:
+        warnings.append(f"offered load exceeds capacity: {offered:.4g} output tokens/s asked for, {served:.4g} served")
+    return warnings
