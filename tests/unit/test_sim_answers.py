@@ -89,13 +89,14 @@ def test_shared_things_deliver_the_bytes_of_the_lookups(sim_scenario):
         assert 0 <= use.busy_ratio.value <= 1
 
 
-def test_a_full_link_is_said(sim_scenario):
-    hardware = {"host_to_device": {"bandwidth_gb_per_s": 0.0001, "num_sharing": 4}}
-    workload = {"kind": "closed_loop", "concurrency": 8, "num_requests": 16}
-    workload |= {"prompt_tokens": {"fixed": 16}, "output_tokens": {"fixed": 9}}
-    resolved = sim_scenario({"tier": "dram"}, hardware=hardware, parallel={"data": 4}, workload=workload)
+def test_a_full_drive_is_said(sim_scenario):
+    """Four replicas ask one drive for more reads than it gives."""
+    workload = {"kind": "closed_loop", "concurrency": 8, "num_requests": 64}
+    workload |= {"prompt_tokens": {"fixed": 32}, "output_tokens": {"fixed": 1}}
+    hardware = {"nvme": {"max_reads_per_s": 20_000}}
+    resolved = sim_scenario({"tier": "nvme"}, hardware=hardware, parallel={"data": 4}, workload=workload)
     warnings = simulate(resolved, with_baselines=False, with_bounds=False).provenance.warnings
-    assert any("link 0 of host 0 is" in warning and "it limits the run" in warning for warning in warnings)
+    assert any("nvme reads of host 0 is" in warning and "it limits the run" in warning for warning in warnings)
 
 
 def requests(waits):
