@@ -6,7 +6,7 @@ from tiercast_cli import render
 from tiercast_profiles.units import NS_PER_MS, format_bytes
 
 if TYPE_CHECKING:
-    from tiercast_profiles.record import KvChain, Metrics, Replicates, TimeSpent
+    from tiercast_profiles.record import KvChain, Metrics, Replicates, StartUp, TimeSpent
 
 SHOWN_OVER_SEEDS = ("layers.", "penalty_ratio.", "memory_bytes.")
 
@@ -21,6 +21,8 @@ def answers(metrics: "Metrics") -> None:
     if metrics.resources:
         rows = [[use.name, render.percent(use.busy_ratio.value)] for use in metrics.resources]
         render.table("", ["shared thing", "busy"], rows)
+    if metrics.start_up is not None:
+        start_up(metrics.start_up)
     if metrics.replicates is not None:
         replicates(metrics.replicates)
 
@@ -74,6 +76,16 @@ def kv_chain(chain: "KvChain") -> None:
         ["output tokens/s", number(chain.output_tokens_per_s), number(chain.output_tokens_per_s_hbm)],
     ]
     render.table("", ["what the placement buys", "here", "tables in HBM"], rows)
+
+
+def start_up(found: "StartUp") -> None:
+    """How long the fullest host takes to come up, part by part."""
+    rows = [[part.name, format_bytes(part.size_bytes), render.value(part.seconds)] for part in found.parts]
+    rows.append(["start-up", "", render.value(found.total_s)])
+    render.table("", ["start-up of a host", "bytes", "s"], rows)
+    for part in found.parts:
+        if part.note:
+            render.line(f"{part.name}: not known; {part.note}")
 
 
 def replicates(found: "Replicates") -> None:

@@ -9,9 +9,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 
@@ -20,6 +27,24 @@ class Strict(BaseModel):
     """Base of every schema: frozen, no unknown keys, finite numbers, no silent type coercion from text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, validate_default=True)
+
+
+class Grown(Strict):
+    """A schema that gained optional fields after documents were hashed and recorded.
+
+    The fields in ``added_fields`` are left out of a dump while they have their default, so that the hash of a document
+    without them stays what records of earlier runs say.
+    """
+
+    added_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unused_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: any field
+        data: dict[str, Any] = dump(self)
+        for name in self.added_fields:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                data.pop(name, None)
+        return data
 
 
 class Source(Strict):

@@ -4,11 +4,12 @@ One document describes one host with its devices. On a machine without a GPU the
 for HBM (tier ``hbm``), and the tier below it is the NVMe file.
 """
 
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiercast_profiles.document import Document, Quantity, Strict
+from tiercast_profiles.document import Document, Grown, Quantity, Strict
 from tiercast_profiles.model import Precision
 
 Tier = Literal["hbm", "dram", "cxl", "nvme", "pool"]
@@ -69,8 +70,10 @@ class Link(Strict):
     num_sharing: int = Field(default=1, gt=0)
 
 
-class Host(Strict):
+class Host(Grown):
     """The host that carries the devices."""
+
+    added_fields = frozenset({"register_gb_per_s", "page_fill_gb_per_s"})
 
     cpu_model: str
     num_cores: int = Field(gt=0)
@@ -79,18 +82,46 @@ class Host(Strict):
     memory_bandwidth_gb_per_s: Quantity
     random_access_ratio: Quantity  # share of memory_bandwidth that scattered row reads reach
     remote_numa_speed_ratio: Quantity
+    register_gb_per_s: Quantity | None = None  # pinning memory for the devices; absent: not known
+    page_fill_gb_per_s: Quantity | None = None  # first touch of the pages of a table; absent: not known
     page_size_bytes: int = Field(default=4096, gt=0)
     huge_pages: str = "unknown"
 
 
-class Storage(Strict):
-    """A tier below host memory: the NVMe drive, a CXL expander or a remote pool."""
+class LatencyPoint(Strict):
+    """``ratio`` of single reads take no longer than ``latency_us``."""
+
+    ratio: float = Field(gt=0.5, lt=1)
+    latency_us: Quantity
+
+
+class Storage(Grown):
+    """A tier below host memory: the NVMe drive, a CXL expander or a remote pool, as one host sees it.
+
+    ``latency_us`` is the median of a single read. ``queue_depth`` is how many reads of a host are in flight at most
+    (drive queue, or messages on the way to a pool), which with the latency bounds the reads per second; absent: no such
+    bound is known and none is modelled. ``latency_tail`` are quantiles above the median, ascending; a lookup waits for
+    its slowest read; absent: no tail is known and none is drawn. ``shared_bandwidth_gb_per_s`` is what all hosts get
+    from a pool together; absent: hosts are not known to hinder each other.
+    """
+
+    added_fields = frozenset({"queue_depth", "latency_tail", "shared_bandwidth_gb_per_s"})
 
     capacity_gb: Quantity
     read_bandwidth_gb_per_s: Quantity
     latency_us: Quantity
     max_reads_per_s: Quantity | None = None
     read_granularity_bytes: int = Field(gt=0)
+    queue_depth: int | None = Field(default=None, gt=0)
+    latency_tail: tuple[LatencyPoint, ...] = ()
+    shared_bandwidth_gb_per_s: Quantity | None = None
+
+    @model_validator(mode="after")
+    def _tail_rises(self) -> Self:
+        values = [(0.5, self.latency_us.value), *((point.ratio, point.latency_us.value) for point in self.latency_tail)]
+        if any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(values)):
+            raise ValueError("latency_tail must rise in ratio and latency, from latency_us at 0.5")
+        return self
 
 
 class LookupPoint(Strict):
@@ -104,13 +135,16 @@ class LookupPoint(Strict):
     high_us: float = Field(gt=0)
 
 
-class LookupCurve(Strict):
+class LookupCurve(Grown):
     """How long one device needs to fetch rows from a tier by a path, alone on the machine.
 
     Time of ``n`` rows = ``fixed_us`` + n × max(``row_ns``, bytes per row / ``bandwidth_gb_per_s``), where the bytes per
     row are rounded up to ``read_granularity_bytes``. Where ``points`` were measured they are interpolated instead and
-    the parameters, fitted to them, only extend them.
+    the parameters, fitted to them, only extend them. ``num_threads`` is how many host threads fetch on a host-driven
+    path; absent: not known, and lookups of several devices do not compete for cores.
     """
+
+    added_fields = frozenset({"num_threads"})
 
     tier: Tier
     path: LookupPath
@@ -120,6 +154,7 @@ class LookupCurve(Strict):
     bandwidth_gb_per_s: Quantity
     read_granularity_bytes: int = Field(gt=0)
     removes_duplicates: bool
+    num_threads: int | None = Field(default=None, gt=0)
     points: tuple[LookupPoint, ...] = ()
 
 

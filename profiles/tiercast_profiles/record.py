@@ -119,6 +119,22 @@ class ResourceUse(Strict):
     busy_ratio: Metric
 
 
+class StartUpPart(Strict):
+    """One part of coming up; ``seconds`` is None where a rate is not known, and ``note`` says which."""
+
+    name: str
+    size_bytes: int = Field(ge=0)
+    seconds: Metric | None
+    note: str = ""
+
+
+class StartUp(Strict):
+    """How long the fullest host takes to come up; the total is None where a part is not known."""
+
+    parts: tuple[StartUpPart, ...]
+    total_s: Metric | None
+
+
 class ReplicateMetric(Strict):
     """One metric over seeds: mean with the Student-t interval of that mean, at the nominal inputs.
 
@@ -162,6 +178,7 @@ class Metrics(Strict):
     time_spent: TimeSpent | None = None
     kv_chain: KvChain | None = None
     resources: tuple[ResourceUse, ...] = ()
+    start_up: StartUp | None = None
     replicates: Replicates | None = None
 
 

@@ -113,6 +113,9 @@ class StepCosts:
         rows = self._rows(tokens)
         first = self.lookups.lookup(rows.read, rows.hit, num_ids)
         rest = self.lookups.lookup(rows.read, rows.hit, 0)
+        if self.lookups.has_draws and rows.read:
+            others = [self.lookups.lookup(rows.read, rows.hit, 0) for _ in range(self._num_layers - 2)]
+            return (first, rest, *others)[: self._num_layers]
         return (first, *([rest] * (self._num_layers - 1)))
 
     def _rows(self, tokens: TokenBatch) -> RowCount:

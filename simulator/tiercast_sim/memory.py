@@ -180,6 +180,11 @@ def require_fit(resolved: ResolvedScenario, plan: MemoryPlan) -> None:
     )
 
 
+def num_hosts(resolved: ResolvedScenario) -> int:
+    """Hosts the scenario's replicas fill."""
+    return len(_replicas_by_host(resolved))
+
+
 def _replicas_by_host(resolved: ResolvedScenario) -> list[int]:
     num_replicas, per_host = resolved.scenario.parallel.data, replicas_per_host(resolved)
     full, rest = divmod(num_replicas, per_host)

@@ -3,6 +3,7 @@
 from tiercast_profiles import __version__
 from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.record import Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
@@ -13,6 +14,7 @@ from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
 from tiercast_sim.metrics import at_each, metrics, spans
 from tiercast_sim.run import RunResult, request_ngrams, run
 from tiercast_sim.saturation import load_warnings
+from tiercast_sim.startup import start_up
 from tiercast_sim.tiers import interference_speeds
 
 
@@ -77,6 +79,7 @@ def simulate(
                 "time_spent": time_spent(resolved, runs),
                 "kv_chain": kv_chain(resolved, nominal, in_hbm),
                 "resources": resources(runs),
+                "start_up": start_up(resolved, runs),
             }
         ),
         samples=nominal.samples if keep_samples else None,
@@ -135,6 +138,15 @@ def run_warnings(resolved: ResolvedScenario, result: RunResult) -> list[str]:
             f"lookups reach {lookups.largest_rows_per_rank} rows, the {placement.path} curve was measured up to "
             f"{curve.largest_rows}: extended by its parameters"
         )
+    num_ranks_on_host = min(resolved.num_ranks, resolved.hardware.device.num_per_host)
+    is_host_driven = placement.path in HOST_DRIVEN_PATHS
+    if is_host_driven and curve.curve.num_threads is None and num_ranks_on_host > 1:
+        warnings.append(
+            f"worker threads of the {placement.path} curve are not stated: lookups of {num_ranks_on_host} devices do "
+            "not compete for host cores"
+        )
+    if placement.tier == "pool" and result.memory.num_hosts > 1 and "pool of all hosts" not in result.shared:
+        warnings.append("pool.shared_bandwidth_gb_per_s is not stated: hosts do not hinder each other on the pool")
     footprint = curve.largest_footprint_bytes
     if footprint is not None and lookups.footprint_bytes > 2 * footprint:
         warnings.append(

@@ -1,17 +1,19 @@
 """What a lookup costs on this machine: its time alone, its hops, and what it takes of shared resources."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, Link, Storage
 from tiercast_profiles.head_sizes import table_rows
+from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.checked import non_negative, positive, speed_ratio
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
+from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
 from tiercast_sim.work import NO_LOOKUP, SPEED_ONE, LookupWork, to_speed
 
 TOKEN_ID_BYTES = 4
@@ -27,6 +29,8 @@ class _Demand:
     units_per_row: float
     capacity_per_s: float
     kind: ResourceKind = "bytes"
+    most_per_s: float | None = None  # what it gives where nobody else is on it, if more than the capacity left here
+    units_per_s: float | None = None  # taken all the time a lookup reads, whatever its rows
 
 
 class LookupCosts:
@@ -62,6 +66,7 @@ class LookupCosts:
             self._ids_ns = _hop(hardware.device_to_host, bound, "device_to_host")
             self._copy_ns = _hop(hardware.host_to_device, bound, "host_to_device")
         self._demands = self._shared_demands(bound, replica)
+        self._tail = _tail_of(resolved, bound, replica)
         self._known: dict[tuple[int, int, int], LookupWork] = {}
         self.largest_rows_per_rank = 0
 
@@ -81,7 +86,15 @@ class LookupCosts:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids)
-        return known
+        if self._tail is None or rows_read == 0:
+            return known
+        extra_ns = self._tail.slowest_ns(self._on_slowest_rank(rows_read) * len(self._pieces))
+        return replace(known, duration_ns=known.duration_ns + extra_ns) if extra_ns else known
+
+    @property
+    def has_draws(self) -> bool:
+        """True where two lookups of the same rows may take different times."""
+        return self._tail is not None
 
     def _price(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int) -> LookupWork:
         rows, hits = self._on_slowest_rank(rows_read), self._on_slowest_rank(rows_hit)
@@ -100,8 +113,13 @@ class LookupCosts:
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:
+            if demand.units_per_s is not None:
+                if rows:
+                    usage.append((demand.resource, demand.num_ranks * demand.units_per_s))
+                continue
             # A10: what the curve says one rank reaches alone is possible, whatever the shared resource is said to give.
-            per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, demand.capacity_per_s)
+            most = demand.capacity_per_s if demand.most_per_s is None else demand.most_per_s
+            per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, most)
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
         return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size, rows_hit)
@@ -142,10 +160,20 @@ class LookupCosts:
             rate = positive(storage.read_bandwidth_gb_per_s, bound, f"{placement.tier}.read_bandwidth_gb_per_s") * GB
             amplified = sum(bytes_moved(piece, storage.read_granularity_bytes) for piece in self._pieces)
             demands.append(_Demand(f"{placement.tier} of host {host}", self._tensor, amplified, rate))
-            if storage.max_reads_per_s is not None:
-                reads = positive(storage.max_reads_per_s, bound, f"{placement.tier}.max_reads_per_s")
+            reads = reads_per_s(storage, bound, placement.tier)
+            if reads is not None:
                 name = f"{placement.tier} reads of host {host}"
                 demands.append(_Demand(name, self._tensor, len(self._pieces), reads, "reads"))
+            shared = pool_bandwidth(self._resolved, storage, bound)
+            if shared is not None:
+                whole, left = shared
+                demands.append(_Demand("pool of all hosts", self._tensor, amplified, left, most_per_s=whole))
+        threads = self._curve.curve.num_threads
+        if placement.path in HOST_DRIVEN_PATHS and threads is not None:
+            cores = float(hardware.host.num_cores)
+            name = f"cores of host {host}"
+            per_rank = min(cores, float(threads))
+            demands.append(_Demand(name, self._tensor, 0, cores, "core_seconds", units_per_s=per_rank))
         if hardware.device.kind != "cpu" and placement.tier != "hbm":
             link = hardware.host_to_device
             rate = positive(link.bandwidth_gb_per_s, bound, "host_to_device.bandwidth_gb_per_s") * GB
@@ -199,6 +227,16 @@ def _hop(link: Link, bound: Bound, name: str) -> tuple[float, float]:
     latency_ns = non_negative(link.latency_us, bound, f"{name}.latency_us") * NS_PER_US
     rate = positive(link.bandwidth_gb_per_s, bound, f"{name}.bandwidth_gb_per_s") * GB
     return latency_ns, NS_PER_S / rate
+
+
+def _tail_of(resolved: ResolvedScenario, bound: Bound, replica: int) -> LatencyTail | None:
+    tier = resolved.placement.tier
+    if tier not in ("nvme", "cxl", "pool"):
+        return None
+    storage = _storage(resolved)
+    if not storage.latency_tail:
+        return None
+    return LatencyTail(storage, bound, tier, stream(resolved.scenario.seed, f"latency tail/{replica}"))
 
 
 def _storage(resolved: ResolvedScenario) -> Storage:
