@@ -1,6 +1,6 @@
 """What a model is, as far as memory and time are concerned: a backbone and its Engram tables."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -86,7 +86,7 @@ class Engram(Strict):
     layer_ids: tuple[int, ...] = Field(min_length=1)
     ngram_orders: tuple[int, ...] = Field(min_length=1)
     num_heads_per_order: int = Field(gt=0)
-    rows_per_head: tuple[int, ...] = Field(min_length=1)
+    rows_per_head: tuple[Annotated[int, Field(gt=0, le=10**18)], ...] = Field(min_length=1)
     row_values: int = Field(gt=0)
     row_format: RowFormat
     compressed_vocab_size: int = Field(gt=1)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.workload import Request
+from tiercast_sim.answers import time_spent
 from tiercast_sim.links import Flow, fair_speeds
 from tiercast_sim.run import run
 from tiercast_sim.serving import Scheduler
@@ -227,6 +228,39 @@ def test_fair_shares_fill_links_and_never_exceed_them(drawn, capacity):
                 for r in full
                 for other in [max(x for x, f in zip(rates, built, strict=True) if r in dict(f.usage))]
             )
+
+
+storages = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue_depth": st.integers(1, 64),
+        "max_reads_per_s": st.floats(1e4, 1e6),
+        "latency_tail": st.just([{"ratio": 0.9, "latency_us": 300}, {"ratio": 0.999, "latency_us": 4000}]),
+    },
+)
+
+
+@QUICK
+@given(
+    placement=placements,
+    workload=any_workloads,
+    parallel=parallels,
+    storage=storages,
+    pool=st.sampled_from([{}, {"shared_bandwidth_gb_per_s": 0.5}]),
+    threads=st.sampled_from([None, 1, 6]),
+)
+def test_shared_things_give_no_more_than_they_have(sim_scenario, placement, workload, parallel, storage, pool, threads):
+    """INV-3 and INV-12: whatever is shared, it is never overdrawn, and the parts of the steps sum to the steps."""
+    lookups = [{**curve.model_dump(), "num_threads": threads} for curve in sim_scenario(placement).hardware.lookups]
+    hardware = {"nvme": storage, "pool": {**storage, **pool}, "lookups": lookups}
+    resolved = sim_scenario(placement, workload=workload, parallel=parallel, hardware=hardware)
+    result = run(resolved, "nominal")
+    elapsed_s = max(max(result.samples.requests.finish_ns), 1) / 1e9
+    num_flows = 1 + len(result.steps) * 4
+    for use in result.shared.values():  # a flow ends on a whole nanosecond, at a whole speed
+        assert use.units <= use.capacity_per_s * (elapsed_s * (1 + 1e-6) + num_flows * 2e-9)
+    spent = time_spent(resolved, {"nominal": result})
+    assert sum(part.total_ns for part in spent.parts) == sum(step.duration_ns for step in result.steps)
 
 
 @pytest.mark.parametrize("bound", ["optimistic", "pessimistic"])

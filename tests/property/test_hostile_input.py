@@ -1,0 +1,156 @@
+"""Absurd scenarios end in one clear error or a right answer: no hang, no infinity in a record."""
+
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tiercast_profiles.errors import BadInput, InfeasibleScenario, TiercastError
+from tiercast_profiles.workload import Workload
+from tiercast_sim.simulate import simulate
+
+ONE_TOKEN = {
+    "kind": "closed_loop",
+    "concurrency": 1,
+    "num_requests": 1,
+    "prompt_tokens": {"fixed": 1},
+    "output_tokens": {"fixed": 1},
+}
+PLACEMENTS = [{"tier": "hbm"}, {"tier": "dram"}, {"tier": "cxl"}, {"tier": "nvme"}, {"tier": "pool"}]
+NUMBERS = [
+    "device.memory_capacity_gb",
+    "device.memory_reserve_gb",
+    "device.memory_bandwidth_gb_per_s",
+    "device.memory_efficiency_ratio",
+    "device.matmul_efficiency_ratio",
+    "device.dense_tflops.fp32",
+    "device.layer_overhead_us.full",
+    "device.step_overhead_us.full",
+    "device.collective.bandwidth_gb_per_s",
+    "device.collective.latency_us",
+    "host.memory_capacity_gb",
+    "host.memory_bandwidth_gb_per_s",
+    "host.random_access_ratio",
+    "host.remote_numa_speed_ratio",
+    "host.register_gb_per_s",
+    "host.page_fill_gb_per_s",
+    "host_to_device.bandwidth_gb_per_s",
+    "host_to_device.latency_us",
+    "nvme.capacity_gb",
+    "nvme.read_bandwidth_gb_per_s",
+    "nvme.latency_us",
+    "nvme.max_reads_per_s",
+    "pool.read_bandwidth_gb_per_s",
+    "pool.shared_bandwidth_gb_per_s",
+]
+ABSURD = [0.0, -1.0, 5e-324, 1e-300, 1e-12, 1e12, 1e300, 1.7e308]
+
+
+def finite(record):
+    """The record's JSON as data; canonical JSON refuses anything that is not finite."""
+    data = json.loads(record.to_json())
+
+    def walk(value):
+        if isinstance(value, dict):
+            return all(walk(part) for part in value.values())
+        if isinstance(value, list):
+            return all(walk(part) for part in value)
+        return not isinstance(value, float) or math.isfinite(value)
+
+    return walk(data)
+
+
+@pytest.mark.parametrize("placement", [{"tier": "none"}, *PLACEMENTS], ids=str)
+def test_one_token_of_one_request(sim_scenario, placement):
+    record = simulate(sim_scenario(placement, workload=ONE_TOKEN))
+    assert finite(record)
+    assert record.metrics.tpot_ms is None  # there is no second token to time
+    assert sum(record.samples.steps.prefill_tokens) == 1
+
+
+def test_more_clients_than_requests_are_as_many_as_requests(sim_scenario):
+    def finish(concurrency):
+        workload = {**ONE_TOKEN, "concurrency": concurrency, "num_requests": 50, "output_tokens": {"fixed": 3}}
+        return simulate(sim_scenario({"tier": "dram"}, workload=workload), with_bounds=False).samples.requests.finish_ns
+
+    assert finish(1_000_000) == finish(50)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"concurrency": 0},
+        {"concurrency": -1},
+        {"concurrency": 1_000_001},
+        {"num_requests": 0},
+        {"num_requests": 10**15},
+        {"prompt_tokens": {"fixed": 0}},
+        {"output_tokens": {"fixed": -3}},
+        {"prompt_tokens": {"lognormal": [math.nan, 1]}},
+        {"prompt_tokens": {"lognormal": [10, math.inf]}},
+        {"kind": "poisson", "concurrency": None, "requests_per_s": 0},
+        {"kind": "poisson", "concurrency": None, "requests_per_s": math.nan},
+    ],
+    ids=str,
+)
+def test_workloads_that_are_none_are_refused(change):
+    with pytest.raises(ValidationError):
+        Workload.model_validate({**ONE_TOKEN, **change})
+
+
+@pytest.mark.parametrize("rows", [0, -5, math.nan])
+def test_tables_without_rows_are_refused(sim_scenario, rows):
+    with pytest.raises(ValidationError):
+        sim_scenario({"tier": "dram"}, engram={"rows_per_head": [rows] * 3})
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+def test_tables_larger_than_the_world_do_not_fit(sim_scenario, placement):
+    """10^15 rows a head: refused by the door, or short of a number of bytes that is said."""
+    try:
+        resolved = sim_scenario(placement, engram={"rows_per_head": [10**15] * 3})
+    except ValidationError:
+        return
+    with pytest.raises(InfeasibleScenario) as error:
+        simulate(resolved)
+    assert error.value.shortfall_bytes > 10**15
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_do_not_enter_a_profile(sim_scenario, value):
+    with pytest.raises(ValidationError):
+        sim_scenario({"tier": "dram"}, hardware={"host": {"memory_bandwidth_gb_per_s": value}})
+
+
+def test_a_part_that_takes_longer_than_a_lifetime_is_refused(sim_scenario):
+    hardware = {"device": {"memory_bandwidth_gb_per_s": 1e-300}}
+    with pytest.raises(BadInput, match="correct the profile"):
+        simulate(sim_scenario({"tier": "dram"}, hardware=hardware))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from(NUMBERS),
+    value=st.sampled_from(ABSURD),
+    placement=st.sampled_from(PLACEMENTS),
+    tensor=st.sampled_from([1, 4]),
+)
+def test_a_number_no_machine_has_is_an_error_or_an_answer(sim_scenario, name, value, placement, tensor):
+    hardware: dict = {}
+    place = hardware
+    *path, last = name.split(".")
+    for part in path:
+        place = place.setdefault(part, {})
+    place[last] = value
+    try:
+        record = simulate(
+            sim_scenario(placement, hardware=hardware, parallel={"tensor": tensor}, workload=ONE_TOKEN),
+            with_baselines=False,
+        )
+    except (TiercastError, ValidationError) as error:
+        assert str(error)
+        return
+    assert finite(record)
