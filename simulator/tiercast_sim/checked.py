@@ -3,7 +3,6 @@
 from tiercast_profiles.document import Bound, Quantity
 from tiercast_profiles.errors import BadInput
 
-
 SMALLEST, LARGEST = 1e-15, 1e15
 """No rate, size, time or ratio of a machine lies outside, in the units of the profile; inside, times stay finite."""
 

@@ -150,7 +150,6 @@ def test_a_number_no_machine_has_is_an_error_or_an_answer(sim_scenario, name, va
             sim_scenario(placement, hardware=hardware, parallel={"tensor": tensor}, workload=ONE_TOKEN),
             with_baselines=False,
         )
-    except (TiercastError, ValidationError) as error:
-        assert str(error)
+    except (TiercastError, ValidationError):
         return
     assert finite(record)
