@@ -30,7 +30,8 @@ def command(
     resolved = inputs.resolve(scenario, profile)
     check_writable(output)
     check_writable(trace)
-    record = simulate(resolved)
+    keeps_samples = as_json or output is not None or trace is not None
+    record = simulate(resolved, keep_samples=keeps_samples)
     if output is not None:
         save(output, record.to_json())
     if trace is not None:

@@ -7,7 +7,7 @@ from tiercast_profiles.record import Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.text import load_text
-from tiercast_profiles.workload import draw_requests, workload_sha256
+from tiercast_profiles.workload import workload_sha256
 from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
 from tiercast_sim.metrics import at_each, metrics, spans
 from tiercast_sim.run import RunResult, request_ngrams, run
@@ -54,6 +54,7 @@ def simulate(
             "compute": "measured" if nominal.compute.is_measured else "roofline",
             "num_hosts": nominal.memory.num_hosts,
             "num_steps": len(nominal.steps),
+            "engine": nominal.engine,
             "kv_capacity_tokens_per_replica": nominal.memory.kv_capacity_tokens,
             "table_bytes": nominal.memory.table_bytes,
         },
@@ -73,8 +74,7 @@ def simulate(
 
 
 def _runs(resolved: ResolvedScenario, bounds: tuple[Bound, ...]) -> tuple[dict[Bound, RunResult], list[str]]:
-    requests = draw_requests(resolved.scenario.workload, resolved.scenario.seed)
-    ngrams = request_ngrams(resolved, requests)
+    ngrams = request_ngrams(resolved)
     runs: dict[Bound, RunResult] = {}
     warnings: list[str] = []
     for bound in bounds:
@@ -95,7 +95,7 @@ def _baseline(
         runs, warnings = _runs(with_baseline(resolved, name), bounds)
     except (InfeasibleScenario, MissingCapability) as error:
         return {}, [f"no penalty against {name}: {error}"]
-    throughput = at_each(runs, lambda result: SampleStatistics(result.samples).output_tokens_per_s)
+    throughput = at_each(runs, lambda result: SampleStatistics(result.data).output_tokens_per_s)
     return throughput, [f"baseline {name}: {warning}" for warning in warnings]
 
 

@@ -1,0 +1,175 @@
+"""A whole run without an event queue: plan by counting steps, price all steps at once, add up.
+
+It serves where nothing contends and nothing depends on time but time itself: one replica in a closed loop, lookups
+that depend on token counts alone and are over when their step is, compute and lookups that do not slow each other.
+The result is that of the event engine to the nanosecond; a property test compares the two.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.columns import RequestColumns, SampleColumns, StepSampleColumns
+from tiercast_profiles.document import Bound
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_sim.compute import ComputeModel
+from tiercast_sim.compute_columns import step_columns
+from tiercast_sim.costs import StepCosts, needs_ngrams
+from tiercast_sim.links import lone_speed
+from tiercast_sim.maxplus import StepColumns
+from tiercast_sim.maxplus import step_columns as maxplus_columns
+from tiercast_sim.memory import MemoryPlan
+from tiercast_sim.schedule_columns import Batches, Column, Schedule, batches_of, schedule_of
+from tiercast_sim.step_table import LayerColumns, StepTable
+from tiercast_sim.tiers import LookupCosts, interference_speeds
+from tiercast_sim.work import SPEED_ONE, LookupWork
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FastRun:
+    """Samples and steps of a run."""
+
+    samples: SampleColumns
+    steps: StepTable
+
+
+def needs_events(resolved: ResolvedScenario, bound: Bound) -> str | None:
+    """Why a scenario needs the event engine, or None where arithmetic gives the same run."""
+    scenario, placement = resolved.scenario, resolved.placement
+    workload, engine = scenario.workload, scenario.engine
+    if workload.kind != "closed_loop":
+        return "arrivals depend on time"
+    if scenario.parallel.data > 1:
+        return "replicas share the stream of requests"
+    if scenario.speculative.draft_tokens > 0:
+        return "accepted drafts differ by sequence"
+    if min(engine.max_num_seqs, workload.concurrency or 0) > engine.max_num_batched_tokens:
+        return "decoding sequences take turns"
+    if placement.tier == "none":
+        return None
+    if needs_ngrams(resolved):
+        return "rows depend on which n-grams repeat"
+    if placement.path == "device":
+        return None
+    if placement.prefetch == "prev_step":
+        return "lookups reach into the next step"
+    if placement.prefetch == "step_entry" and interference_speeds(resolved, bound)[:2] != (SPEED_ONE, SPEED_ONE):
+        return "compute and lookups slow each other"
+    return None
+
+
+def fast_run(resolved: ResolvedScenario, compute: ComputeModel, costs: StepCosts, memory: MemoryPlan) -> FastRun | None:
+    """The run of a scenario that :func:`needs_events` lets pass, or None where numbers outgrow exact columns."""
+    scenario = resolved.scenario
+    num_blocks = memory.kv_capacity_tokens // scenario.engine.kv_block_tokens
+    schedule = schedule_of(scenario.workload, scenario.seed, scenario.engine, num_blocks)
+    batches = batches_of(schedule, resolved.model.backbone.attention_window_tokens)
+    priced = step_columns(compute, schedule, batches)
+    if priced is None:
+        return None
+    pre_ns, segments_ns = priced
+    lookups = costs.lookups
+    num_layers = len(segments_ns) - 1
+    # Of the device path the gathers are compute (A9); else they are lookups on the worker.
+    is_gathered = resolved.placement.path == "device"
+    gathers = _lookups(lookups, batches, num_layers)
+    service_ns = gathers.column(_on_time if is_gathered or lookups is None else _slowed(lookups))
+    if is_gathered:
+        segments_ns[1:] += service_ns
+        times = _gathered(pre_ns, segments_ns, service_ns)
+    else:
+        times = maxplus_columns(pre_ns, segments_ns, service_ns, resolved.placement.prefetch)
+    end_ns = np.cumsum(times.duration_ns)
+    rows_per_layer = resolved.model.engram.num_rows_per_token if lookups is not None else 0
+    steps = StepTable(
+        start_ns=end_ns - times.duration_ns,
+        duration_ns=times.duration_ns,
+        prefill_tokens=batches.num_prefill_tokens,
+        decode_sequences=batches.num_decodes,
+        pre_ns=pre_ns,
+        rows=batches.num_tokens * rows_per_layer * num_layers,
+        layers=LayerColumns(
+            wanted_ns=times.wanted_ns,
+            issued_ns=times.issued_ns,
+            ready_ns=times.ready_ns,
+            stall_ns=times.stall_ns,
+            service_ns=service_ns,
+            rows_read=gathers.column(lambda work: work.rows_read),
+            bytes_per_rank=gathers.column(lambda work: work.bytes_per_rank),
+        ),
+    )
+    return FastRun(_samples(schedule, steps, end_ns), steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookups:
+    """Lookups by layer and distinct token count, and which of them each step has."""
+
+    works: tuple[tuple[LookupWork, ...], ...]
+    which: npt.NDArray[np.intp]
+
+    def column(self, read: Callable[[LookupWork], int]) -> Rows:
+        """``[num_layers, num_steps]`` of a whole number of each lookup."""
+        if not self.works:
+            return np.zeros((0, len(self.which)), dtype=np.int64)
+        return np.array([[read(work) for work in layer] for layer in self.works], dtype=np.int64)[:, self.which]
+
+
+def _lookups(lookups: LookupCosts | None, batches: Batches, num_layers: int) -> _Lookups:
+    distinct, which = np.unique(batches.num_tokens, return_inverse=True)
+    if lookups is None:
+        return _Lookups((), which)
+    counts = distinct.tolist()
+    rows_per_token = lookups.rows_per_token
+    first = tuple(lookups.lookup(count * rows_per_token, 0, count) for count in counts)
+    rest = tuple(lookups.lookup(count * rows_per_token, 0, 0) for count in counts)
+    return _Lookups((first, *([rest] * (num_layers - 1))), which)
+
+
+def _on_time(work: LookupWork) -> int:
+    return work.duration_ns
+
+
+def _slowed(lookups: LookupCosts) -> Callable[[LookupWork], int]:
+    """Time of a lookup that no other one contends with, at the speed its shared resources leave to its own ranks."""
+    capacities = lookups.capacities()
+
+    def time_ns(work: LookupWork) -> int:
+        speed = lone_speed(work.usage, work.rate_bytes_per_s, capacities)
+        return -(-work.duration_ns * SPEED_ONE // speed)
+
+    return time_ns
+
+
+def _gathered(pre_ns: Column, segments_ns: Rows, gather_ns: Rows) -> StepColumns:
+    """Times of steps whose rows the device gathers inside its modules: nothing stands still (Assumption A9)."""
+    wanted = pre_ns + np.cumsum(segments_ns[:-1], axis=0)
+    duration = pre_ns + segments_ns.sum(axis=0)
+    return StepColumns(duration, wanted, wanted, wanted + gather_ns, np.zeros_like(gather_ns))
+
+
+def _samples(schedule: Schedule, steps: StepTable, end_ns: Column) -> SampleColumns:
+    after = np.concatenate((end_ns, [0]))  # step −1 ended at 0
+    requests = RequestColumns(
+        arrival_ns=after[schedule.arrival_step],
+        first_token_ns=end_ns[schedule.first_step],
+        finish_ns=end_ns[schedule.last_step],
+        prompt_tokens=schedule.prompt_tokens,
+        output_tokens=schedule.output_tokens,
+    )
+    columns = StepSampleColumns(
+        start_ns=steps.start_ns,
+        duration_ns=steps.duration_ns,
+        prefill_tokens=steps.prefill_tokens,
+        decode_sequences=steps.decode_sequences,
+        stall_ns=steps.stall_ns,
+        lookup_ns=steps.lookup_ns,
+        rows=steps.rows,
+        rows_read=steps.rows_read,
+        rows_hit=np.zeros(0, dtype=np.int64),
+    )
+    return SampleColumns(requests, columns)
