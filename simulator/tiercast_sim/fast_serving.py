@@ -1,11 +1,11 @@
 """A whole run without an event queue: plan by counting steps, price all steps at once, add up.
 
 It serves where nothing contends and nothing depends on time but time itself: one replica in a closed loop, lookups
-that depend on token counts alone and are over when their step is, compute and lookups that do not slow each other.
+that depend on token counts alone and are over when their step is.
 The result is that of the event engine to the nanosecond; a property test compares the two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.compute_columns import step_columns
 from tiercast_sim.costs import StepCosts, needs_ngrams
+from tiercast_sim.interference_columns import LookupColumns, interfering_columns
 from tiercast_sim.links import lone_speed
 from tiercast_sim.maxplus import StepColumns
 from tiercast_sim.maxplus import step_columns as maxplus_columns
@@ -37,7 +38,7 @@ class FastRun:
     steps: StepTable
 
 
-def needs_events(resolved: ResolvedScenario, bound: Bound) -> str | None:
+def needs_events(resolved: ResolvedScenario) -> str | None:
     """Why a scenario needs the event engine, or None where arithmetic gives the same run."""
     scenario, placement = resolved.scenario, resolved.placement
     workload, engine = scenario.workload, scenario.engine
@@ -57,12 +58,12 @@ def needs_events(resolved: ResolvedScenario, bound: Bound) -> str | None:
         return None
     if placement.prefetch == "prev_step":
         return "lookups reach into the next step"
-    if placement.prefetch == "step_entry" and interference_speeds(resolved, bound)[:2] != (SPEED_ONE, SPEED_ONE):
-        return "compute and lookups slow each other"
     return None
 
 
-def fast_run(resolved: ResolvedScenario, compute: ComputeModel, costs: StepCosts, memory: MemoryPlan) -> FastRun | None:
+def fast_run(
+    resolved: ResolvedScenario, bound: Bound, compute: ComputeModel, costs: StepCosts, memory: MemoryPlan
+) -> FastRun | None:
     """The run of a scenario that :func:`needs_events` lets pass, or None where numbers outgrow exact columns."""
     scenario = resolved.scenario
     num_blocks = memory.kv_capacity_tokens // scenario.engine.kv_block_tokens
@@ -74,15 +75,11 @@ def fast_run(resolved: ResolvedScenario, compute: ComputeModel, costs: StepCosts
     pre_ns, segments_ns = priced
     lookups = costs.lookups
     num_layers = len(segments_ns) - 1
-    # Of the device path the gathers are compute (A9); else they are lookups on the worker.
-    is_gathered = resolved.placement.path == "device"
     gathers = _lookups(lookups, batches, num_layers)
-    service_ns = gathers.column(_on_time if is_gathered or lookups is None else _slowed(lookups))
-    if is_gathered:
-        segments_ns[1:] += service_ns
-        times = _gathered(pre_ns, segments_ns, service_ns)
-    else:
-        times = maxplus_columns(pre_ns, segments_ns, service_ns, resolved.placement.prefetch)
+    timed = _timed(resolved, bound, pre_ns, segments_ns, gathers)
+    if timed is None:
+        return None
+    times, service_ns = timed
     end_ns = np.cumsum(times.duration_ns)
     rows_per_layer = resolved.model.engram.num_rows_per_token if lookups is not None else 0
     steps = StepTable(
@@ -111,6 +108,7 @@ class _Lookups:
 
     works: tuple[tuple[LookupWork, ...], ...]
     which: npt.NDArray[np.intp]
+    capacities: Mapping[str, float]
 
     def column(self, read: Callable[[LookupWork], int]) -> Rows:
         """``[num_layers, num_steps]`` of a whole number of each lookup."""
@@ -122,27 +120,36 @@ class _Lookups:
 def _lookups(lookups: LookupCosts | None, batches: Batches, num_layers: int) -> _Lookups:
     distinct, which = np.unique(batches.num_tokens, return_inverse=True)
     if lookups is None:
-        return _Lookups((), which)
+        return _Lookups((), which, {})
     counts = distinct.tolist()
     rows_per_token = lookups.rows_per_token
     first = tuple(lookups.lookup(count * rows_per_token, 0, count) for count in counts)
     rest = tuple(lookups.lookup(count * rows_per_token, 0, 0) for count in counts)
-    return _Lookups((first, *([rest] * (num_layers - 1))), which)
+    return _Lookups((first, *([rest] * (num_layers - 1))), which, lookups.capacities())
 
 
-def _on_time(work: LookupWork) -> int:
-    return work.duration_ns
+def _timed(
+    resolved: ResolvedScenario, bound: Bound, pre_ns: Column, segments_ns: Rows, lookups: _Lookups
+) -> tuple[StepColumns, Rows] | None:
+    """Times of all steps, and what each lookup took; None where they outgrow 64 bits."""
+    placement, capacities = resolved.placement, lookups.capacities
+    duration_ns = lookups.column(lambda work: work.duration_ns)
+    if placement.path == "device":
+        segments_ns[1:] += duration_ns
+        return _gathered(pre_ns, segments_ns, duration_ns), duration_ns
 
+    def speed(work: LookupWork, cap: int = SPEED_ONE) -> int:
+        return lone_speed(work.usage, work.rate_bytes_per_s, capacities, cap)
 
-def _slowed(lookups: LookupCosts) -> Callable[[LookupWork], int]:
-    """Time of a lookup that no other one contends with, at the speed its shared resources leave to its own ranks."""
-    capacities = lookups.capacities()
-
-    def time_ns(work: LookupWork) -> int:
-        speed = lone_speed(work.usage, work.rate_bytes_per_s, capacities)
-        return -(-work.duration_ns * SPEED_ONE // speed)
-
-    return time_ns
+    if placement.tier != "none" and placement.prefetch != "off":
+        compute_speed, lookup_speed, _ = interference_speeds(resolved, bound)
+        if (compute_speed, lookup_speed) != (SPEED_ONE, SPEED_ONE):
+            beside = lookups.column(lambda work: speed(work, lookup_speed))
+            columns = LookupColumns(duration_ns, lookups.column(speed), beside)
+            return interfering_columns(pre_ns, segments_ns, columns, compute_speed)
+    # Nobody else on the shared things: a lookup keeps the speed that its own ranks leave each other.
+    service_ns = lookups.column(lambda work: -(-work.duration_ns * SPEED_ONE // speed(work)))
+    return maxplus_columns(pre_ns, segments_ns, service_ns, placement.prefetch), service_ns
 
 
 def _gathered(pre_ns: Column, segments_ns: Rows, gather_ns: Rows) -> StepColumns:

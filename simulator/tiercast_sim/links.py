@@ -91,9 +91,9 @@ class Network:
             flow.done.succeed()
 
 
-def lone_speed(usage: Usage, rate_per_s: float, capacities: Mapping[str, float]) -> int:
+def lone_speed(usage: Usage, rate_per_s: float, capacities: Mapping[str, float], cap: int = SPEED_ONE) -> int:
     """Speed of a flow with the network to itself, which its own ranks can still fill."""
-    return fair_speeds([Demand(usage, rate_per_s, SPEED_ONE)], capacities)[0]
+    return fair_speeds([Demand(usage, rate_per_s, cap)], capacities)[0]
 
 
 def fair_speeds(flows: Sequence[Flow | Demand], capacities: Mapping[str, float]) -> list[int]:

@@ -82,9 +82,9 @@ def run(
     compute = ComputeModel(banded if find_table(resolved)[0] is None else resolved, bound)
     num_replicas = scenario.parallel.data
     costs = [StepCosts(banded, bound, replica, compute, ngrams) for replica in range(num_replicas)]
-    reason = needs_events(banded, bound)
+    reason = needs_events(banded)
     if engine != "events" and reason is None:
-        fast = fast_run(banded, compute, costs[0], memory)
+        fast = fast_run(banded, bound, compute, costs[0], memory)
         if fast is not None:
             return RunResult(fast.samples, fast.steps, memory, compute, costs[0].lookups, "arithmetic")
         reason = "its numbers outgrow exact columns"

@@ -58,6 +58,13 @@ def same_run(resolved, bound="nominal"):
     tensor=st.sampled_from([1, 2, 4]),
     window=st.sampled_from([None, 1, 16, 70]),
     host_gb_per_s=st.sampled_from([0.05, 40.0]),
+    interference=st.sampled_from(
+        [
+            None,
+            {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6},
+            {"compute_speed_ratio": 0.333333333, "lookup_speed_ratio": 1.0},
+        ]
+    ),
     bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
     seed=st.integers(0, 1000),
 )
@@ -74,10 +81,15 @@ def test_random_closed_loops(
     tensor,
     window,
     host_gb_per_s,
+    interference,
     bound,
     seed,
 ):
-    hardware = {"host": {"memory_bandwidth_gb_per_s": host_gb_per_s}}
+    entries = [{"tier": "dram", "path": path, **(interference or {})} for path in ("uva", "cpu_gather")]
+    hardware = {
+        "host": {"memory_bandwidth_gb_per_s": host_gb_per_s},
+        "interference": entries if interference else [],
+    }
     resolved = sim_scenario(
         {**placement, "prefetch": prefetch},
         hardware=hardware,
@@ -93,7 +105,7 @@ def test_random_closed_loops(
         engine={"max_num_batched_tokens": budget, "max_num_seqs": max_seqs, "kv_block_tokens": 4},
         seed=seed,
     )
-    assert needs_events(resolved, bound) is None
+    assert needs_events(resolved) is None
     same_run(resolved, bound)
 
 
@@ -209,7 +221,6 @@ def test_what_needs_events_gets_them(sim_scenario):
         "prompt_tokens": {"fixed": 5},
         "output_tokens": {"fixed": 5},
     }
-    interference = [{"tier": "dram", "path": "uva", "compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6}]
     for resolved in (
         sim_scenario({"tier": "dram"}, workload=poisson),
         sim_scenario({"tier": "dram"}, parallel={"data": 2}),
@@ -218,9 +229,8 @@ def test_what_needs_events_gets_them(sim_scenario):
         sim_scenario({"tier": "nvme"}),
         sim_scenario({"tier": "dram", "cache_gib": 0.001}),
         sim_scenario({"tier": "dram", "prefetch": "prev_step"}),
-        sim_scenario({"tier": "dram", "path": "uva"}, hardware={"interference": interference}),
     ):
-        reason = needs_events(resolved, "nominal")
+        reason = needs_events(resolved)
         assert reason is not None
         assert run(resolved, "nominal").engine == "events"
         with pytest.raises(BadInput, match=reason):
