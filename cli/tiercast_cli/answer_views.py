@@ -8,6 +8,12 @@ from tiercast_profiles.units import NS_PER_MS, format_bytes
 if TYPE_CHECKING:
     from tiercast_profiles.record import KvChain, Metrics, Replicates, StartUp, TimeSpent
 
+KV_LINKS = (
+    ("KV room, tokens", "kv_capacity_tokens"),
+    ("requests the KV room holds", "num_requests_in_kv"),
+    ("sequences decoding at once", "num_decoding_mean"),
+    ("output tokens/s", "output_tokens_per_s"),
+)
 SHOWN_OVER_SEEDS = ("layers.", "penalty_ratio.", "memory_bytes.")
 
 
@@ -30,7 +36,7 @@ def answers(metrics: "Metrics") -> None:
 def time_spent(spent: "TimeSpent") -> None:
     """The mean step by part; the last line is the step itself, and the parts sum to it."""
     rows = [
-        [part.name, render.value(part.ms_per_step), render.percent(part.total_ns / max(1, spent.total_ns))]
+        [part.name, render.value(part.mean_ms_per_step), render.percent(part.total_ns / max(1, spent.total_ns))]
         for part in spent.parts
     ]
     rows.append(["mean step", render.number(spent.total_ns / spent.num_steps / NS_PER_MS), "100.0 %"])
@@ -67,20 +73,16 @@ def required(metrics: "Metrics") -> None:
 
 def kv_chain(chain: "KvChain") -> None:
     """Placement → HBM freed → KV room → concurrency → throughput, beside tables in HBM."""
-    number = render.number
-    rows = [
-        ["HBM freed by the placement", format_bytes(chain.hbm_freed_bytes), "0 B"],
-        ["KV room, tokens", number(chain.kv_capacity_tokens), number(chain.kv_capacity_tokens_hbm)],
-        ["requests the KV room holds", number(chain.requests_in_kv), number(chain.requests_in_kv_hbm)],
-        ["sequences decoding at once", number(chain.mean_batch), number(chain.mean_batch_hbm)],
-        ["output tokens/s", number(chain.output_tokens_per_s), number(chain.output_tokens_per_s_hbm)],
-    ]
+    rows = [["HBM freed by the placement", format_bytes(chain.hbm_freed_bytes), "0 B"]]
+    for name, field in KV_LINKS:
+        in_hbm = None if chain.in_hbm is None else getattr(chain.in_hbm, field)
+        rows.append([name, render.number(getattr(chain.here, field)), render.number(in_hbm)])
     render.table("", ["what the placement buys", "here", "tables in HBM"], rows)
 
 
 def start_up(found: "StartUp") -> None:
     """How long the fullest host takes to come up, part by part."""
-    rows = [[part.name, format_bytes(part.size_bytes), render.value(part.seconds)] for part in found.parts]
+    rows = [[part.name, format_bytes(part.size_bytes), render.value(part.time_s)] for part in found.parts]
     rows.append(["start-up", "", render.value(found.total_s)])
     render.table("", ["start-up of a host", "bytes", "s"], rows)
     for part in found.parts:

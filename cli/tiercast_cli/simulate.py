@@ -33,7 +33,11 @@ def command(
     resolved = inputs.resolve(scenario, profile)
     check_writable(output)
     check_writable(trace)
-    record = simulate(resolved) if replicates == 1 else simulate_replicates(resolved, replicates)
+    keeps_samples = as_json or output is not None or trace is not None
+    if replicates == 1:
+        record = simulate(resolved, keep_samples=keeps_samples)
+    else:
+        record = simulate_replicates(resolved, replicates, keep_samples=keeps_samples)
     if output is not None:
         save(output, record.to_json())
     if trace is not None:

@@ -89,36 +89,39 @@ class Host(Grown):
 
 
 class LatencyPoint(Strict):
-    """``ratio`` of single reads take no longer than ``latency_us``."""
+    """``read_ratio`` of single reads take no longer than ``latency_us``."""
 
-    ratio: float = Field(gt=0.5, lt=1)
+    read_ratio: float = Field(gt=0.5, lt=1)
     latency_us: Quantity
 
 
 class Storage(Grown):
     """A tier below host memory: the NVMe drive, a CXL expander or a remote pool, as one host sees it.
 
-    ``latency_us`` is the median of a single read. ``queue_depth`` is how many reads of a host are in flight at most
-    (drive queue, or messages on the way to a pool), which with the latency bounds the reads per second; absent: no such
-    bound is known and none is modelled. ``latency_tail`` are quantiles above the median, ascending; a lookup waits for
-    its slowest read; absent: no tail is known and none is drawn. ``shared_bandwidth_gb_per_s`` is what all hosts get
-    from a pool together; absent: hosts are not known to hinder each other.
+    ``latency_us`` is the median of a single read. ``num_reads_in_flight`` is how many reads a host has under way at
+    most (drive queue, or messages to a pool), which with the latency bounds the reads per second; absent: no such bound
+    is known and none is modelled. ``latency_tail`` are quantiles above the median, ascending; a lookup waits for its
+    slowest read; absent: no tail is known and none is drawn. ``shared_bandwidth_gb_per_s`` is what all hosts get from a
+    pool together; absent: hosts are not known to hinder each other.
     """
 
-    added_fields = frozenset({"queue_depth", "latency_tail", "shared_bandwidth_gb_per_s"})
+    added_fields = frozenset({"num_reads_in_flight", "latency_tail", "shared_bandwidth_gb_per_s"})
 
     capacity_gb: Quantity
     read_bandwidth_gb_per_s: Quantity
     latency_us: Quantity
     max_reads_per_s: Quantity | None = None
     read_granularity_bytes: int = Field(gt=0)
-    queue_depth: int | None = Field(default=None, gt=0)
+    num_reads_in_flight: int | None = Field(default=None, gt=0)
     latency_tail: tuple[LatencyPoint, ...] = ()
     shared_bandwidth_gb_per_s: Quantity | None = None
 
     @model_validator(mode="after")
     def _tail_rises(self) -> Self:
-        values = [(0.5, self.latency_us.value), *((point.ratio, point.latency_us.value) for point in self.latency_tail)]
+        values = [
+            (0.5, self.latency_us.value),
+            *((point.read_ratio, point.latency_us.value) for point in self.latency_tail),
+        ]
         if any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(values)):
             raise ValueError("latency_tail must rise in ratio and latency, from latency_us at 0.5")
         return self

@@ -69,11 +69,11 @@ class TierOffer(Strict):
 
 
 class TimePart(Strict):
-    """One part of the time of all steps of all replicas; ``ms_per_step`` is its share of the mean step."""
+    """One part of the time of all steps of all replicas; ``mean_ms_per_step`` is its share of the mean step."""
 
     name: str
     total_ns: int = Field(ge=0)
-    ms_per_step: Metric
+    mean_ms_per_step: Metric
 
 
 class TimeSpent(Strict):
@@ -91,23 +91,28 @@ class TimeSpent(Strict):
         return self
 
 
+class KvLinks(Strict):
+    """What one placement leaves for KV, and what follows from it.
+
+    Requests of the mean length that it holds, sequences that decoded at once (weighted by time), and throughput; the
+    last two are None where the placement was not run.
+    """
+
+    kv_capacity_tokens: int
+    num_requests_in_kv: float
+    num_decoding_mean: float | None
+    output_tokens_per_s: float | None
+
+
 class KvChain(Strict):
     """What a placement buys: memory freed, hence KV room, hence concurrency, hence throughput.
 
-    The ``hbm`` columns are the same scenario with every table in HBM; None where such a scenario does not fit or was
-    not run. ``requests_in_kv`` is how many requests of the mean length the KV room holds; ``mean_batch`` how many
-    sequences decoded at once, weighted by time.
+    ``in_hbm`` is the same scenario with every table in HBM; None where that does not fit.
     """
 
     hbm_freed_bytes: int
-    kv_capacity_tokens: int
-    kv_capacity_tokens_hbm: int | None
-    requests_in_kv: float
-    requests_in_kv_hbm: float | None
-    mean_batch: float
-    mean_batch_hbm: float | None
-    output_tokens_per_s: float
-    output_tokens_per_s_hbm: float | None
+    here: KvLinks
+    in_hbm: KvLinks | None
 
 
 class ResourceUse(Strict):
@@ -120,11 +125,11 @@ class ResourceUse(Strict):
 
 
 class StartUpPart(Strict):
-    """One part of coming up; ``seconds`` is None where a rate is not known, and ``note`` says which."""
+    """One part of coming up; ``time_s`` is None where a rate is not known, and ``note`` says which."""
 
     name: str
     size_bytes: int = Field(ge=0)
-    seconds: Metric | None
+    time_s: Metric | None
     note: str = ""
 
 

@@ -45,7 +45,7 @@ class Placement(Strict):
     row_layout: RowLayout = "packed"
     cache_gib: float = Field(default=0.0, ge=0, le=1e6)
     graph_mode: GraphMode | None = None
-    pool_hosts: int | None = Field(default=None, gt=0, le=100_000)
+    num_pool_hosts: int | None = Field(default=None, gt=0, le=100_000)
 
     @field_validator("prefetch", mode="before")
     @classmethod
@@ -62,9 +62,9 @@ class Placement(Strict):
                 )
         if self.tier in ("none", "hbm") and self.cache_gib > 0:
             raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
-        if self.pool_hosts is not None and self.tier != "pool":
+        if self.num_pool_hosts is not None and self.tier != "pool":
             raise ValueError(
-                f"pool_hosts={self.pool_hosts} says who shares a pool; tier is {self.tier!r}; leave it out"
+                f"num_pool_hosts={self.num_pool_hosts} says who shares a pool; tier is {self.tier!r}; leave it out"
             )
         return self
 
@@ -120,7 +120,7 @@ class ResolvedPlacement(Strict):
     row_layout: RowLayout
     cache_gib: float
     graph_mode: GraphMode
-    pool_hosts: int | None = None
+    num_pool_hosts: int | None = None
 
 
 class ResolvedScenario(Strict):
@@ -207,6 +207,6 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
         row_layout=wanted.row_layout,
         cache_gib=wanted.cache_gib,
         graph_mode=graph_mode,
-        pool_hosts=wanted.pool_hosts,
+        num_pool_hosts=wanted.num_pool_hosts,
     )
     return ResolvedScenario(scenario=scenario, hardware=hardware, model=model, prices=prices, placement=placement)

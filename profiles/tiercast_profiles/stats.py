@@ -8,7 +8,12 @@ cache had before their lookup; a row that comes twice in a lookup counts twice.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.columns import SampleColumns
 from tiercast_profiles.record import Metric, Percentiles, Samples
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S
 
@@ -23,7 +28,10 @@ def quantile(values: Sequence[float], ratio: float) -> float:
         raise ValueError("no values to take a quantile of")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio={ratio} must lie in [0, 1]")
-    ordered = sorted(values)
+    return _quantile_of_sorted(sorted(values), ratio)
+
+
+def _quantile_of_sorted(ordered: Sequence[float], ratio: float) -> float:
     position = ratio * (len(ordered) - 1)
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -48,9 +56,14 @@ def is_unstable(values: Sequence[float], limit_ratio: float = 0.10) -> bool:
     return middle <= 0 or (quantile(values, 0.75) - quantile(values, 0.25)) / middle > limit_ratio
 
 
-def percentiles(values_ns: Sequence[float]) -> Percentiles:
+# Any: whole or floating numbers alike; NumPy has no name for "either" that its own functions keep.
+Numbers = npt.NDArray[Any]
+
+
+def percentiles(values_ns: Sequence[float] | Numbers) -> Percentiles:
     """p50, p90 and p99 in ms of durations in ns."""
-    p50, p90, p99 = (Metric(value=quantile(values_ns, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
+    ordered = np.sort(np.asarray(values_ns)).tolist()
+    p50, p90, p99 = (Metric(value=_quantile_of_sorted(ordered, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
     return Percentiles(p50=p50, p90=p90, p99=p99)
 
 
@@ -61,35 +74,33 @@ class SampleStatistics:
         ValueError: when the samples hold no finished request or no step.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples | SampleColumns) -> None:
         requests, steps = samples.requests, samples.steps
-        if not requests.finish_ns or not steps.start_ns:
+        if not len(requests.finish_ns) or not len(steps.start_ns):
             raise ValueError("a record needs at least one finished request and one step")
-        elapsed_ns = max(requests.finish_ns)
-        output, prompt = sum(requests.output_tokens), sum(requests.prompt_tokens)
+        finish, first, tokens = map(np.asarray, (requests.finish_ns, requests.first_token_ns, requests.output_tokens))
+        elapsed_ns = int(finish.max())
+        output, prompt = int(tokens.sum()), _total(requests.prompt_tokens)
         self.output_tokens_per_s = output * NS_PER_S / elapsed_ns
         self.total_tokens_per_s = (output + prompt) * NS_PER_S / elapsed_ns
-        self.ttft_ms = percentiles(
-            [first - arrival for first, arrival in zip(requests.first_token_ns, requests.arrival_ns, strict=True)]
-        )
-        tpot = [
-            (finish - first) / (tokens - 1)
-            for finish, first, tokens in zip(
-                requests.finish_ns, requests.first_token_ns, requests.output_tokens, strict=True
-            )
-            if tokens > 1
-        ]
-        self.tpot_ms: Percentiles | None = percentiles(tpot) if tpot else None
+        self.ttft_ms = percentiles(first - np.asarray(requests.arrival_ns))
+        has_more = tokens > 1
+        tpot = (finish - first)[has_more] / (tokens[has_more] - 1)
+        self.tpot_ms: Percentiles | None = percentiles(tpot) if len(tpot) else None
         self.step_ms = percentiles(steps.duration_ns)
         num_steps = len(steps.start_ns)
-        stall, lookup = sum(steps.stall_ns), sum(steps.lookup_ns)
+        stall, lookup = _total(steps.stall_ns), _total(steps.lookup_ns)
         self.stall_ms_per_step = stall / num_steps / NS_PER_MS
         self.lookup_ms_per_step = lookup / num_steps / NS_PER_MS
         self.hidden_ratio: float | None = min(1.0, max(0.0, 1 - stall / lookup)) if lookup > 0 else None
-        rows, read = sum(steps.rows), sum(steps.rows_read)
+        rows, read = _total(steps.rows), _total(steps.rows_read)
         self.unique_row_ratio: float | None = read / rows if rows > 0 else None
         has_cache = rows > 0 and len(steps.rows_hit) > 0
-        self.cache_hit_ratio: float | None = sum(steps.rows_hit) / rows if has_cache else None
+        self.cache_hit_ratio: float | None = _total(steps.rows_hit) / rows if has_cache else None
+
+
+def _total(values: Sequence[int] | Numbers) -> int:
+    return int(np.asarray(values).sum())
 
 
 def relative_error(predicted: float, measured: float) -> float:

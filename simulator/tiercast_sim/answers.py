@@ -4,13 +4,14 @@ from functools import partial
 
 from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.errors import MissingCapability
-from tiercast_profiles.record import KvChain, ResourceUse, TierOffer, TimePart, TimeSpent
+from tiercast_profiles.record import KvChain, KvLinks, ResourceUse, TierOffer, TimePart, TimeSpent
 from tiercast_profiles.scenario import ALLOWED_PATHS, Placement, ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import GB, NS_PER_MS, NS_PER_S, NS_PER_US
 from tiercast_sim.memory import MemoryPlan, memory_plan
 from tiercast_sim.metrics import Runs, at_each, band, median_decode_step
 from tiercast_sim.run import RunResult
+from tiercast_sim.step_sums import busy_by_replica, elapsed_ns, mean_batch, stalls_by_layer, total
 from tiercast_sim.tiers import LookupCosts
 
 
@@ -26,20 +27,17 @@ def time_spent(resolved: ResolvedScenario, runs: Runs) -> TimeSpent:
 
     return TimeSpent(
         num_steps=num_steps["nominal"],
-        total_ns=sum(step.duration_ns for step in runs["nominal"].steps),
+        total_ns=total(runs["nominal"].data.steps.duration_ns),
         parts=tuple(
-            TimePart(name=name, total_ns=total_ns, ms_per_step=band(per_step(name)))
+            TimePart(name=name, total_ns=total_ns, mean_ms_per_step=band(per_step(name)))
             for name, total_ns in nominal.items()
         ),
     )
 
 
 def _parts(layer_ids: tuple[int, ...], result: RunResult) -> dict[str, int]:
-    stalls = dict.fromkeys(layer_ids, 0)
-    for step in result.steps:
-        for layer_id, layer in zip(layer_ids, step.layers, strict=False):
-            stalls[layer_id] += layer.stall_ns
-    return result.compute.ledger.breakdown(sum(step.duration_ns for step in result.steps), stalls)
+    stalls = dict(zip(layer_ids, stalls_by_layer(result, len(layer_ids)), strict=True))
+    return result.compute.ledger.breakdown(total(result.data.steps.duration_ns), stalls)
 
 
 def resources(runs: Runs) -> tuple[ResourceUse, ...]:
@@ -54,10 +52,10 @@ def resources(runs: Runs) -> tuple[ResourceUse, ...]:
                 busy_ratio=band(at_each(runs, partial(_busy_ratio, name=name))),
             )
         )
-    replicas = sorted({step.replica for step in runs["nominal"].steps})
-    for replica in replicas:
-        for name, read in (("compute", _compute), ("lookup worker", _lookups)):
-            busy = at_each(runs, partial(read, replica=replica))
+    workers = at_each(runs, _worker_ratios)
+    for replica in workers["nominal"]:
+        for index, name in enumerate(("compute", "lookup worker")):
+            busy = at_each(workers, partial(_of_worker, replica=replica, index=index))
             if any(busy.values()):
                 label = f"{name} of replica {replica}"
                 found.append(ResourceUse(name=label, kind="time", capacity_per_s=1.0, busy_ratio=band(busy)))
@@ -66,23 +64,22 @@ def resources(runs: Runs) -> tuple[ResourceUse, ...]:
 
 def _busy_ratio(result: RunResult, name: str) -> float:
     use = result.shared[name]
-    return min(1.0, use.units / use.capacity_per_s * NS_PER_S / _elapsed_ns(result))
+    return min(1.0, use.units / use.capacity_per_s * NS_PER_S / elapsed_ns(result))
 
 
-def _elapsed_ns(result: RunResult) -> int:
-    return max(result.samples.requests.finish_ns)
+def _worker_ratios(result: RunResult) -> dict[int, tuple[float, float]]:
+    """Share of the run that each replica's devices computed, and that its lookup worker fetched."""
+    elapsed = elapsed_ns(result)
+    ratios = {}
+    for replica, (compute_ns, lookup_ns) in busy_by_replica(result).items():
+        # On the device path the gather is compute (A9): no worker fetches.
+        fetching = 0.0 if result.is_device_path else min(1.0, lookup_ns / elapsed)
+        ratios[replica] = (min(1.0, compute_ns / elapsed), fetching)
+    return ratios
 
 
-def _compute(result: RunResult, replica: int) -> float:
-    busy_ns = sum(step.duration_ns - step.stall_ns for step in result.steps if step.replica == replica)
-    return busy_ns / _elapsed_ns(result)
-
-
-def _lookups(result: RunResult, replica: int) -> float:
-    if result.is_device_path:
-        return 0.0
-    busy_ns = sum(step.lookup_ns for step in result.steps if step.replica == replica)
-    return min(1.0, busy_ns / _elapsed_ns(result))
+def _of_worker(ratios: dict[int, tuple[float, float]], replica: int, index: int) -> float:
+    return ratios.get(replica, (0.0, 0.0))[index]
 
 
 def kv_chain(resolved: ResolvedScenario, nominal: RunResult, hbm: RunResult | None) -> KvChain | None:
@@ -100,26 +97,22 @@ def kv_chain(resolved: ResolvedScenario, nominal: RunResult, hbm: RunResult | No
             return None
     reference = nominal if own_hbm else hbm
     freed = (sum(other.hbm_per_rank.values()) - sum(nominal.memory.hbm_per_rank.values())) * nominal.memory.num_ranks
-    requests = nominal.samples.requests
-    mean_tokens = (sum(requests.prompt_tokens) + sum(requests.output_tokens)) / len(requests.finish_ns)
+    requests = nominal.data.requests
+    mean_tokens = (total(requests.prompt_tokens) + total(requests.output_tokens)) / len(requests.finish_ns)
     return KvChain(
         hbm_freed_bytes=freed,
-        kv_capacity_tokens=nominal.memory.total_kv_capacity_tokens,
-        kv_capacity_tokens_hbm=other.total_kv_capacity_tokens if other.fits else None,
-        requests_in_kv=nominal.memory.total_kv_capacity_tokens / mean_tokens,
-        requests_in_kv_hbm=other.total_kv_capacity_tokens / mean_tokens if other.fits else None,
-        mean_batch=_mean_batch(nominal),
-        mean_batch_hbm=None if reference is None else _mean_batch(reference),
-        output_tokens_per_s=SampleStatistics(nominal.samples).output_tokens_per_s,
-        output_tokens_per_s_hbm=(
-            None if reference is None else SampleStatistics(reference.samples).output_tokens_per_s
-        ),
+        here=_links(nominal.memory, mean_tokens, nominal),
+        in_hbm=_links(other, mean_tokens, reference) if other.fits else None,
     )
 
 
-def _mean_batch(result: RunResult) -> float:
-    elapsed_ns = _elapsed_ns(result)
-    return sum(step.decode_sequences * step.duration_ns for step in result.steps) / elapsed_ns
+def _links(memory: MemoryPlan, mean_tokens: float, result: RunResult | None) -> KvLinks:
+    return KvLinks(
+        kv_capacity_tokens=memory.total_kv_capacity_tokens,
+        num_requests_in_kv=memory.total_kv_capacity_tokens / mean_tokens,
+        num_decoding_mean=None if result is None else mean_batch(result),
+        output_tokens_per_s=None if result is None else SampleStatistics(result.data).output_tokens_per_s,
+    )
 
 
 def offers(resolved: ResolvedScenario, runs: Runs) -> tuple[TierOffer, ...]:

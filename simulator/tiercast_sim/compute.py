@@ -76,9 +76,11 @@ class ComputeModel:
     """Compute times of steps at one bound."""
 
     def __init__(self, resolved: ResolvedScenario, bound: Bound) -> None:
-        self._backbone = resolved.model.backbone
-        self._has_engram = resolved.placement.tier != "none"
-        self._layers = layers_by_segment(resolved)
+        backbone = resolved.model.backbone
+        self.has_late_layers = backbone.num_prefill_layers < backbone.num_layers
+        self.flops_per_pair = 4 * backbone.num_attention_heads * backbone.head_dim
+        self.has_engram = resolved.placement.tier != "none"
+        self.layers_by_segment = layers_by_segment(resolved)
         table, notes = find_table(resolved)
         warnings = list(notes)
         self._table = None if table is None else TableTimes(table, bound)
@@ -92,7 +94,7 @@ class ComputeModel:
                 if self._table.has(name):
                     measured.add(name)
             self._measured = frozenset(measured)
-            wanted = BACKBONE_COMPONENTS + (ENGRAM_COMPONENTS if self._has_engram else ())
+            wanted = BACKBONE_COMPONENTS + (ENGRAM_COMPONENTS if self.has_engram else ())
             missing = [name for name in wanted if name not in self._measured]
             if missing:
                 warnings.append(f"compute of {', '.join(missing)} is not measured for this model; the roofline serves")
@@ -103,8 +105,8 @@ class ComputeModel:
         self._linear_ns: dict[tuple[int, bool], float] = {}
         self._by_tokens: dict[tuple[Component, int], float] = {}
         self.largest_step_tokens = 0
-        self._num_early = sum(early for early, _ in self._layers)
-        self._num_late = sum(late for _, late in self._layers)
+        self.num_early = sum(early for early, _ in self.layers_by_segment)
+        self.num_late = sum(late for _, late in self.layers_by_segment)
         self.ledger = Ledger()
 
     def largest_measured_tokens(self) -> float | None:
@@ -119,56 +121,48 @@ class ComputeModel:
         Assumption A6: prompt tokens run only the prefill layers; the last token of a completed prompt runs the layers
         behind them too, because it is the one that is sampled.
         """
-        backbone = self._backbone
         num_tokens = plan.num_tokens
-        self.largest_step_tokens = max(self.largest_step_tokens, num_tokens)
+        self.note_tokens(num_tokens)
         ended = [chunk.request.prompt_tokens - 1 for chunk in plan.chunks if chunk.is_last]
         num_samples = plan.num_decode_tokens + len(ended)
         decode_ns = self._attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
-        linear_ns = self._linear(num_tokens, is_late=False)
+        linear_ns = self.linear_ns(num_tokens, is_late=False)
         early_ns = linear_ns + decode_ns
         prefill_ns = 0.0
         for chunk in plan.chunks:
-            chunk_ns = self._attention_prefill_ns(chunk.num_tokens, chunk.start)
+            chunk_ns = self.attention_prefill_ns(chunk.num_tokens, chunk.start)
             early_ns += chunk_ns
             prefill_ns += chunk_ns
         late_linear_ns = late_ended_ns = late_ns = 0.0
-        if backbone.num_prefill_layers < backbone.num_layers:
-            late_linear_ns = self._linear(num_samples, is_late=True)
+        if self.has_late_layers:
+            late_linear_ns = self.linear_ns(num_samples, is_late=True)
             late_ended_ns = self._attention_decode_ns(ended, 1)
             late_ns = late_linear_ns + decode_ns + late_ended_ns
-        overhead_ns = self._tokenwise("step_overhead", plan.num_decodes + len(plan.chunks))
+        overhead_ns = self.tokenwise_ns("step_overhead", plan.num_decodes + len(plan.chunks))
         pre_ns = overhead_ns
         hash_ns = issue_ns = module_ns = over_ranks_ns = 0.0
-        if self._has_engram:
-            hash_ns, issue_ns = self._tokenwise("hash", num_tokens), self._tokenwise("lookup_issue", num_tokens)
+        if self.has_engram:
+            hash_ns, issue_ns = self.tokenwise_ns("hash", num_tokens), self.tokenwise_ns("lookup_issue", num_tokens)
             pre_ns += hash_ns + issue_ns
-            module_ns = self._tokenwise("engram_module", num_tokens)
-            if self._roofline is not None:
-                over_ranks_ns = self._roofline.gather_over_ranks_ns(num_tokens)
-                module_ns += over_ranks_ns
+            module_ns, over_ranks_ns = self.module_ns(num_tokens), self.over_ranks_ns(num_tokens)
         segments = [
             num_early * early_ns + num_late * late_ns + (module_ns if index else 0.0)
-            for index, (num_early, num_late) in enumerate(self._layers)
+            for index, (num_early, num_late) in enumerate(self.layers_by_segment)
         ]
-        embed_ns, head_ns = self._tokenwise("embed", num_tokens), self._tokenwise("head", num_samples)
+        embed_ns, head_ns = self.tokenwise_ns("embed", num_tokens), self.tokenwise_ns("head", num_samples)
         segments[0] += embed_ns
         segments[-1] += head_ns
-        reduce_ns = 0.0
-        if self._roofline is not None and "linear" not in self._measured:  # a measured table is one rank's
-            reduce_ns = self._num_early * self._roofline.reduce_ns(num_tokens)
-            if self._num_late:
-                reduce_ns += self._num_late * self._roofline.reduce_ns(num_samples)
-        num_modules = len(self._layers) - 1
+        reduce_ns = self.reduce_ns(num_tokens, num_samples)
+        num_modules = len(self.layers_by_segment) - 1
         self.ledger.book(
             (
                 overhead_ns,
                 hash_ns,
                 issue_ns,
                 embed_ns,
-                self._num_early * linear_ns + self._num_late * late_linear_ns - reduce_ns,
-                (self._num_early + self._num_late) * decode_ns + self._num_late * late_ended_ns,
-                self._num_early * prefill_ns,
+                self.num_early * linear_ns + self.num_late * late_linear_ns - reduce_ns,
+                (self.num_early + self.num_late) * decode_ns + self.num_late * late_ended_ns,
+                self.num_early * prefill_ns,
                 num_modules * (module_ns - over_ranks_ns),
                 head_ns,
                 reduce_ns,
@@ -177,14 +171,15 @@ class ComputeModel:
         )
         return StepCompute(pre_ns, tuple(segments))
 
-    def _linear(self, num_tokens: int, *, is_late: bool) -> float:
+    def linear_ns(self, num_tokens: int, *, is_late: bool) -> float:
+        """One decoder layer without attention; ``is_late``: behind the prefill layers."""
         key = (num_tokens, is_late)
         known = self._linear_ns.get(key)
         if known is None:
             if self._table is not None and "linear" in self._measured:
                 known = self._table.time_ns("linear", num_tokens)
             else:
-                known = self._model_of().linear_ns(num_tokens, is_late=is_late)
+                known = self.roofline.linear_ns(num_tokens, is_late=is_late)
             self._linear_ns[key] = known
         return known
 
@@ -195,14 +190,16 @@ class ComputeModel:
             is_padded = self._table.table.context_statistic == "max"
             context = 1 + (max(positions) if is_padded else sum(positions) / len(positions))
             return self._table.time_ns("attention_decode", len(positions) * tokens_per_sequence, context)
-        return self._model_of().attention_decode_ns(positions, tokens_per_sequence)
+        return self.roofline.attention_decode_ns(positions, tokens_per_sequence)
 
-    def _attention_prefill_ns(self, num_tokens: int, start: int) -> float:
+    def attention_prefill_ns(self, num_tokens: int, start: int) -> float:
+        """Attention of one layer for a chunk of a prompt behind ``start`` earlier tokens."""
         if self._table is not None and "attention_prefill" in self._measured:
             return self._table.time_ns("attention_prefill", num_tokens, start)
-        return self._model_of().attention_prefill_ns(num_tokens, start)
+        return self.roofline.attention_prefill_ns(num_tokens, start)
 
-    def _tokenwise(self, component: Component, count: int) -> float:
+    def tokenwise_ns(self, component: Component, count: int) -> float:
+        """A component whose time depends on a count alone."""
         key = (component, count)
         known = self._by_tokens.get(key)
         if known is None:
@@ -214,7 +211,7 @@ class ComputeModel:
         return known
 
     def _roofline_ns(self, component: Component, count: int) -> float:
-        roofline = self._model_of()
+        roofline = self.roofline
         if component == "step_overhead":
             return roofline.step_overhead_ns()
         if component in ("hash", "lookup_issue"):
@@ -226,6 +223,32 @@ class ComputeModel:
         assert component == "engram_module", component
         return roofline.engram_module_ns(count)
 
-    def _model_of(self) -> Roofline:
+    @property
+    def roofline(self) -> Roofline:
+        """The roofline, which serves every component without a measurement."""
         assert self._roofline is not None, "a component without a measurement needs the roofline"
         return self._roofline
+
+    def table_of(self, component: Component) -> TableTimes | None:
+        """The measured table that serves a component, or None where the roofline does."""
+        return self._table if component in self._measured else None
+
+    def note_tokens(self, num_tokens: int) -> None:
+        """Remember the largest step, for the warning that it lies beyond what was measured."""
+        self.largest_step_tokens = max(self.largest_step_tokens, num_tokens)
+
+    def module_ns(self, num_tokens: int) -> float:
+        """One Engram layer once its rows are staged, the all-gather over the ranks included."""
+        module_ns = self.tokenwise_ns("engram_module", num_tokens)
+        return module_ns + self.over_ranks_ns(num_tokens)
+
+    def over_ranks_ns(self, num_tokens: int) -> float:
+        """The all-gather of staged rows that is part of :meth:`module_ns`."""
+        return 0.0 if self._roofline is None else self._roofline.gather_over_ranks_ns(num_tokens)
+
+    def reduce_ns(self, num_tokens: int, num_samples: int) -> float:
+        """The all-reduces of all layers of a step, which are part of :meth:`linear_ns`."""
+        if self._roofline is None or "linear" in self._measured:  # a measured table is one rank's
+            return 0.0
+        late_ns = self.num_late * self._roofline.reduce_ns(num_samples) if self.num_late else 0.0
+        return self.num_early * self._roofline.reduce_ns(num_tokens) + late_ns

@@ -42,13 +42,20 @@ class TableTimes:
         """Time of a component for ``num_tokens`` in the component's own sense; nothing takes no time."""
         if num_tokens <= 0:
             return 0.0
+        lines, share = self.lines_around(component, num_tokens)
+        low = interpolate(lines[0], context_tokens)
+        if len(lines) == 1:
+            return low
+        return max(0.0, low + (interpolate(lines[1], context_tokens) - low) * share)
+
+    def lines_around(self, component: Component, num_tokens: float) -> tuple[tuple[Line, Line] | tuple[Line], float]:
+        """The curves over context at the measured token counts around ``num_tokens``, and where it lies between."""
         tokens, lines = self._lines[component]
         if len(tokens) == 1:
-            return interpolate(lines[0], context_tokens)
+            return (lines[0],), 0.0
         above = min(max(bisect_left(tokens, num_tokens), 1), len(tokens) - 1)
-        low, high = interpolate(lines[above - 1], context_tokens), interpolate(lines[above], context_tokens)
         share = (num_tokens - tokens[above - 1]) / (tokens[above] - tokens[above - 1])
-        return max(0.0, low + (high - low) * share)
+        return (lines[above - 1], lines[above]), share
 
 
 def _lines(points: tuple[ComputePoint, ...], bound: Bound) -> tuple[tuple[float, ...], tuple[Line, ...]]:

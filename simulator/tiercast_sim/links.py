@@ -4,7 +4,8 @@ One event is pending at a time, for the flow that ends first; a version number v
 kept in integer nanoseconds × integer speed, so a flow that is never slowed ends exactly on its own duration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import simpy
 
@@ -26,6 +27,14 @@ class Flow:
         self.rate_per_s = rate_per_s
         self.cap = cap
         self.speed = cap
+
+
+class Demand(NamedTuple):
+    """What a flow asks for, before or without running it."""
+
+    usage: Usage
+    rate_per_s: float
+    cap: int
 
 
 class Network:
@@ -88,7 +97,12 @@ class Network:
             flow.done.succeed()
 
 
-def fair_speeds(flows: list[Flow], capacities: Mapping[str, float]) -> list[int]:
+def lone_speed(usage: Usage, rate_per_s: float, capacities: Mapping[str, float], cap: int = SPEED_ONE) -> int:
+    """Speed of a flow with the network to itself, which its own ranks can still fill."""
+    return fair_speeds([Demand(usage, rate_per_s, cap)], capacities)[0]
+
+
+def fair_speeds(flows: Sequence[Flow | Demand], capacities: Mapping[str, float]) -> list[int]:
     """Max–min fair speeds: byte rates rise together until a resource is full or a flow is at its cap.
 
     Assumption A10: resources are shared max–min fair by bytes per second and rank, and a lookup asks for them evenly

@@ -1,6 +1,6 @@
 """From runs at three bounds to one set of metrics with intervals, and to the spans of a timeline."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.baselines import Baseline
 from tiercast_sim.run import RunResult
 from tiercast_sim.step import LayerTimes, StepLog
+from tiercast_sim.step_table import StepTable
 
 MAX_SPAN_STEPS = 64
 
@@ -46,7 +47,7 @@ def optional_band(values: Mapping[Bound, float | None]) -> Metric | None:
 def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline, Mapping[Bound, float]]) -> Metrics:
     """All metrics of a scenario. ``baselines`` gives the output tokens per second of each baseline at each bound."""
     placement, engram = resolved.placement, resolved.model.engram
-    statistics = at_each(runs, lambda result: SampleStatistics(result.samples))
+    statistics = at_each(runs, lambda result: SampleStatistics(result.data))
 
     def of(read: Callable[[SampleStatistics], float]) -> Metric:
         return band(at_each(statistics, read))
@@ -94,8 +95,10 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
     )
 
 
-def median_decode_step(steps: tuple[StepLog, ...]) -> StepLog:
+def median_decode_step(steps: Sequence[StepLog]) -> StepLog:
     """The step of median length among those that only decode, or among all where none does."""
+    if isinstance(steps, StepTable):
+        return steps[steps.median_decode_index()]
     only_decode = [step for step in steps if step.prefill_tokens == 0] or list(steps)
     ordered = sorted(only_decode, key=lambda step: (step.duration_ns, step.start_ns))
     return ordered[(len(ordered) - 1) // 2]
@@ -138,7 +141,7 @@ def _given_gb_per_s(layer: LayerTimes) -> float | None:
     return layer.bytes_per_rank * NS_PER_S / layer.service_ns / GB if layer.service_ns > 0 else None
 
 
-def spans(resolved: ResolvedScenario, steps: tuple[StepLog, ...]) -> tuple[Span, ...]:
+def spans(resolved: ResolvedScenario, steps: Sequence[StepLog]) -> tuple[Span, ...]:
     """Bars of the first steps, on the lanes the runtime writes too; each replica of many has its own lanes."""
     layer_ids = resolved.model.engram.layer_ids
     bars: list[Span] = []

@@ -21,7 +21,7 @@ SETTLED = ("memory_bytes.", "rows_per_token", "kv_capacity_tokens")
 MAX_SEED = 2**63 - 1
 
 
-def simulate_replicates(resolved: ResolvedScenario, num_seeds: int) -> RunRecord:
+def simulate_replicates(resolved: ResolvedScenario, num_seeds: int, *, keep_samples: bool = True) -> RunRecord:
     """Predict the scenario at its own seed, and at the seeds after it for an interval over seeds.
 
     Raises:
@@ -33,7 +33,7 @@ def simulate_replicates(resolved: ResolvedScenario, num_seeds: int) -> RunRecord
         raise BadInput(f"num_seeds={num_seeds}; an interval over seeds needs at least 2")
     if first + num_seeds - 1 > MAX_SEED:
         raise BadInput(f"seed={first} leaves no room for {num_seeds} seeds; the largest seed is {MAX_SEED}")
-    record = simulate(resolved)
+    record = simulate(resolved, keep_samples=keep_samples)
     values = {name: [metric.value] for name, (_, metric) in flat_metrics(record.metrics).items()}
     for seed in range(first + 1, first + num_seeds):
         scenario = resolved.scenario.model_copy(update={"seed": seed})

@@ -6,6 +6,9 @@ fixed overhead of one layer for everything that is launched as a group of kernel
 
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import Device
@@ -13,6 +16,8 @@ from tiercast_profiles.model import BYTES_PER_VALUE, Backbone, ModelSpec, Precis
 from tiercast_profiles.scenario import GraphMode, ResolvedScenario
 from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US, TERA
 from tiercast_sim.checked import non_negative, positive
+
+Times = npt.NDArray[np.float64]
 
 WIDER: tuple[Precision, ...] = ("fp4", "fp8", "bf16", "fp32")
 
@@ -189,6 +194,25 @@ class Roofline:
         flops = 4 * backbone.num_attention_heads * backbone.head_dim * num_pairs / self._tensor
         memory_ns = kv_tokens * self._kv_bytes_per_layer / self._bytes_per_ns
         return max(flops / self._wide_flop_per_ns, memory_ns)
+
+    def attention_columns_ns(self, num_pairs: npt.NDArray[np.int64], kv_tokens: npt.NDArray[np.int64]) -> Times:
+        """As :meth:`_attention_ns`, many at once: the same operations in the same order, hence the same numbers."""
+        backbone = self._backbone
+        flops = 4 * backbone.num_attention_heads * backbone.head_dim * num_pairs / self._tensor
+        memory_ns = kv_tokens * self._kv_bytes_per_layer / self._bytes_per_ns
+        longer: Times = np.maximum(flops / self._wide_flop_per_ns, memory_ns)
+        return longer
+
+    def prefill_columns_ns(self, num_tokens: npt.NDArray[np.int64], start: npt.NDArray[np.int64]) -> Times:
+        """As :meth:`attention_prefill_ns`, many at once."""
+        end, window = start + num_tokens, self._backbone.attention_window_tokens
+        pairs, kv_tokens = (end * (end + 1) - start * (start + 1)) // 2, end
+        if window is not None:
+            ramp = np.maximum(start, window)
+            slid = (ramp * (ramp + 1) - start * (start + 1)) // 2 + (end - ramp) * window
+            pairs = np.where(end <= window, pairs, slid)
+            kv_tokens = np.where(end <= window, end, np.minimum(end, num_tokens + window))
+        return self.attention_columns_ns(pairs, kv_tokens)
 
     def engram_module_ns(self, num_tokens: int) -> float:
         """One Engram layer once its rows are staged. Its projection is replicated over the ranks (Assumption A8)."""

@@ -1,24 +1,31 @@
 """One simulation at one bound: replicas, their shared resources and the request stream in one SimPy environment."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from tiercast_profiles.columns import SampleColumns
 from tiercast_profiles.document import Bound
+from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import RequestSamples, Samples, StepSamples
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.text import load_text
-from tiercast_profiles.workload import Request, draw_requests
 from tiercast_sim.baselines import at_row_width
 from tiercast_sim.clock import Clock
 from tiercast_sim.compute import ComputeModel, find_table
 from tiercast_sim.costs import StepCosts, needs_ngrams
+from tiercast_sim.fast_serving import fast_run, needs_events
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.reuse import RequestNgrams
+from tiercast_sim.schedule_columns import requests_of
 from tiercast_sim.serving import Scheduler, check_requests_fit
 from tiercast_sim.source import RequestSource
 from tiercast_sim.step import Replica, StepLog, World
 from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
 from tiercast_sim.work import SPEED_ONE
+
+Engine = Literal["auto", "events", "arithmetic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +41,73 @@ class SharedUse:
 class RunResult:
     """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
 
+    ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same.
     ``shared`` says what each shared resource delivered.
     """
 
-    samples: Samples
-    steps: tuple[StepLog, ...]
+    data: Samples | SampleColumns
+    steps: Sequence[StepLog]
     memory: MemoryPlan
     compute: ComputeModel
     lookups: LookupCosts | None
     shared: dict[str, SharedUse]
     is_device_path: bool
+    engine: Literal["events", "arithmetic"]
+
+    @property
+    def samples(self) -> Samples:
+        """The samples as a record keeps them; built from columns at each call."""
+        return self.data.to_samples() if isinstance(self.data, SampleColumns) else self.data
 
 
-def request_ngrams(resolved: ResolvedScenario, requests: tuple[Request, ...]) -> RequestNgrams | None:
+def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:
     """The token stream of a run as n-grams, where the scenario's rows depend on it; the same at every bound."""
     if not needs_ngrams(resolved):
         return None
     scenario = resolved.scenario
+    requests = requests_of(scenario.workload, scenario.seed)
     return RequestNgrams(load_text(scenario.workload.text, resolved.model), resolved.model, requests, scenario.seed)
 
 
-def run(resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None = None) -> RunResult:
+def run(
+    resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None = None, engine: Engine = "auto"
+) -> RunResult:
     """Simulate a scenario at one end of its bands.
 
-    ``ngrams`` may be handed in to share them between runs of one workload.
+    ``ngrams`` may be handed in to share them between runs of one workload. ``engine`` is for tests and benchmarks:
+    ``auto`` takes arithmetic wherever it gives what events give.
 
     Raises:
         InfeasibleScenario: it does not fit, or one request cannot.
         MissingCapability: the profile lacks something the scenario needs.
-        BadInput: a number in the profile is not usable.
+        BadInput: a number in the profile is not usable, or ``engine="arithmetic"`` cannot serve the scenario.
     """
     scenario = resolved.scenario
     memory = memory_plan(resolved, bound)
     require_fit(resolved, memory)
-    requests = draw_requests(scenario.workload, scenario.seed)
+    requests = requests_of(scenario.workload, scenario.seed)
     check_requests_fit(requests, scenario.engine, memory.kv_capacity_tokens, memory.kv_bytes_per_token_per_rank)
     if ngrams is None:
-        ngrams = request_ngrams(resolved, requests)
+        ngrams = request_ngrams(resolved)
     banded = at_row_width(resolved, bound)
     # A measured table belongs to the width it was measured with; a roofline follows the band.
     compute = ComputeModel(banded if find_table(resolved)[0] is None else resolved, bound)
     num_replicas = scenario.parallel.data
     costs = [StepCosts(banded, bound, replica, compute, ngrams) for replica in range(num_replicas)]
+    reason = needs_events(banded)
+    if costs[0].lookups is not None and costs[0].lookups.has_draws:
+        reason = "slow reads are drawn one by one"
+    if engine != "events" and reason is None:
+        fast = fast_run(banded, bound, compute, costs[0], memory)
+        if fast is not None:
+            lookups = costs[0].lookups
+            own = {} if lookups is None else lookups.capacities()
+            shared = _shared(fast.used_units, own, {} if lookups is None else lookups.kinds())
+            is_device_path = resolved.placement.path == "device"
+            return RunResult(fast.samples, fast.steps, memory, compute, lookups, shared, is_device_path, "arithmetic")
+        reason = "its numbers outgrow exact columns"
+    if engine == "arithmetic":
+        raise BadInput(f"engine 'arithmetic' cannot serve this scenario: {reason}")
     capacities: dict[str, float] = {}
     kinds: dict[str, ResourceKind] = {}
     for cost in costs:
@@ -106,9 +138,16 @@ def run(resolved: ResolvedScenario, bound: Bound, ngrams: RequestNgrams | None =
         memory,
         compute,
         costs[0].lookups,
-        {name: SharedUse(units, capacities[name], kinds[name]) for name, units in network.used_units.items()},
+        _shared(network.used_units, capacities, kinds),
         resolved.placement.path == "device",
+        "events",
     )
+
+
+def _shared(
+    units: Mapping[str, float], capacities: Mapping[str, float], kinds: Mapping[str, ResourceKind]
+) -> dict[str, SharedUse]:
+    return {name: SharedUse(units.get(name, 0.0), capacities[name], kinds[name]) for name in capacities}
 
 
 def _samples(source: RequestSource, steps: list[StepLog], *, has_cache: bool) -> Samples:

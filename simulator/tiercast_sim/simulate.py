@@ -8,7 +8,7 @@ from tiercast_profiles.record import Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.text import load_text
-from tiercast_profiles.workload import draw_requests, workload_sha256
+from tiercast_profiles.workload import workload_sha256
 from tiercast_sim.answers import kv_chain, offers, resources, time_spent
 from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
 from tiercast_sim.metrics import at_each, metrics, spans
@@ -41,7 +41,7 @@ def simulate(
             others, notes = _baseline(resolved, name, tuple(runs))
             warnings += notes
             if others:
-                statistics = at_each(others, lambda result: SampleStatistics(result.samples))
+                statistics = at_each(others, lambda result: SampleStatistics(result.data))
                 baselines[name] = at_each(statistics, lambda known: known.output_tokens_per_s)
                 in_hbm = others["nominal"] if name == "hbm" else in_hbm
     nominal = runs["nominal"]
@@ -61,6 +61,7 @@ def simulate(
             "compute": "measured" if nominal.compute.is_measured else "roofline",
             "num_hosts": nominal.memory.num_hosts,
             "num_steps": len(nominal.steps),
+            "engine": nominal.engine,
             "kv_capacity_tokens_per_replica": nominal.memory.kv_capacity_tokens,
             "table_bytes": nominal.memory.table_bytes,
         },
@@ -88,8 +89,7 @@ def simulate(
 
 
 def _runs(resolved: ResolvedScenario, bounds: tuple[Bound, ...]) -> tuple[dict[Bound, RunResult], list[str]]:
-    requests = draw_requests(resolved.scenario.workload, resolved.scenario.seed)
-    ngrams = request_ngrams(resolved, requests)
+    ngrams = request_ngrams(resolved)
     runs: dict[Bound, RunResult] = {}
     warnings: list[str] = []
     for bound in bounds:

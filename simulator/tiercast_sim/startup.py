@@ -38,13 +38,13 @@ def start_up(resolved: ResolvedScenario, runs: Runs) -> StartUp:
         if rate is None:
             is_known = False
             note = f"the profile of {hardware.name} does not state {field}"
-            parts.append(StartUpPart(name=name, size_bytes=size, seconds=None, note=note))
+            parts.append(StartUpPart(name=name, size_bytes=size, time_s=None, note=note))
             continue
         seconds: dict[Bound, float] = {}
         for bound in plans:
             seconds[bound] = size / (positive(rate, bound, field) * GB * share)
             totals[bound] += seconds[bound]
-        parts.append(StartUpPart(name=name, size_bytes=size, seconds=band(seconds)))
+        parts.append(StartUpPart(name=name, size_bytes=size, time_s=band(seconds)))
     return StartUp(parts=tuple(parts), total_s=band(totals) if is_known else None)
 
 

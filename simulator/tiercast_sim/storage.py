@@ -19,9 +19,9 @@ def reads_per_s(storage: Storage, bound: Bound, tier: str) -> float | None:
     limits = []
     if storage.max_reads_per_s is not None:
         limits.append(positive(storage.max_reads_per_s, bound, f"{tier}.max_reads_per_s"))
-    if storage.queue_depth is not None:
+    if storage.num_reads_in_flight is not None:
         latency_ns = positive(storage.latency_us, bound, f"{tier}.latency_us", higher_is_better=False) * NS_PER_US
-        limits.append(storage.queue_depth * NS_PER_S / latency_ns)
+        limits.append(storage.num_reads_in_flight * NS_PER_S / latency_ns)
     return min(limits, default=None)
 
 
@@ -36,15 +36,15 @@ def pool_bandwidth(resolved: ResolvedScenario, storage: Storage, bound: Bound) -
     """
     if resolved.placement.tier != "pool":
         return None
-    own, sharing = num_hosts(resolved), resolved.placement.pool_hosts
+    own, sharing = num_hosts(resolved), resolved.placement.num_pool_hosts
     if sharing is not None and sharing < own:
         raise BadInput(
-            f"placement.pool_hosts={sharing} is below the {own} hosts of the scenario itself; count them too"
+            f"placement.num_pool_hosts={sharing} is below the {own} hosts of the scenario itself; count them too"
         )
     if storage.shared_bandwidth_gb_per_s is None:
         if sharing is not None and sharing > 1:
             raise MissingCapability(
-                f"placement.pool_hosts={sharing} needs pool.shared_bandwidth_gb_per_s, which the profile of "
+                f"placement.num_pool_hosts={sharing} needs pool.shared_bandwidth_gb_per_s, which the profile of "
                 f"{resolved.hardware.name!r} does not state"
             )
         return None
@@ -64,8 +64,8 @@ class LatencyTail:
         median_ns = non_negative(storage.latency_us, bound, f"{tier}.latency_us") * NS_PER_US
         self._ratios, self._extra_ns = [0.5], [0.0]
         for point in storage.latency_tail:
-            latency_ns = non_negative(point.latency_us, bound, f"{tier}.latency_tail {point.ratio}") * NS_PER_US
-            self._ratios.append(point.ratio)
+            latency_ns = non_negative(point.latency_us, bound, f"{tier}.latency_tail {point.read_ratio}") * NS_PER_US
+            self._ratios.append(point.read_ratio)
             self._extra_ns.append(max(self._extra_ns[-1], latency_ns - median_ns))
 
     def slowest_ns(self, num_reads: int) -> int:

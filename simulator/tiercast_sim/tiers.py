@@ -71,6 +71,11 @@ class LookupCosts:
         self.largest_rows_per_rank = 0
 
     @property
+    def rows_per_token(self) -> int:
+        """Rows one token asks of one layer, over all ranks."""
+        return self._rows_per_token
+
+    @property
     def curve(self) -> CurveTimes:
         """The times these costs are taken from."""
         return self._curve

@@ -61,7 +61,7 @@ KNOBS = {
     "placement.row_layout": Knob("packed", "split", "lookup_ms_per_step", "up"),
     "placement.cache_gib": Knob(0, 0.01, "cache_hit_ratio", "up"),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
-    "placement.pool_hosts": Knob(
+    "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
     ),
     "workload.concurrency": Knob(1, 4, "output_tokens_per_s", "up"),

@@ -233,9 +233,9 @@ def test_fair_shares_fill_links_and_never_exceed_them(drawn, capacity):
 storages = st.fixed_dictionaries(
     {},
     optional={
-        "queue_depth": st.integers(1, 64),
+        "num_reads_in_flight": st.integers(1, 64),
         "max_reads_per_s": st.floats(1e4, 1e6),
-        "latency_tail": st.just([{"ratio": 0.9, "latency_us": 300}, {"ratio": 0.999, "latency_us": 4000}]),
+        "latency_tail": st.just([{"read_ratio": 0.9, "latency_us": 300}, {"read_ratio": 0.999, "latency_us": 4000}]),
     },
 )
 

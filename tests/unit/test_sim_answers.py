@@ -4,6 +4,7 @@ import pytest
 
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import Metric, RequestSamples, RunRecord
+from tiercast_sim.answers import resources, time_spent
 from tiercast_sim.breakdown import apportion
 from tiercast_sim.replicates import over_seeds, simulate_replicates, t_quantile
 from tiercast_sim.run import run
@@ -49,7 +50,7 @@ def test_parts_of_a_step_are_what_the_model_says(sim_scenario):
     """Host overhead of 100 us and a head are paid once a step, whatever else there is."""
     spent = quick(sim_scenario({"tier": "none"})).time_spent
     overhead = next(part for part in spent.parts if part.name == "host overhead")
-    assert overhead.ms_per_step.value == pytest.approx(0.1, rel=1e-6)
+    assert overhead.mean_ms_per_step.value == pytest.approx(0.1, rel=1e-6)
 
 
 def test_apportioned_parts_are_whole_and_near():
@@ -139,14 +140,15 @@ def test_an_overloaded_engine_warns_and_an_idle_one_does_not(sim_scenario):
 def test_the_chain_from_placement_to_throughput(sim_scenario):
     chain = quick(sim_scenario({"tier": "dram", "path": "uva"}), with_baselines=True).kv_chain
     assert chain.hbm_freed_bytes > 0
-    assert chain.kv_capacity_tokens > chain.kv_capacity_tokens_hbm
-    assert chain.requests_in_kv > chain.requests_in_kv_hbm
-    assert chain.output_tokens_per_s_hbm > 0
+    assert chain.here.kv_capacity_tokens > chain.in_hbm.kv_capacity_tokens
+    assert chain.here.num_requests_in_kv > chain.in_hbm.num_requests_in_kv
+    assert 0 < chain.in_hbm.num_decoding_mean <= 4
+    assert chain.in_hbm.output_tokens_per_s > 0
     assert quick(sim_scenario({"tier": "none"})).kv_chain is None
     small = {"device": {"memory_capacity_gb": 0.2}}
     big = {"rows_per_head": [900_001] * 3}
     short = quick(sim_scenario({"tier": "dram"}, hardware=small, engram=big), with_baselines=True).kv_chain
-    assert (short.kv_capacity_tokens_hbm, short.output_tokens_per_s_hbm) == (None, None)
+    assert short.in_hbm is None
 
 
 def test_student_t_quantiles():
@@ -179,3 +181,21 @@ def test_replicates_are_in_the_record(sim_scenario):
         simulate_replicates(sim_scenario({"tier": "dram"}), 1)
     with pytest.raises(BadInput, match="leaves no room"):
         simulate_replicates(sim_scenario({"tier": "dram"}, seed=2**63 - 1), 2)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:3], ids=str)
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("num_prefill_layers", [6, 4])
+def test_arithmetic_and_events_give_the_same_answers(sim_scenario, placement, tensor, num_prefill_layers):
+    """The run on columns books the same parts; sums of fractions may differ in their last digit."""
+    backbone = {"num_prefill_layers": num_prefill_layers}
+    resolved = sim_scenario(placement, parallel={"tensor": tensor}, backbone=backbone)
+    events, columns = ({"nominal": run(resolved, "nominal", engine=engine)} for engine in ("events", "arithmetic"))
+    ours, theirs = time_spent(resolved, columns), time_spent(resolved, events)
+    assert (ours.num_steps, ours.total_ns) == (theirs.num_steps, theirs.total_ns)
+    assert [part.name for part in ours.parts] == [part.name for part in theirs.parts]
+    for one, other in zip(ours.parts, theirs.parts, strict=True):
+        assert abs(one.total_ns - other.total_ns) <= 1
+    for one, other in zip(resources(columns), resources(events), strict=True):
+        assert (one.name, one.kind) == (other.name, other.kind)
+        assert one.busy_ratio.value == pytest.approx(other.busy_ratio.value)

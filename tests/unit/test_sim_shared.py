@@ -12,7 +12,7 @@ from tiercast_sim.simulate import run_warnings, simulate
 from tiercast_sim.storage import LatencyTail, reads_per_s
 
 DRIVE = {"capacity_gb": 1, "read_bandwidth_gb_per_s": 1, "latency_us": 80, "read_granularity_bytes": 512}
-TAIL = [{"ratio": 0.9, "latency_us": 200}, {"ratio": 0.99, "latency_us": 1000}]
+TAIL = [{"read_ratio": 0.9, "latency_us": 200}, {"read_ratio": 0.99, "latency_us": 1000}]
 
 
 def elapsed_ns(resolved):
@@ -31,16 +31,18 @@ def with_curve(sim_scenario, placement, change, **keywords):
 
 def test_a_queue_bounds_the_reads_by_littles_law():
     assert reads_per_s(Storage(**DRIVE), "nominal", "nvme") is None
-    assert reads_per_s(Storage(**DRIVE, queue_depth=8), "nominal", "nvme") == pytest.approx(8 / 80e-6)
-    assert reads_per_s(Storage(**DRIVE, queue_depth=8, max_reads_per_s=5), "nominal", "nvme") == 5
+    assert reads_per_s(Storage(**DRIVE, num_reads_in_flight=8), "nominal", "nvme") == pytest.approx(8 / 80e-6)
+    assert reads_per_s(Storage(**DRIVE, num_reads_in_flight=8, max_reads_per_s=5), "nominal", "nvme") == 5
     with pytest.raises(BadInput, match=r"nvme\.latency_us=0"):
-        reads_per_s(Storage(**{**DRIVE, "latency_us": 0}, queue_depth=8), "nominal", "nvme")
+        reads_per_s(Storage(**{**DRIVE, "latency_us": 0}, num_reads_in_flight=8), "nominal", "nvme")
 
 
 @pytest.mark.parametrize("tier", ["nvme", "pool"])
 def test_a_shallow_queue_slows_ranks_that_share_it(sim_scenario, tier):
     deep, shallow = (
-        elapsed_ns(sim_scenario({"tier": tier}, hardware={tier: {"queue_depth": depth}}, parallel={"tensor": 4}))
+        elapsed_ns(
+            sim_scenario({"tier": tier}, hardware={tier: {"num_reads_in_flight": depth}}, parallel={"tensor": 4})
+        )
         for depth in (4096, 1)
     )
     assert shallow > deep
@@ -48,7 +50,7 @@ def test_a_shallow_queue_slows_ranks_that_share_it(sim_scenario, tier):
 
 def test_a_tail_must_rise():
     Storage(**DRIVE, latency_tail=TAIL)
-    for bad in (TAIL[::-1], [{"ratio": 0.9, "latency_us": 10}]):
+    for bad in (TAIL[::-1], [{"read_ratio": 0.9, "latency_us": 10}]):
         with pytest.raises(ValidationError, match="must rise"):
             Storage(**DRIVE, latency_tail=bad)
 
@@ -110,7 +112,9 @@ def test_other_hosts_on_the_pool_take_their_part(sim_scenario):
     parallel = {"tensor": 4}
     times = [
         elapsed_ns(
-            sim_scenario({"tier": "pool", "prefetch": "off", "pool_hosts": hosts}, hardware=hardware, parallel=parallel)
+            sim_scenario(
+                {"tier": "pool", "prefetch": "off", "num_pool_hosts": hosts}, hardware=hardware, parallel=parallel
+            )
         )
         for hosts in (1, 8, 64)
     ]
@@ -119,11 +123,11 @@ def test_other_hosts_on_the_pool_take_their_part(sim_scenario):
 
 def test_pool_hosts_that_make_no_sense_are_refused(sim_scenario):
     with pytest.raises(ValidationError, match="says who shares a pool"):
-        sim_scenario({"tier": "dram", "pool_hosts": 2})
+        sim_scenario({"tier": "dram", "num_pool_hosts": 2})
     with pytest.raises(MissingCapability, match=r"needs pool\.shared_bandwidth_gb_per_s"):
-        run(sim_scenario({"tier": "pool", "pool_hosts": 2}), "nominal")
+        run(sim_scenario({"tier": "pool", "num_pool_hosts": 2}), "nominal")
     with pytest.raises(BadInput, match="below the 2 hosts"):
-        run(sim_scenario({"tier": "pool", "pool_hosts": 1}, parallel={"tensor": 4, "data": 2}), "nominal")
+        run(sim_scenario({"tier": "pool", "num_pool_hosts": 1}, parallel={"tensor": 4, "data": 2}), "nominal")
 
 
 def start_up(resolved):
@@ -133,7 +137,7 @@ def start_up(resolved):
 def test_start_up_says_what_it_does_not_know(sim_scenario):
     found = start_up(sim_scenario({"tier": "dram"}))
     assert found.total_s is None
-    notes = [part.note for part in found.parts if part.seconds is None]
+    notes = [part.note for part in found.parts if part.time_s is None]
     assert notes == [
         "the profile of test-gpu does not state host.page_fill_gb_per_s",
         "the profile of test-gpu does not state host.register_gb_per_s",
@@ -146,11 +150,11 @@ def test_start_up_is_bytes_over_rates(sim_scenario):
     tables = 2 * 3 * 2 * 4001 * 66  # layers, orders, heads, rows (prime sizes are a little larger)
     pinned = parts["register with the devices"]
     assert pinned.size_bytes == pytest.approx(tables, rel=0.02)
-    assert pinned.seconds.value == pytest.approx(pinned.size_bytes / 2e9)
-    assert parts["first touch of pages"].seconds.value == pytest.approx(pinned.size_bytes / 4e9)
+    assert pinned.time_s.value == pytest.approx(pinned.size_bytes / 2e9)
+    assert parts["first touch of pages"].time_s.value == pytest.approx(pinned.size_bytes / 4e9)
     assert parts["read from the drive"].size_bytes == pinned.size_bytes + 200_000
     total = start_up(sim_scenario({"tier": "dram"}, hardware=hardware)).total_s
-    assert total.value == pytest.approx(sum(part.seconds.value for part in parts.values()))
+    assert total.value == pytest.approx(sum(part.time_s.value for part in parts.values()))
     in_place = {part.name: part for part in start_up(sim_scenario({"tier": "nvme"}, hardware=hardware)).parts}
     assert in_place["read from the drive"].size_bytes == 200_000
 
@@ -158,8 +162,8 @@ def test_start_up_is_bytes_over_rates(sim_scenario):
 def test_fields_a_profile_does_not_use_leave_its_hash_alone(sim_scenario):
     """Records name the hash of the profile they were made with."""
     hardware = sim_scenario({"tier": "none"}).hardware
-    assert "queue_depth" not in hardware.model_dump()["nvme"]
-    other = sim_scenario({"tier": "none"}, hardware={"nvme": {"queue_depth": 4}}).hardware
-    assert other.model_dump(mode="json")["nvme"]["queue_depth"] == 4
+    assert "num_reads_in_flight" not in hardware.model_dump()["nvme"]
+    other = sim_scenario({"tier": "none"}, hardware={"nvme": {"num_reads_in_flight": 4}}).hardware
+    assert other.model_dump(mode="json")["nvme"]["num_reads_in_flight"] == 4
     assert type(other).model_validate(other.model_dump()) == other
     assert other.sha256 != hardware.sha256

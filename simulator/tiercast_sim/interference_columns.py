@@ -1,0 +1,94 @@
+"""Many steps at once where compute and a running lookup slow each other.
+
+No max–plus form exists: speeds change whenever one of the two starts or ends. But a step has few such moments, two an
+Engram layer, and every step takes its n-th one together with all others. Progress is integer, in ns × speed, as in
+``links``, so that the result is that of the event engine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiercast_sim.maxplus import Column, StepColumns
+from tiercast_sim.work import SPEED_ONE
+
+LONGEST_NS = 2**63 // SPEED_ONE
+"""A duration of this many ns, times its speed, no longer fits 64 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupColumns:
+    """Lookups of a step, ``[num_layers, num_steps] int64`` each: length at full speed, speed alone and beside compute.
+
+    All lengths are positive.
+    """
+
+    duration_ns: Column
+    speed_alone: Column
+    speed_beside: Column
+
+
+class _Steps:
+    """Where every step stands: its clock, its worker, and when each lookup was ready."""
+
+    def __init__(self, pre_ns: Column, lookups: LookupColumns) -> None:
+        self.now = pre_ns.copy()
+        self.num_layers = len(lookups.duration_ns)
+        self.lookups = lookups
+        self.head = np.zeros(len(pre_ns), dtype=np.int64)
+        self.left = lookups.duration_ns[0] * SPEED_ONE
+        self.ready = np.empty_like(lookups.duration_ns)
+
+    def end_heads(self, which: Column) -> None:
+        """Take ended lookups off the workers of these steps; the next ones start."""
+        self.ready[self.head[which], which] = self.now[which]
+        self.head[which] += 1
+        busy = which[self.head[which] < self.num_layers]
+        self.left[busy] = self.lookups.duration_ns[self.head[busy], busy] * SPEED_ONE
+
+    def compute(self, segment_ns: Column, compute_speed: int) -> None:
+        """Run a segment of compute to its end; lookups go on beside it."""
+        left = segment_ns * SPEED_ONE
+        running = np.flatnonzero(left > 0)
+        while len(running):
+            is_alone = self.head[running] == self.num_layers
+            alone = running[is_alone]
+            self.now[alone] += -(-left[alone] // SPEED_ONE)
+            running = running[~is_alone]
+            speed = self.lookups.speed_beside[self.head[running], running]
+            elapsed = np.minimum(-(-left[running] // compute_speed), -(-self.left[running] // speed))
+            self.now[running] += elapsed
+            left[running] -= elapsed * compute_speed
+            self.left[running] -= elapsed * speed
+            self.end_heads(running[self.left[running] <= 0])
+            running = running[left[running] > 0]
+
+    def wait(self, layer: int) -> None:
+        """Stand still until the rows of a layer are there."""
+        waiting = np.flatnonzero(self.head <= layer)
+        while len(waiting):
+            self.now[waiting] += -(-self.left[waiting] // self.lookups.speed_alone[self.head[waiting], waiting])
+            self.end_heads(waiting)
+            waiting = waiting[self.head[waiting] <= layer]
+
+
+def interfering_columns(
+    pre_ns: Column, segments_ns: Column, lookups: LookupColumns, compute_speed: int
+) -> tuple[StepColumns, Column] | None:
+    """Steps that hand over all lookups when their ids are known, and the time each lookup took ``[num_layers, …]``.
+
+    None where a length times its speed outgrows 64 bits.
+    """
+    if max(int(segments_ns.max()), int(lookups.duration_ns.max())) >= LONGEST_NS // 2:
+        return None
+    steps = _Steps(pre_ns, lookups)
+    wanted, stall = np.empty_like(lookups.duration_ns), np.empty_like(lookups.duration_ns)
+    for layer in range(len(lookups.duration_ns)):
+        steps.compute(segments_ns[layer], compute_speed)
+        wanted[layer] = steps.now
+        steps.wait(layer)
+        stall[layer] = steps.now - wanted[layer]
+    steps.compute(segments_ns[-1], compute_speed)
+    issued = np.broadcast_to(pre_ns, wanted.shape)
+    service = np.diff(steps.ready, axis=0, prepend=pre_ns[np.newaxis])
+    return StepColumns(steps.now, wanted, issued, steps.ready, stall), service

@@ -1,0 +1,259 @@
+"""Arithmetic on columns gives the run of the event engine, to the nanosecond, wherever it is chosen (INV-7)."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiercast_profiles.errors import BadInput
+from tiercast_profiles.hardware import ComputeTable
+from tiercast_profiles.scenario import Engine, Speculative
+from tiercast_profiles.stats import SampleStatistics
+from tiercast_profiles.workload import Workload
+from tiercast_sim.compute import engram_sha256
+from tiercast_sim.fast_serving import needs_events
+from tiercast_sim.metrics import median_decode_step
+from tiercast_sim.run import run
+from tiercast_sim.schedule_columns import batches_of, longest_positions, requests_of, schedule_of
+from tiercast_sim.serving import Scheduler
+from tiercast_sim.simulate import simulate
+
+placements = st.sampled_from(
+    [
+        {"tier": "none"},
+        {"tier": "hbm"},
+        {"tier": "dram", "path": "uva"},
+        {"tier": "dram", "path": "cpu_gather"},
+        {"tier": "cxl"},
+        {"tier": "pool"},
+    ]
+)
+lengths = st.one_of(
+    st.builds(lambda n: {"fixed": n}, st.integers(1, 60)),
+    st.builds(lambda low, more: {"uniform": [low, low + more]}, st.integers(1, 20), st.integers(0, 60)),
+)
+
+
+def same_run(resolved, bound="nominal"):
+    fast, events = run(resolved, bound, engine="arithmetic"), run(resolved, bound, engine="events")
+    assert fast.samples == events.samples
+    assert tuple(fast.steps) == events.steps
+    assert median_decode_step(fast.steps) == median_decode_step(events.steps)
+    assert vars(SampleStatistics(fast.data)) == vars(SampleStatistics(events.samples))
+    assert fast.compute.largest_step_tokens == events.compute.largest_step_tokens
+    if fast.lookups is not None:
+        assert fast.lookups.largest_rows_per_rank == events.lookups.largest_rows_per_rank
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    placement=placements,
+    prefetch=st.sampled_from(["off", "step_entry"]),
+    prompt=lengths,
+    output=lengths,
+    concurrency=st.integers(1, 12),
+    count=st.integers(1, 40),
+    budget=st.integers(8, 90),
+    max_seqs=st.integers(1, 8),
+    tensor=st.sampled_from([1, 2, 4]),
+    window=st.sampled_from([None, 1, 16, 70]),
+    host_gb_per_s=st.sampled_from([0.05, 40.0]),
+    interference=st.sampled_from(
+        [
+            None,
+            {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6},
+            {"compute_speed_ratio": 0.333333333, "lookup_speed_ratio": 1.0},
+        ]
+    ),
+    bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
+    seed=st.integers(0, 1000),
+)
+def test_random_closed_loops(
+    sim_scenario,
+    placement,
+    prefetch,
+    prompt,
+    output,
+    concurrency,
+    count,
+    budget,
+    max_seqs,
+    tensor,
+    window,
+    host_gb_per_s,
+    interference,
+    bound,
+    seed,
+):
+    entries = [{"tier": "dram", "path": path, **(interference or {})} for path in ("uva", "cpu_gather")]
+    hardware = {
+        "host": {"memory_bandwidth_gb_per_s": host_gb_per_s},
+        "interference": entries if interference else [],
+    }
+    resolved = sim_scenario(
+        {**placement, "prefetch": prefetch},
+        hardware=hardware,
+        backbone={"attention_window_tokens": window},
+        parallel={"tensor": tensor},
+        workload={
+            "kind": "closed_loop",
+            "concurrency": concurrency,
+            "num_requests": count,
+            "prompt_tokens": prompt,
+            "output_tokens": output,
+        },
+        engine={"max_num_batched_tokens": budget, "max_num_seqs": max_seqs, "kv_block_tokens": 4},
+        seed=seed,
+    )
+    assert needs_events(resolved) is None
+    same_run(resolved, bound)
+
+
+def table_of(resolved, statistic, generator):
+    """A measured table with times that follow no law, so that an operation out of order shows."""
+    names = "embed linear attention_decode attention_prefill engram_module hash lookup_issue head step_overhead"
+
+    def points():
+        for tokens in (1, 7, 30, 100):
+            for context in (1, 40, 200):
+                us = float(generator.uniform(1, 50) * tokens)
+                yield {
+                    "num_tokens": tokens,
+                    "context_tokens": context,
+                    "time_us": us,
+                    "low_us": us / 2,
+                    "high_us": 2 * us,
+                }
+
+    return ComputeTable.model_validate(
+        {
+            "model_name": "mini",
+            "shape_sha256": resolved.model.backbone.shape_sha256,
+            "engram_sha256": engram_sha256(resolved.model.engram),
+            "graph_mode": "full",
+            "context_statistic": statistic,
+            "components": {name: list(points()) for name in names.split()},
+        }
+    )
+
+
+@pytest.mark.parametrize("statistic", ["mean", "max"])
+@settings(max_examples=60, deadline=None)
+@given(output=lengths, concurrency=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_measured_tables(sim_scenario, statistic, output, concurrency, seed):
+    resolved = sim_scenario(
+        {"tier": "dram", "path": "uva"},
+        workload={
+            "kind": "closed_loop",
+            "concurrency": concurrency,
+            "num_requests": 25,
+            "prompt_tokens": {"uniform": [1, 60]},
+            "output_tokens": output,
+        },
+        seed=seed,
+    )
+    table = table_of(resolved, statistic, np.random.default_rng(seed))
+    same_run(resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"compute": (table,)})}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    prompt=lengths,
+    output=lengths,
+    concurrency=st.integers(1, 12),
+    count=st.integers(1, 30),
+    spare_blocks=st.integers(0, 60),
+    seed=st.integers(0, 1000),
+)
+def test_the_plan_is_that_of_the_scheduler_when_kv_is_scarce(prompt, output, concurrency, count, spare_blocks, seed):
+    workload = Workload.model_validate(
+        {
+            "kind": "closed_loop",
+            "concurrency": concurrency,
+            "num_requests": count,
+            "prompt_tokens": prompt,
+            "output_tokens": output,
+        }
+    )
+    engine = Engine(max_num_batched_tokens=32, max_num_seqs=6, kv_block_tokens=4)
+    requests = requests_of(workload, seed)
+    largest = max(request.prompt_tokens + request.output_tokens for request in requests)
+    num_blocks = -(-largest // 4) + spare_blocks
+    schedule = schedule_of(workload, seed, engine, num_blocks)
+    batches, (longest, longest_ended) = batches_of(schedule, 9), longest_positions(schedule)
+    scheduler = Scheduler(engine, num_blocks * 4, Speculative(), seed)
+    waiting = list(requests[concurrency:])
+    for request in requests[:concurrency]:
+        scheduler.add(request)
+    step = first_chunk = 0
+    while scheduler.has_work:
+        plan = scheduler.plan()
+        last_chunk = first_chunk + len(plan.chunks)
+        chunks = [(chunk.request.request_id, chunk.start, chunk.num_tokens) for chunk in plan.chunks]
+        columns = (schedule.chunk_request, schedule.chunk_start, schedule.chunk_tokens)
+        assert list(zip(*(column[first_chunk:last_chunk].tolist() for column in columns), strict=True)) == chunks
+        assert all(schedule.chunk_step[first_chunk:last_chunk] == step)
+        ended = [chunk.request.prompt_tokens - 1 for chunk in plan.chunks if chunk.is_last]
+        assert batches.num_decodes[step] == plan.num_decodes
+        assert batches.num_tokens[step] == plan.num_tokens
+        assert (batches.num_chunks[step], batches.num_ended[step]) == (len(chunks), len(ended))
+        assert (batches.position_sum[step], batches.ended_sum[step]) == (sum(plan.decode_positions), sum(ended))
+        assert batches.window_sum[step] == sum(min(position, 8) for position in plan.decode_positions)
+        assert batches.ended_window_sum[step] == sum(min(position, 8) for position in ended)
+        assert longest[step] == max(plan.decode_positions, default=0)
+        assert longest_ended[step] == max(ended, default=0)
+        finished = scheduler.finish()
+        assert all(schedule.first_step[request.request_id] == step for request in finished.first_tokens)
+        for request in finished.done:
+            assert schedule.last_step[request.request_id] == step
+            if waiting:
+                assert schedule.arrival_step[waiting[0].request_id] == step
+                scheduler.add(waiting.pop(0))
+        step, first_chunk = step + 1, last_chunk
+    assert (step, first_chunk) == (schedule.num_steps, len(schedule.chunk_step))
+
+
+def test_what_needs_events_gets_them(sim_scenario):
+    poisson = {
+        "kind": "poisson",
+        "requests_per_s": 100.0,
+        "num_requests": 5,
+        "prompt_tokens": {"fixed": 5},
+        "output_tokens": {"fixed": 5},
+    }
+    for resolved in (
+        sim_scenario({"tier": "dram"}, workload=poisson),
+        sim_scenario({"tier": "dram"}, parallel={"data": 2}),
+        sim_scenario({"tier": "dram"}, speculative={"draft_tokens": 2}),
+        sim_scenario({"tier": "dram"}, engine={"max_num_batched_tokens": 2}),
+        sim_scenario({"tier": "nvme"}),
+        sim_scenario({"tier": "dram", "cache_gib": 0.001}),
+        sim_scenario({"tier": "dram", "prefetch": "prev_step"}),
+    ):
+        reason = needs_events(resolved)
+        assert reason is not None
+        assert run(resolved, "nominal").engine == "events"
+        with pytest.raises(BadInput, match=reason):
+            run(resolved, "nominal", engine="arithmetic")
+
+
+def test_the_record_says_which_engine_ran(sim_scenario):
+    assert simulate(sim_scenario({"tier": "dram"})).provenance.facts["engine"] == "arithmetic"
+    assert simulate(sim_scenario({"tier": "nvme"})).provenance.facts["engine"] == "events"
+
+
+def test_numbers_beyond_exact_columns_go_step_by_step(sim_scenario):
+    heads = {"num_attention_heads": 4096, "head_dim": 4096, "num_kv_heads": 1}
+    resolved = sim_scenario(
+        {"tier": "none"},
+        backbone=heads,
+        engine={"max_num_batched_tokens": 200_000, "max_num_seqs": 8},
+        workload={
+            "kind": "closed_loop",
+            "concurrency": 1,
+            "num_requests": 1,
+            "prompt_tokens": {"fixed": 150_000},
+            "output_tokens": {"fixed": 2},
+        },
+    )
+    assert run(resolved, "nominal").engine == "events"
