@@ -65,12 +65,16 @@ def step_columns(
     head_ns = each(samples, lambda count: compute.tokenwise_ns("head", count))
     segments[0] = segments[0] + embed_ns
     segments[-1] = segments[-1] + head_ns
+    priced = np.array([pre_ns, *segments])
+    if not np.all(priced < EXACT):  # infinite, or not a number, or beyond whole numbers
+        return None
     layer_ns = compute.num_early * linear_ns.sum() + compute.num_late * late_linear_ns.sum()
     attention_ns = (compute.num_early + compute.num_late) * decode_ns.sum() + compute.num_late * ended_ns.sum()
     prefill_ns = compute.num_early * chunk_ns.sum()
     sums = (layer_ns, attention_ns, prefill_ns, module_ns.sum(), embed_ns.sum(), head_ns.sum())
     _book(compute, batches, sums)
-    return np.rint(pre_ns).astype(np.int64), np.rint(np.array(segments)).astype(np.int64)
+    whole = np.rint(priced).astype(np.int64)
+    return whole[0], whole[1:]
 
 
 def _book(compute: ComputeModel, batches: Batches, sums: tuple[float, float, float, float, float, float]) -> None:
