@@ -69,6 +69,12 @@ def schedule_of(workload: Workload, seed: int, engine: Engine, num_blocks: int) 
     return roomy if roomy.peak_blocks <= num_blocks else _schedule(*texts, num_blocks)
 
 
+def forget() -> None:
+    """Drop plans and requests kept for further bounds; a benchmark that times them needs it."""
+    _drawn.cache_clear()
+    _schedule.cache_clear()
+
+
 class _Finishes:
     """Running requests by the step whose end finishes them."""
 
