@@ -1,8 +1,8 @@
 """How fast the simulator answers, each target beside a peer's figure.
 
 Timed: steps of one run (draw, plan, price, add up; warm, best of three), columns of independent steps (best of five),
-and whole commands from the shell in a fresh process, start-up included. Peers' figures were measured on two cores of a
-machine like this one or are quoted from their projects; they are constants here and nothing of theirs is run.
+and whole commands from the shell in a fresh process, start-up included. Peers' figures are constants: nothing of theirs is
+run here. Both were measured in October 2026 on a machine of two cores, so that they give an order of magnitude and no ratio.
 """
 
 import os
@@ -21,8 +21,8 @@ from tiercast_profiles.store import load_hardware, load_model, load_prices
 from tiercast_sim import maxplus, schedule_columns
 from tiercast_sim.run import run
 
-AISIMULATE = "AISimulate (Rust): 5.5 s with start-up, 3.4 s without"
-VIDUR = "Vidur, warm: 13 s for 5,000 requests"
+AISIMULATE = "AISimulate 0.13.0.dev20261027 (Rust): 5.5 s with start-up, 3.4 s without"
+VIDUR = "Vidur 7d47513, warm: 13 s for 5,000 requests"
 SCENARIO = """schema_version: 1
 hardware: h200-sxm
 model: deepseek-v4.1-flash

@@ -15,6 +15,7 @@ from tiercast_profiles.prices import PriceBook
 from tiercast_profiles.workload import Workload
 
 PlacementTier = Literal["none", "hbm", "dram", "cxl", "nvme", "pool"]
+MAX_SEED = 2**63 - 1
 Prefetch = Literal["off", "step_entry", "prev_step"]
 GraphMode = Literal["eager", "piecewise", "full"]
 Replication = Literal["none", "per_rank", "per_numa", "per_node"]
@@ -97,7 +98,7 @@ class Scenario(Strict):
     engine: Engine = Engine()
     speculative: Speculative = Speculative()
     prices: str = "default"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED + 1)
 
     @model_validator(mode="after")
     def _budget_holds_a_step(self) -> Self:

@@ -124,7 +124,6 @@ def memory_plan(resolved: ResolvedScenario, bound: Bound = "nominal") -> MemoryP
     if placement.tier == "hbm":
         hbm["tables"] = -(-one_copy // tensor)
     per_host = _host_pieces(resolved, one_copy)
-    num_hosts = len(_replicas_by_host(resolved))
     capacity = gb_to_bytes(positive(hardware.device.memory_capacity_gb, bound, "device.memory_capacity_gb"))
     usable = int(capacity * resolved.scenario.engine.memory_utilization_ratio)
     kv_bytes = positive(backbone.kv_bytes_per_token, bound, "kv_bytes_per_token", higher_is_better=False)
@@ -147,7 +146,7 @@ def memory_plan(resolved: ResolvedScenario, bound: Bound = "nominal") -> MemoryP
         kv_capacity_tokens=int(max(0, room) / kv_bytes) // block * block,
         num_ranks=resolved.num_ranks,
         num_replicas=num_replicas,
-        num_hosts=num_hosts,
+        num_hosts=num_hosts(resolved),
         table_bytes=one_copy,
         short_tier=short_tier,
         shortfall_bytes=shortfall,

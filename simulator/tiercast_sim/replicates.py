@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from tiercast_profiles.compare import flat_metrics
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import Metric, ReplicateMetric, Replicates, RunRecord
-from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.scenario import MAX_SEED, ResolvedScenario
 from tiercast_sim.simulate import simulate
 
 CONFIDENCE_RATIO = 0.95
 SETTLED = ("memory_bytes.", "rows_per_token", "kv_capacity_tokens")
 """Metrics that no seed moves."""
-MAX_SEED = 2**63 - 1
 
 
 def simulate_replicates(resolved: ResolvedScenario, num_seeds: int, *, keep_samples: bool = True) -> RunRecord:

@@ -18,9 +18,8 @@ from tiercast_sim.fast_serving import fast_run, needs_events
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.reuse import RequestNgrams
-from tiercast_sim.schedule_columns import requests_of
 from tiercast_sim.serving import Scheduler, check_requests_fit
-from tiercast_sim.source import RequestSource
+from tiercast_sim.source import RequestSource, requests_of
 from tiercast_sim.step import Replica, StepLog, World
 from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
 from tiercast_sim.work import SPEED_ONE

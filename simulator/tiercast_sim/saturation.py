@@ -1,25 +1,27 @@
 """Warnings of a run that is at its limits: a shared thing is full, or requests come faster than they are served."""
 
-from tiercast_profiles.record import RequestSamples
+from collections.abc import Sequence
+
+from tiercast_profiles.record import RequestSamples, ResourceUse
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S
-from tiercast_sim.answers import resources
-from tiercast_sim.metrics import Runs
+from tiercast_sim.run import RunResult
 
-FULL_RATIO = 0.95
+FULL_RATIO = 0.95  # both are when to speak up, not parts of the model: no number depends on them
+GROWTH_RATIO = 2
 MIN_REQUESTS = 8  # fewer show no trend
 
 
-def load_warnings(resolved: ResolvedScenario, runs: Runs) -> list[str]:
-    """What the nominal run says about its own load."""
+def load_warnings(resolved: ResolvedScenario, nominal: RunResult, shared: Sequence[ResourceUse]) -> list[str]:
+    """What the nominal run says about its own load; ``shared`` is how busy shared things were."""
     warnings = [
         f"{use.name} is {100 * use.busy_ratio.value:.0f} % busy: it limits the run"
-        for use in resources({"nominal": runs["nominal"]})
+        for use in shared
         if use.kind != "time" and use.busy_ratio.value >= FULL_RATIO
     ]
     if resolved.scenario.workload.kind != "closed_loop":
-        warnings += open_loop_warnings(runs["nominal"].samples.requests)
+        warnings += open_loop_warnings(nominal.samples.requests)
     return warnings
 
 
@@ -35,7 +37,7 @@ def open_loop_warnings(requests: RequestSamples) -> list[str]:
     waits = [requests.first_token_ns[index] - requests.arrival_ns[index] for index in order]
     quarter = num_requests // 4
     early, late = median(waits[quarter : 2 * quarter]), median(waits[-quarter:])
-    is_growing = late > 2 * early
+    is_growing = late > GROWTH_RATIO * early
     if is_growing:
         warnings.append(
             f"the queue grows: the median TTFT rises from {early / NS_PER_MS:.3g} ms in the second quarter of the "

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.scenario import Engine
-from tiercast_profiles.workload import Request, Workload, draw_requests
+from tiercast_profiles.workload import Request, Workload
 from tiercast_sim.serving import blocks_of
+from tiercast_sim.source import drawn, requests_of
 
 Column = npt.NDArray[np.int64]
 
@@ -49,18 +50,6 @@ class Schedule:
         return int(self.last_step.max()) + 1
 
 
-def requests_of(workload: Workload, seed: int) -> tuple[Request, ...]:
-    """Requests of a workload; those drawn from laws are drawn once for all bounds and baselines of a scenario."""
-    if workload.kind in ("closed_loop", "poisson"):
-        return _drawn(workload.model_dump_json(), seed)
-    return draw_requests(workload, seed)
-
-
-@lru_cache(maxsize=2)
-def _drawn(workload_json: str, seed: int) -> tuple[Request, ...]:
-    return draw_requests(Workload.model_validate_json(workload_json), seed)
-
-
 def schedule_of(workload: Workload, seed: int, engine: Engine, num_blocks: int) -> Schedule:
     """The plan of a closed loop on one replica with this many KV blocks, each large enough for every request."""
     texts = (workload.model_dump_json(), seed, engine.model_dump_json())
@@ -71,7 +60,7 @@ def schedule_of(workload: Workload, seed: int, engine: Engine, num_blocks: int) 
 
 def forget() -> None:
     """Drop plans and requests kept for further bounds; a benchmark that times them needs it."""
-    _drawn.cache_clear()
+    drawn.cache_clear()
     _schedule.cache_clear()
 
 
@@ -106,9 +95,9 @@ class _Finishes:
 
 @lru_cache(maxsize=3)
 def _schedule(workload_json: str, seed: int, engine_json: str, num_blocks: int | None) -> Schedule:
-    concurrency = Workload.model_validate_json(workload_json).concurrency or 0
+    workload = Workload.model_validate_json(workload_json)
     engine = Engine.model_validate_json(engine_json)
-    return _plan(_drawn(workload_json, seed), concurrency, engine, num_blocks)
+    return _plan(requests_of(workload, seed), workload.concurrency or 0, engine, num_blocks)
 
 
 def _plan(requests: tuple[Request, ...], concurrency: int, engine: Engine, num_blocks: int | None) -> Schedule:

@@ -45,6 +45,7 @@ def simulate(
                 baselines[name] = at_each(statistics, lambda known: known.output_tokens_per_s)
                 in_hbm = others["nominal"] if name == "hbm" else in_hbm
     nominal = runs["nominal"]
+    shared = resources(runs)
     if text.is_stand_in:
         warnings.append(f"vocabulary of {resolved.model.name} is not at hand: tokens are those of {text.vocabulary}")
     provenance = Provenance(
@@ -65,7 +66,9 @@ def simulate(
             "kv_capacity_tokens_per_replica": nominal.memory.kv_capacity_tokens,
             "table_bytes": nominal.memory.table_bytes,
         },
-        warnings=tuple(dict.fromkeys((*run_warnings(resolved, nominal), *load_warnings(resolved, runs), *warnings))),
+        warnings=tuple(
+            dict.fromkeys((*run_warnings(resolved, nominal), *load_warnings(resolved, nominal, shared), *warnings))
+        ),
     )
     return RunRecord(
         kind="simulated",
@@ -79,7 +82,7 @@ def simulate(
                 "offers": offers(resolved, runs),
                 "time_spent": time_spent(resolved, runs),
                 "kv_chain": kv_chain(resolved, nominal, in_hbm),
-                "resources": resources(runs),
+                "resources": shared,
                 "start_up": start_up(resolved, runs),
             }
         ),

@@ -1,12 +1,26 @@
-"""Where requests come from and where their times are written: one stream, dealt to the replicas in turn."""
+"""Where requests come from and where their times are written: drawn once, then one stream dealt to the replicas."""
 
 from collections import deque
 from collections.abc import Generator
+from functools import lru_cache
 
 import simpy
 
-from tiercast_profiles.workload import Request, Workload
+from tiercast_profiles.workload import Request, Workload, draw_requests
 from tiercast_sim.clock import Clock
+
+
+def requests_of(workload: Workload, seed: int) -> tuple[Request, ...]:
+    """Requests of a workload; those drawn from laws are drawn once for all bounds and baselines of a scenario."""
+    if workload.kind in ("closed_loop", "poisson"):
+        return drawn(workload.model_dump_json(), seed)
+    return draw_requests(workload, seed)
+
+
+@lru_cache(maxsize=2)
+def drawn(workload_json: str, seed: int) -> tuple[Request, ...]:
+    """Requests of a workload given as text, which a cache can tell apart."""
+    return draw_requests(Workload.model_validate_json(workload_json), seed)
 
 
 class RequestSource:

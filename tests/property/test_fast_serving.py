@@ -14,9 +14,10 @@ from tiercast_sim.compute import engram_sha256
 from tiercast_sim.fast_serving import needs_events
 from tiercast_sim.metrics import median_decode_step
 from tiercast_sim.run import run
-from tiercast_sim.schedule_columns import batches_of, longest_positions, requests_of, schedule_of
+from tiercast_sim.schedule_columns import batches_of, longest_positions, schedule_of
 from tiercast_sim.serving import Scheduler
 from tiercast_sim.simulate import simulate
+from tiercast_sim.source import requests_of
 
 placements = st.sampled_from(
     [
