@@ -1,8 +1,9 @@
 """How fast the simulator answers, each target beside a peer's figure.
 
 Timed: steps of one run (draw, plan, price, add up; warm, best of three), columns of independent steps (best of five),
-and whole commands from the shell in a fresh process, start-up included. Peers' figures are constants: nothing of theirs is
-run here. Both were measured in October 2026 on a machine of two cores, so that they give an order of magnitude and no ratio.
+and whole commands from the shell in a fresh process, start-up included. Peers' figures are constants: nothing of
+theirs is run here. They were measured on another machine of two cores, so that they give an order of magnitude and no
+ratio.
 """
 
 import os
