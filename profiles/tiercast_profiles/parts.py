@@ -12,7 +12,7 @@ from typing import Any
 from tiercast_profiles.errors import BadInput
 
 PART_KINDS = ("gpu", "overheads", "link", "host", "tiers")
-LISTS = ("lookups", "interference")  # parts add entries to these; everything else is said by one part alone
+LISTS: tuple[str, ...] = ("lookups", "interference")  # parts add entries to these; everything else is said by one part alone
 _OWN_KEYS = frozenset({"name", "description", "sources", "evidence"})
 _MACHINE_KEYS = _OWN_KEYS | {"schema_version", "parts", "calibration"}
 
@@ -145,7 +145,7 @@ def _evidence(parts: Sequence[Part], lengths: Mapping[str, int]) -> dict[str, st
     A list whose entries all rest on one source is named once, without indices.
     """
     evidence: dict[str, str] = {}
-    starts = dict.fromkeys(LISTS, 0)
+    starts: dict[str, int] = dict.fromkeys(LISTS, 0)
     for part in parts:
         for path, source in part.evidence.items():
             for shifted in _shifted(path, part, starts):
