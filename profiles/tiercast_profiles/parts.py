@@ -12,7 +12,8 @@ from typing import Any
 from tiercast_profiles.errors import BadInput
 
 PART_KINDS = ("gpu", "overheads", "link", "host", "tiers")
-LISTS: tuple[str, ...] = ("lookups", "interference")  # parts add entries to these; everything else is said by one part alone
+# Parts add entries to these; everything else is said by one part alone.
+LISTS: tuple[str, ...] = ("lookups", "interference")
 _OWN_KEYS = frozenset({"name", "description", "sources", "evidence"})
 _MACHINE_KEYS = _OWN_KEYS | {"schema_version", "parts", "calibration"}
 
