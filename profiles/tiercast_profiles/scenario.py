@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tiercast_profiles.document import Strict, canonical_sha256
+from tiercast_profiles.document import Grown, Strict, canonical_sha256
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, HardwareProfile, LookupPath, Tier
 from tiercast_profiles.model import ModelSpec, RowLayout
@@ -79,11 +79,17 @@ class Engine(Strict):
     memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
 
 
-class Speculative(Strict):
-    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn."""
+class Speculative(Grown):
+    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn.
+
+    ``draft_step_us`` is what the draft model takes to draft one token for every sequence of a batch; None: not known.
+    """
+
+    added_fields = frozenset({"draft_step_us"})
 
     draft_tokens: int = Field(default=0, ge=0, le=64)
     acceptance_ratio: float = Field(default=0.7, ge=0, le=1)
+    draft_step_us: float | None = Field(default=None, ge=0, le=1e9)
 
 
 class Scenario(Strict):
