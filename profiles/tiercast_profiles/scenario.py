@@ -150,9 +150,10 @@ class ResolvedScenario(Strict):
     @property
     def sha256(self) -> str:
         """Hash of everything that decides the result; raw probe samples, which decide nothing, are left out."""
+        scenario = self.scenario.model_dump(mode="json", exclude={"hardware", "model", "prices"})
         return canonical_sha256(
             {
-                "scenario": self.scenario.model_dump(mode="json", exclude={"hardware", "model", "prices"}),
+                "scenario": {**scenario, "workload": self.scenario.workload.identity()},
                 "hardware": self.hardware.model_dump(mode="json", exclude={"probes"}),
                 "model": self.model.model_dump(mode="json"),
                 "prices": self.prices.model_dump(mode="json"),

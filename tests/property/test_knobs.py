@@ -5,6 +5,7 @@ The schema is walked by reflection: a new field without an entry here fails the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -33,6 +34,8 @@ CLOSED = {
     "output_tokens": {"fixed": 8},
     "text": "random",
 }
+DATA = Path(__file__).parent / "data"
+SHORT_TRACE, LONG_TRACE = str(DATA / "short-prompts.jsonl"), str(DATA / "long-prompts.csv")
 POISSON = {**{key: value for key, value in CLOSED.items() if key != "concurrency"}, "kind": "poisson"}
 BASE = {
     "placement": {"tier": "nvme"},
@@ -71,6 +74,18 @@ KNOBS = {
     "workload.requests_per_s": Knob(
         10.0, 1000.0, "output_tokens_per_s", "up", {"workload": {**POISSON, "requests_per_s": 1.0}}
     ),
+    "workload.burstiness": Knob(
+        1.0, 0.05, "ttft_ms.p99", "up", {"workload": {**POISSON, "requests_per_s": 1000.0, "num_requests": 200}}
+    ),
+    "workload.on_off": Knob(
+        None,
+        {"mean_on_s": 0.01, "mean_off_s": 0.1},
+        "ttft_ms.p99",
+        "up",
+        {"workload": {**POISSON, "requests_per_s": 1000.0, "num_requests": 200}},
+    ),
+    "workload.file": Knob(SHORT_TRACE, LONG_TRACE, "ttft_ms.p50", "up", {"workload": {"kind": "trace"}}),
+    "workload.trace_speedup": Knob(1.0, 1e5, "ttft_ms.p50", "up", {"workload": {"kind": "trace", "file": SHORT_TRACE}}),
     "workload.num_requests": Knob(4, 40, "ttft_ms.p50", "up", {"workload": {**POISSON, "requests_per_s": 1e6}}),
     "workload.prompt_tokens": Knob({"fixed": 4}, {"fixed": 60}, "ttft_ms.p50", "up"),
     "workload.output_tokens": Knob({"fixed": 2}, {"fixed": 30}, "output_tokens_per_s", "up"),
@@ -90,7 +105,7 @@ IDENTITY = {
     "hardware": "a name; the numbers behind it are turned in tests/unit/test_sim_simulate.py and test_sim_shared.py",
     "model": "a name; what the model's sizes move is in tests/unit/test_sim_compute.py and test_sim_memory.py",
     "prices": "money only: tests/unit/test_plan_cost.py",
-    "workload.kind": "decides which of concurrency and requests_per_s is read; both are turned here",
+    "workload.kind": "decides which of concurrency, requests_per_s and file is read; all are turned here",
 }
 
 
