@@ -33,7 +33,7 @@ class ReuseLaw:
 
     def distinct(self, window: float) -> float:
         """Distinct n-grams in a window of reads."""
-        power: float = window**self.exponent
+        power = float(window**self.exponent)
         return self.scale * power
 
     def hit_ratio(self, num_entries: float) -> float:
