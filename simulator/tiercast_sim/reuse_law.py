@@ -1,5 +1,6 @@
 """Distinct n-grams in windows of a stream, and a power law through them that reaches beyond the text."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +34,11 @@ class ReuseLaw:
 
     def distinct(self, window: float) -> float:
         """Distinct n-grams in a window of reads."""
-        power = float(window**self.exponent)
-        return self.scale * power
+        return self.scale * math.pow(window, self.exponent)
 
     def hit_ratio(self, num_entries: float) -> float:
         """Share of reads an LRU cache of this many n-grams serves on an endless text of this kind."""
-        window = max(1.0, (num_entries / self.scale) ** (1 / self.exponent))
+        window = max(1.0, math.pow(num_entries / self.scale, 1 / self.exponent))
         return min(1.0, max(0.0, 1 - self.exponent * self.distinct(window) / window))
 
 
