@@ -85,11 +85,17 @@ class Engine(Strict):
     memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
 
 
-class Speculative(Strict):
-    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn."""
+class Speculative(Grown):
+    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn.
+
+    ``draft_step_us`` is what the draft model takes to draft one token for every sequence of a batch; None: not known.
+    """
+
+    added_fields = frozenset({"draft_step_us"})
 
     draft_tokens: int = Field(default=0, ge=0, le=64)
     acceptance_ratio: float = Field(default=0.7, ge=0, le=1)
+    draft_step_us: float | None = Field(default=None, ge=0, le=1e9)
 
 
 class Scenario(Strict):
