@@ -88,8 +88,13 @@ def load_published(name_or_path: str) -> PublishedCase:
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """A scenario file (YAML or JSON)."""
-    return parse(Scenario, read_mapping(Path(path)), str(path))
+    """A scenario file (YAML or JSON). A trace it names by a relative path is looked for beside it."""
+    scenario = parse(Scenario, read_mapping(Path(path)), str(path))
+    trace = scenario.workload.file
+    if trace is None:
+        return scenario
+    workload = scenario.workload.model_copy(update={"file": str(Path(path).parent / trace)})
+    return scenario.model_copy(update={"workload": workload})
 
 
 def load_record(path: str | Path) -> RunRecord:
