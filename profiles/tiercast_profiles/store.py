@@ -14,12 +14,21 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tiercast_profiles.errors import BadInput, FileProblem, UnknownHardware, UnknownModel, UnknownName, UnknownPrices
+from tiercast_profiles.errors import (
+    BadInput,
+    FileProblem,
+    UnknownCase,
+    UnknownHardware,
+    UnknownModel,
+    UnknownName,
+    UnknownPrices,
+)
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.hf_config import is_hf_config, model_from_hf_config
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.parts import PART_KINDS, Part, compose, is_composed, read_part
 from tiercast_profiles.prices import PriceBook
+from tiercast_profiles.published import PublishedCase
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario, combine
 
@@ -30,7 +39,7 @@ MAX_FILE_BYTES = 256 << 20
 
 
 def shipped_names(kind: str) -> tuple[str, ...]:
-    """Names of the shipped files of a kind: ``hardware``, ``models`` or ``prices``."""
+    """Names of the shipped files of a kind: ``hardware``, ``models``, ``prices`` or ``published``."""
     folder = resources.files("tiercast_profiles") / "data" / kind
     return tuple(sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
@@ -75,6 +84,17 @@ def load_prices(name_or_path: str) -> PriceBook:
         BadInput: the file does not follow the schema.
     """
     return _load("prices", name_or_path, PriceBook, UnknownPrices)
+
+
+def load_published(name_or_path: str) -> PublishedCase:
+    """A published case of the ledger by its shipped name, or one from a file.
+
+    Raises:
+        UnknownCase: neither a shipped name nor a file.
+        FileProblem: the file cannot be read.
+        BadInput: the file does not follow the schema.
+    """
+    return _load("published", name_or_path, PublishedCase, UnknownCase)
 
 
 def load_scenario(path: str | Path) -> Scenario:
