@@ -68,7 +68,9 @@ def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:
         return None
     scenario = resolved.scenario
     requests = requests_of(scenario.workload, scenario.seed)
-    return RequestNgrams(load_text(scenario.workload.text, resolved.model), resolved.model, requests, scenario.seed)
+    text = load_text(scenario.workload.text, resolved.model)
+    has_warm_up = resolved.placement.cache_gib > 0 and resolved.placement.cache_policy == "static_hot"
+    return RequestNgrams(text, resolved.model, requests, scenario.seed, has_warm_up=has_warm_up)
 
 
 def run(

@@ -69,6 +69,9 @@ KNOBS = {
     ),
     "placement.row_layout": Knob("packed", "split", "lookup_ms_per_step", "up"),
     "placement.cache_gib": Knob(0, 0.01, "cache_hit_ratio", "up"),
+    "placement.cache_policy": Knob(
+        "lru", "static_hot", "cache_hit_ratio", "up", {"placement": {"tier": "nvme", "cache_gib": 3e-5}}
+    ),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
     "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
