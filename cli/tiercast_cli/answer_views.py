@@ -1,12 +1,15 @@
 """What the answers beside the metrics look like: time by part, windows, tiers, shared things, the KV chain, seeds."""
 
+import re
 from typing import TYPE_CHECKING
 
 from tiercast_cli import render
 from tiercast_profiles.units import NS_PER_MS, format_bytes
 
 if TYPE_CHECKING:
-    from tiercast_profiles.record import KvChain, Metrics, Replicates, StartUp, TimeSpent
+    from collections.abc import Sequence
+
+    from tiercast_profiles.record import KvChain, Metrics, Replicates, ResourceUse, StartUp, TimeSpent
 
 KV_LINKS = (
     ("KV room, tokens", "kv_capacity_tokens"),
@@ -14,7 +17,8 @@ KV_LINKS = (
     ("sequences decoding at once", "num_decoding_mean"),
     ("output tokens/s", "output_tokens_per_s"),
 )
-SHOWN_OVER_SEEDS = ("layers.", "penalty_ratio.", "memory_bytes.")
+NUMBERED = re.compile(r"(.*?\S) (\d+)( .*|)")  # "link 3 of host 0": the first number is what neighbours differ in
+NOT_SHOWN_OVER_SEEDS = ("layers.", "penalty_ratio.", "memory_bytes.")
 
 
 def answers(metrics: "Metrics") -> None:
@@ -25,8 +29,7 @@ def answers(metrics: "Metrics") -> None:
     if metrics.kv_chain is not None:
         kv_chain(metrics.kv_chain)
     if metrics.resources:
-        rows = [[use.name, render.percent(use.busy_ratio.value)] for use in metrics.resources]
-        render.table("", ["shared thing", "busy"], rows)
+        render.table("", ["shared thing", "busy"], shared_things(metrics.resources))
     if metrics.start_up is not None:
         start_up(metrics.start_up)
     if metrics.replicates is not None:
@@ -80,6 +83,24 @@ def kv_chain(chain: "KvChain") -> None:
     render.table("", ["what the placement buys", "here", "tables in HBM"], rows)
 
 
+def shared_things(uses: "Sequence[ResourceUse]") -> list[list[str]]:
+    """One line per shared thing; neighbours that differ only in their number and are equally busy share a line."""
+    lines: list[tuple[str, str, list[str]]] = []
+    for use in uses:
+        busy = render.percent(use.busy_ratio.value)
+        numbered = NUMBERED.fullmatch(use.name)
+        shape = NUMBERED.sub(r"\1 #\3", use.name)
+        if numbered and lines and lines[-1][:2] == (shape, busy):
+            lines[-1][2].append(numbered[2])
+        else:
+            lines.append((shape, busy, [numbered[2]] if numbered else []))
+    return [[shape.replace("#", _span(numbers)) if numbers else shape, busy] for shape, busy, numbers in lines]
+
+
+def _span(numbers: list[str]) -> str:
+    return numbers[0] if len(numbers) == 1 else f"{numbers[0]}..{numbers[-1]}"
+
+
 def start_up(found: "StartUp") -> None:
     """How long the fullest host takes to come up, part by part."""
     rows = [[part.name, format_bytes(part.size_bytes), render.value(part.time_s)] for part in found.parts]
@@ -92,16 +113,13 @@ def start_up(found: "StartUp") -> None:
 
 def replicates(found: "Replicates") -> None:
     """Each metric over seeds, and the band of the inputs with that interval added."""
-    rows = [
-        [
-            name,
-            render.number(metric.mean),
-            f"{render.number(metric.low)} .. {render.number(metric.high)}",
-            f"{render.number(metric.combined_low)} .. {render.number(metric.combined_high)}",
-        ]
-        for name, metric in found.metrics.items()
-        if not name.startswith(SHOWN_OVER_SEEDS)
-    ]
+    rows = []
+    for name, metric in found.metrics.items():
+        if not name.startswith(NOT_SHOWN_OVER_SEEDS):
+            show = render.percent if name.endswith("_ratio") else render.number
+            seeds = f"{show(metric.low)} .. {show(metric.high)}"
+            with_band = f"{show(metric.combined_low)} .. {show(metric.combined_high)}"
+            rows.append([name, show(metric.mean), seeds, with_band])
     percent = f"{100 * found.confidence_ratio:.0f} %"
     columns = [
         f"over {found.num_seeds} seeds",

@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +22,7 @@ from tiercast_cli import (
     demo,
     locality,
     profile,
+    published,
     rows,
     simulate,
     validate,
@@ -33,6 +34,8 @@ from tiercast_profiles.errors import FileProblem, TiercastError
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+# What typer raises for any wrong command line; it exports no name for it, only for this child of it.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 ABOUT = """Where should an Engram table live, what does it cost in speed, and what does it save in dollars?
 
@@ -79,7 +82,33 @@ class TiercastGroup(TyperGroup):
             _discard_output()
             _complain(f"standard output cannot be written ({error.strerror})")
             raise typer.Exit(FileProblem.exit_code) from None
+        except USAGE_ERROR as error:
+            raise _usage_exit(error) from None
         return result
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options before the command.
+
+        Raises:
+            typer.Exit: with the exit code of bad input.
+        """
+        try:
+            return super().make_context(*args, **kwargs)
+        except USAGE_ERROR as error:
+            raise _usage_exit(error) from None
+
+
+def _usage_exit(error: Any) -> Exception:
+    """The way out of a wrong command line: one line that says where to read, and exit code 2.
+
+    A bare ``tiercast`` is no mistake: the error that carries the help text comes back as it is.
+    """
+    text = error.format_message()
+    if "\n" in text:
+        return cast("Exception", error)
+    command = error.ctx.command_path if error.ctx else "tiercast"
+    _complain(f"{text.rstrip('.')}; see '{command} --help'")
+    return typer.Exit(error.exit_code)
 
 
 def _complain(text: str) -> None:
@@ -122,6 +151,7 @@ profile.register(app)
 bench.register(app)
 simulate.register(app)
 validate.register(app)
+published.register(app)
 what_if.register(app)
 cost.register(app)
 locality.register(app)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tiercast_profiles.document import WITH_ADDITIONS
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.scenario import Scenario
 from tiercast_profiles.store import parse
@@ -47,7 +48,7 @@ def points(scenario: Scenario, sets: Sequence[str], varies: Sequence[str]) -> tu
     count = math.prod(len(values) for _, values in axes)
     if count > MAX_POINTS:
         raise BadInput(f"the variations make {count} points; at most {MAX_POINTS} run in one sweep")
-    base = scenario.model_dump(mode="json")
+    base = scenario.model_dump(mode="json", context=WITH_ADDITIONS)
     for path, text in fixed:
         base = apply(base, path, _scalar(text))
     result = []

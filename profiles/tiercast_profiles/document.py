@@ -15,12 +15,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
 
 SCHEMA_VERSION = 1
+WITH_ADDITIONS: Mapping[str, bool] = {"with_additions": True}
+"""Context of a dump that shows every field, those of :class:`Grown` with their defaults too."""
 
 
 class Strict(BaseModel):
@@ -33,14 +36,18 @@ class Grown(Strict):
     """A schema that gained optional fields after documents were hashed and recorded.
 
     The fields in ``added_fields`` are left out of a dump while they have their default, so that the hash of a document
-    without them stays what records of earlier runs say.
+    without them stays what records of earlier runs say. A dump in the context :data:`WITH_ADDITIONS` has them all.
     """
 
     added_fields: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
-    def _without_unused_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: any field
+    def _without_unused_additions(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:  # Any: any field
         data: dict[str, Any] = dump(self)
+        if info.context is WITH_ADDITIONS:
+            return data
         for name in self.added_fields:
             if getattr(self, name) == type(self).model_fields[name].default:
                 data.pop(name, None)

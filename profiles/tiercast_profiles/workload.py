@@ -1,18 +1,20 @@
 """What is asked of a serving engine: how requests arrive, how long they are, what text they carry."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tiercast_profiles.document import Strict, canonical_sha256
-from tiercast_profiles.errors import BadInput
+from tiercast_profiles.arrivals import gaps_ns, switched
+from tiercast_profiles.document import Grown, Strict, canonical_sha256
 from tiercast_profiles.rng import stream
-from tiercast_profiles.units import NS_PER_S
+from tiercast_profiles.trace_file import file_stamp, read_trace, trace_sha256
 
 MAX_REQUESTS = 10_000_000
 MAX_TOKENS = 10_000_000
+MAX_ARRIVALS_S = 1e9
+MAX_SPELLS = 10_000_000
 
 
 class Fixed(Strict):
@@ -55,38 +57,94 @@ Lengths = Annotated[
 ]
 
 
-class Workload(Strict):
-    """The workload section of a scenario."""
+_LENGTHS = frozenset({"num_requests", "prompt_tokens", "output_tokens"})
 
-    kind: Literal["closed_loop", "poisson"]
+
+class OnOff(Strict):
+    """A source that sends only while it is on; both spells are exponential with these means."""
+
+    mean_on_s: float = Field(gt=0, le=1e6)
+    mean_off_s: float = Field(gt=0, le=1e6)
+
+
+class Workload(Grown):
+    """The workload section of a scenario.
+
+    ``requests_per_s`` is the mean rate over all time: with ``on_off`` requests come faster while the source is on.
+    """
+
+    added_fields = frozenset({"burstiness", "on_off", "file", "trace_speedup"})
+    _of_kind: ClassVar[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
+        # needed, and allowed beside these and text
+        "closed_loop": (_LENGTHS | {"concurrency"}, frozenset()),
+        "poisson": (_LENGTHS | {"requests_per_s"}, frozenset({"burstiness", "on_off"})),
+        "trace": (frozenset({"file"}), frozenset({"trace_speedup", "num_requests"})),
+    }
+
+    kind: Literal["closed_loop", "poisson", "trace"]
     concurrency: int | None = Field(default=None, gt=0, le=1_000_000)
-    requests_per_s: float | None = Field(default=None, gt=0, le=1e9)
-    num_requests: int = Field(gt=0, le=MAX_REQUESTS)
-    prompt_tokens: Lengths
-    output_tokens: Lengths
+    requests_per_s: float | None = Field(default=None, ge=1e-6, le=1e6)
+    burstiness: float = Field(default=1.0, ge=0.001, le=1000)
+    on_off: OnOff | None = None
+    file: str | None = Field(default=None, min_length=1)
+    trace_speedup: float = Field(default=1.0, ge=1e-6, le=1e6)
+    num_requests: int | None = Field(default=None, gt=0, le=MAX_REQUESTS)
+    prompt_tokens: Lengths | None = None
+    output_tokens: Lengths | None = None
     text: str = Field(default="random", min_length=1)
 
     @model_validator(mode="after")
-    def _kind_has_its_rate(self) -> Self:
-        if self.kind == "closed_loop" and (self.concurrency is None or self.requests_per_s is not None):
-            raise ValueError("closed_loop needs concurrency and no requests_per_s")
-        if self.kind == "poisson" and (self.requests_per_s is None or self.concurrency is not None):
-            raise ValueError("poisson needs requests_per_s and no concurrency")
+    def _kind_has_what_it_needs(self) -> Self:
+        needed, allowed = self._of_kind[self.kind]
+        every = {name for names in self._of_kind.values() for part in names for name in part}
+        given = {name for name in every if getattr(self, name) != type(self).model_fields[name].default}
+        missing, other = sorted(needed - given), sorted(given - needed - allowed)
+        if missing or other:
+            also = f" and no {' or '.join(other)}" if other else ""
+            raise ValueError(f"{self.kind} needs {', '.join(missing or sorted(needed))}{also}")
         return self
+
+    @model_validator(mode="after")
+    def _arrivals_end(self) -> Self:
+        if self.num_requests is None or self.requests_per_s is None:
+            return self
+        lasts_s = self.num_requests / self.requests_per_s
+        if lasts_s > MAX_ARRIVALS_S:
+            raise ValueError(
+                f"{self.num_requests} requests at requests_per_s={self.requests_per_s:g} take {lasts_s:g} s to arrive; "
+                f"at most {MAX_ARRIVALS_S:g} s; raise the rate or lower num_requests"
+            )
+        if self.on_off is not None and lasts_s / (self.on_off.mean_on_s + self.on_off.mean_off_s) > MAX_SPELLS:
+            raise ValueError(
+                f"on_off switches more than {MAX_SPELLS} times in {lasts_s:g} s of arrivals; lengthen its spells"
+            )
+        return self
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Changes when a trace file does; None where no file is read."""
+        return None if self.file is None else file_stamp(self.file)
+
+    def identity(self) -> dict[str, Any]:  # Any: any field
+        """What decides the requests: a trace counts by what it holds, not by where its file lies."""
+        data = self.model_dump(mode="json")
+        if self.file is not None:
+            data["file"] = trace_sha256(self.file, self.num_requests)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: when it may start and how long it is.
 
-    ``arrival_ns`` is relative to run start for ``poisson``; 0 for ``closed_loop``, where a request starts when an
-    earlier one of its concurrency slot ends.
+    ``arrival_ns`` is relative to run start; 0 for ``closed_loop``, where a request starts when an earlier one of its
+    concurrency slot ends. ``hash_ids`` are those of a trace, empty elsewhere.
     """
 
     request_id: int
     arrival_ns: int
     prompt_tokens: int
     output_tokens: int
+    hash_ids: tuple[int, ...] = ()
 
 
 def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -> list[int]:
@@ -102,24 +160,45 @@ def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -
 
 
 def draw_requests(workload: Workload, seed: int) -> tuple[Request, ...]:
-    """All requests of a workload, in arrival order: the same list for the runtime and for the simulator."""
+    """All requests of a workload, in arrival order: the same list for the runtime and for the simulator.
+
+    Raises:
+        FileProblem: a trace cannot be read.
+        BadInput: a line of a trace is not a request.
+    """
     count = workload.num_requests
+    if workload.file is not None:
+        lines = read_trace(workload.file, count)
+        speedup = workload.trace_speedup
+        return tuple(
+            Request(i, round(line.arrival_ns / speedup), line.prompt_tokens, line.output_tokens, line.hash_ids)
+            for i, line in enumerate(lines)
+        )
+    assert count is not None, "validated"
+    assert workload.prompt_tokens is not None, "validated"
+    assert workload.output_tokens is not None, "validated"
     prompts = draw_lengths(workload.prompt_tokens, count, stream(seed, "prompt-tokens"))
     outputs = draw_lengths(workload.output_tokens, count, stream(seed, "output-tokens"))
     arrivals = [0] * count
-    if workload.kind == "poisson":
-        if workload.requests_per_s is None:
-            raise BadInput("poisson needs requests_per_s")
-        gaps = stream(seed, "arrivals").exponential(NS_PER_S / workload.requests_per_s, size=count)
-        arrivals = [int(t) for t in np.cumsum(gaps)]
+    if workload.requests_per_s is not None:
+        arrivals = _drawn_arrivals(workload, workload.requests_per_s, count, seed)
     return tuple(Request(i, arrivals[i], prompts[i], outputs[i]) for i in range(count))
+
+
+def _drawn_arrivals(workload: Workload, requests_per_s: float, count: int, seed: int) -> list[int]:
+    on_off = workload.on_off
+    if on_off is None:
+        return [int(t) for t in np.cumsum(gaps_ns(count, requests_per_s, workload.burstiness, seed))]
+    rate_on = requests_per_s * (on_off.mean_on_s + on_off.mean_off_s) / on_off.mean_on_s
+    busy_ns = np.cumsum(gaps_ns(count, rate_on, workload.burstiness, seed))
+    return [int(t) for t in switched(busy_ns, on_off.mean_on_s, on_off.mean_off_s, seed)]
 
 
 def workload_sha256(workload: Workload, seed: int, vocabulary: str, text_sha256: str) -> str:
     """Identity of the work itself: two records may be compared only when this is equal."""
     return canonical_sha256(
         {
-            "workload": workload.model_dump(mode="json"),
+            "workload": workload.identity(),
             "seed": seed,
             "vocabulary": vocabulary,
             "text_sha256": text_sha256,

@@ -11,15 +11,13 @@ from tiercast_sim.clock import Clock
 
 
 def requests_of(workload: Workload, seed: int) -> tuple[Request, ...]:
-    """Requests of a workload; those drawn from laws are drawn once for all bounds and baselines of a scenario."""
-    if workload.kind in ("closed_loop", "poisson"):
-        return drawn(workload.model_dump_json(), seed)
-    return draw_requests(workload, seed)
+    """Requests of a workload, drawn or read once for all bounds and baselines of a scenario."""
+    return drawn(workload.model_dump_json(), seed, workload.stamp())
 
 
 @lru_cache(maxsize=2)
-def drawn(workload_json: str, seed: int) -> tuple[Request, ...]:
-    """Requests of a workload given as text, which a cache can tell apart."""
+def drawn(workload_json: str, seed: int, _stamp: tuple[int, int] | None) -> tuple[Request, ...]:
+    """Requests of a workload given as text, which a cache can tell apart, and of its trace file as it is now."""
     return draw_requests(Workload.model_validate_json(workload_json), seed)
 
 
@@ -27,7 +25,7 @@ class RequestSource:
     """Arrivals of a run. Request i belongs to replica i mod ``num_replicas``.
 
     Closed loop: the first ``concurrency`` requests arrive at 0, each finish lets the next one arrive at that instant.
-    Poisson: requests arrive when they were drawn to.
+    Otherwise requests arrive when they were drawn to, or when the trace says.
     """
 
     def __init__(self, workload: Workload, requests: tuple[Request, ...], num_replicas: int) -> None:

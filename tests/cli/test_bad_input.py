@@ -17,6 +17,18 @@ def test_a_missing_file(fails, command):
     assert fails(2, command, "missing.yaml") == "tiercast: missing.yaml: no such file"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--bogus"], "tiercast: No such option: --bogus; see 'tiercast --help'"),
+        (["bogus"], "tiercast: No such command 'bogus'; see 'tiercast --help'"),
+        (["simulate"], "tiercast: Missing argument 'SCENARIO'; see 'tiercast simulate --help'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(fails, arguments, line):
+    assert fails(2, *arguments) == line
+
+
 def test_an_unknown_scenario_name(fails):
     line = fails(2, "simulate", "v42-hbm")
     assert "unknown scenario 'v42-hbm'" in line
@@ -26,7 +38,8 @@ def test_an_unknown_scenario_name(fails):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_hardware(fails, files, command):
     line = fails(2, command, files.change(hardware="b900"))
-    assert "unknown hardware 'b900'; known: gb200, h200-sxm, h800-sxm" in line
+    assert "unknown hardware 'b900'; known: a100-pcie-80, " in line
+    assert ", gb200, " in line
 
 
 def test_a_profile_that_is_not_there_says_how_to_make_one(fails, files):

@@ -5,6 +5,7 @@ The schema is walked by reflection: a new field without an entry here fails the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -33,6 +34,8 @@ CLOSED = {
     "output_tokens": {"fixed": 8},
     "text": "random",
 }
+DATA = Path(__file__).parent / "data"
+SHORT_TRACE, LONG_TRACE = str(DATA / "short-prompts.jsonl"), str(DATA / "long-prompts.csv")
 POISSON = {**{key: value for key, value in CLOSED.items() if key != "concurrency"}, "kind": "poisson"}
 BASE = {
     "placement": {"tier": "nvme"},
@@ -60,6 +63,9 @@ KNOBS = {
     ),
     "placement.row_layout": Knob("packed", "split", "lookup_ms_per_step", "up"),
     "placement.cache_gib": Knob(0, 0.01, "cache_hit_ratio", "up"),
+    "placement.cache_policy": Knob(
+        "lru", "static_hot", "cache_hit_ratio", "up", {"placement": {"tier": "nvme", "cache_gib": 3e-5}}
+    ),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
     "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
@@ -68,6 +74,18 @@ KNOBS = {
     "workload.requests_per_s": Knob(
         10.0, 1000.0, "output_tokens_per_s", "up", {"workload": {**POISSON, "requests_per_s": 1.0}}
     ),
+    "workload.burstiness": Knob(
+        1.0, 0.05, "ttft_ms.p99", "up", {"workload": {**POISSON, "requests_per_s": 1000.0, "num_requests": 200}}
+    ),
+    "workload.on_off": Knob(
+        None,
+        {"mean_on_s": 0.01, "mean_off_s": 0.1},
+        "ttft_ms.p99",
+        "up",
+        {"workload": {**POISSON, "requests_per_s": 1000.0, "num_requests": 200}},
+    ),
+    "workload.file": Knob(SHORT_TRACE, LONG_TRACE, "ttft_ms.p50", "up", {"workload": {"kind": "trace"}}),
+    "workload.trace_speedup": Knob(1.0, 1e5, "ttft_ms.p50", "up", {"workload": {"kind": "trace", "file": SHORT_TRACE}}),
     "workload.num_requests": Knob(4, 40, "ttft_ms.p50", "up", {"workload": {**POISSON, "requests_per_s": 1e6}}),
     "workload.prompt_tokens": Knob({"fixed": 4}, {"fixed": 60}, "ttft_ms.p50", "up"),
     "workload.output_tokens": Knob({"fixed": 2}, {"fixed": 30}, "output_tokens_per_s", "up"),
@@ -77,6 +95,7 @@ KNOBS = {
     "engine.kv_block_tokens": Knob(4, 4096, "kv_capacity_tokens", "down"),
     "engine.memory_utilization_ratio": Knob(0.9, 0.5, "kv_capacity_tokens", "down"),
     "speculative.draft_tokens": Knob(0, 3, "tpot_ms.p50", "down", DRAM),
+    "speculative.draft_step_us": Knob(0.0, 500.0, "tpot_ms.p50", "up", DRAFTS),
     "speculative.acceptance_ratio": Knob(0.1, 0.9, "tpot_ms.p50", "down", DRAFTS),
     "parallel.tensor": Knob(1, 2, "memory_bytes.hbm", "up"),
     "parallel.data": Knob(1, 4, "output_tokens_per_s", "up"),
@@ -87,7 +106,7 @@ IDENTITY = {
     "hardware": "a name; the numbers behind it are turned in tests/unit/test_sim_simulate.py and test_sim_shared.py",
     "model": "a name; what the model's sizes move is in tests/unit/test_sim_compute.py and test_sim_memory.py",
     "prices": "money only: tests/unit/test_plan_cost.py",
-    "workload.kind": "decides which of concurrency and requests_per_s is read; both are turned here",
+    "workload.kind": "decides which of concurrency, requests_per_s and file is read; all are turned here",
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiercast_cli import output, render
-from tiercast_profiles.record import Metric
+from tiercast_cli import answer_views, output, render
+from tiercast_profiles.record import Metric, ResourceUse
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,16 @@ def test_json_keeps_money_exact_and_keys_sorted():
 def test_json_refuses_what_is_no_number():
     with pytest.raises(ValueError, match="Out of range"):
         output.to_json({"rate": float("inf")})
+
+
+def test_neighbours_that_are_equally_busy_share_a_line():
+    busy = {"link 0 of host 0": 0.1, "link 1 of host 0": 0.1, "link 2 of host 0": 0.2, "nvme of host 0": 0.2}
+    uses = [
+        ResourceUse(name=name, kind="bytes", capacity_per_s=1.0, busy_ratio=Metric(value=ratio))
+        for name, ratio in busy.items()
+    ]
+    assert answer_views.shared_things(uses) == [
+        ["link 0..1 of host 0", "10.0 %"],
+        ["link 2 of host 0", "20.0 %"],
+        ["nvme of host 0", "20.0 %"],
+    ]

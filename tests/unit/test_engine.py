@@ -155,16 +155,20 @@ def test_without_tables_nothing_is_looked_up(mini_scenario, tmp_path):
     assert result.layers == ()
 
 
-def test_poisson_requests_arrive_when_drawn_and_an_idle_engine_waits(mini_scenario, tmp_path):
+@pytest.mark.parametrize("kind", ["poisson", "trace"])
+def test_requests_arrive_when_drawn_and_an_idle_engine_waits(mini_scenario, tmp_path, kind):
     """A clock that moves 1 µs per reading and by what is slept: the run is exact and takes no real time."""
-    workload = {
+    lines = [f'{{"timestamp": {20 * i}, "input_length": 6, "output_length": 3}}' for i in range(5)]
+    (tmp_path / "trace.jsonl").write_text("\n".join(lines))
+    drawn_from_laws = {
         "kind": "poisson",
         "requests_per_s": 50,
         "num_requests": 5,
         "prompt_tokens": {"fixed": 6},
         "output_tokens": {"fixed": 3},
-        "text": "random",
     }
+    from_a_file = {"kind": "trace", "file": str(tmp_path / "trace.jsonl")}
+    workload = drawn_from_laws if kind == "poisson" else from_a_file
     resolved = mini_scenario({"tier": "none"}, workload=workload)
     now, naps = SimpleNamespace(ns=0), []
 

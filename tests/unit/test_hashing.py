@@ -174,3 +174,18 @@ def test_the_assumed_hash_of_qwen4exp_is_that_of_the_demo(mini_model):
     windows = windows_of(demo, 12)
     windows[4, 1] = hashing.DEAD
     assert np.array_equal(hashing.numpy_row_ids(qwen, windows), hashing.numpy_row_ids(demo, windows))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 32, 33, 256, 257, 600])
+def test_every_size_takes_its_own_way_to_the_oracle_s_rows(v41, num_tokens):
+    windows = windows_of(v41, num_tokens)
+    windows[num_tokens // 2 :: 7, 2] = hashing.DEAD
+    assert np.array_equal(hashing.NumpyHasher(v41).row_ids(windows), reference.row_ids(v41, windows))
+
+
+def test_a_pad_id_beyond_the_vocabulary_wraps_as_int64_does(mini_model):
+    engram = mini_model("v41").engram
+    windows = np.array([[7, -1, -1, -1], [3, 4, 5, 6]])
+    for pad in (2**62, -5):
+        found = hashing.numpy_row_ids(engram, windows, folded_pad_id=pad)
+        assert np.array_equal(found, reference.row_ids(engram, windows, folded_pad_id=pad))

@@ -73,6 +73,8 @@ ALLOWED = {
     "uniform": "as fixed",
     "lognormal": "as fixed, and a sigma",
     "concurrency": "requests in flight, as load generators call it",
+    "burstiness": "the shape of a gamma law, as vLLM calls it",
+    "trace_speedup": "a factor without unit, which may exceed 1",
     "tensor": "ranks, as serving engines call it",
     "data": "replicas, as serving engines call it",
     "max_num_seqs": "as vLLM calls it",
