@@ -27,16 +27,18 @@ def command(
 ) -> None:
     """Measure how often the rows of a text repeat.
 
-    Shows the share of distinct n-grams by window, and what a cache of a given size would serve.
+    Shows the share of distinct n-grams by window, what a cache of a given size and policy would serve, and a law that
+    reaches beyond the text.
     """
     from tiercast_cli import text_locality
-    from tiercast_cli.output import check_writable, emit, save, to_json
+    from tiercast_cli.output import check_writable, emit, progress, save, to_json
     from tiercast_profiles.store import load_model
 
     sizes = [float(size) for size in number_list(cache_gib, "--cache-gib", float)]
     counts = [int(count) for count in number_list(streams, "--streams", int)]
     check_writable(output)
-    result = text_locality.measure(text, load_model(model), cache_gib=sizes, num_streams=counts)
+    with progress("locality") as report:
+        result = text_locality.measure(text, load_model(model), cache_gib=sizes, num_streams=counts, report=report)
     if output is not None:
         save(output, to_json(result))
     emit(result, lambda: text_locality.view(result), as_json=as_json)

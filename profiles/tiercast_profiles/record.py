@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiercast_profiles.document import Strict, canonical_json, canonical_sha256
+from tiercast_profiles.document import Grown, Strict, canonical_json, canonical_sha256
 from tiercast_profiles.scenario import ResolvedPlacement, Scenario
 
 RecordKind = Literal["measured", "simulated", "published"]
@@ -161,8 +161,13 @@ class Replicates(Strict):
     metrics: dict[str, ReplicateMetric]
 
 
-class Metrics(Strict):
-    """The metrics every record reports; absent means not known, never zero."""
+class Metrics(Grown):
+    """The metrics every record reports; absent means not known, never zero.
+
+    ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took.
+    """
+
+    added_fields = frozenset({"wasted_row_ratio"})
 
     output_tokens_per_s: Metric
     total_tokens_per_s: Metric
@@ -178,6 +183,7 @@ class Metrics(Strict):
     rows_per_token: float
     unique_row_ratio: float | None
     cache_hit_ratio: float | None = None
+    wasted_row_ratio: Metric | None = None
     layers: tuple[LayerWindow, ...] = ()
     offers: tuple[TierOffer, ...] = ()
     time_spent: TimeSpent | None = None

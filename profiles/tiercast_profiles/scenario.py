@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tiercast_profiles.document import Strict, canonical_sha256
+from tiercast_profiles.document import Grown, Strict, canonical_sha256
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, HardwareProfile, LookupPath, Tier
 from tiercast_profiles.model import ModelSpec, RowLayout
@@ -18,6 +18,7 @@ PlacementTier = Literal["none", "hbm", "dram", "cxl", "nvme", "pool"]
 MAX_SEED = 2**63 - 1
 Prefetch = Literal["off", "step_entry", "prev_step"]
 GraphMode = Literal["eager", "piecewise", "full"]
+CachePolicy = Literal["lru", "lfu", "static_hot"]
 Replication = Literal["none", "per_rank", "per_numa", "per_node"]
 
 ALLOWED_PATHS: dict[Tier, tuple[LookupPath, ...]] = {
@@ -36,8 +37,10 @@ class Parallel(Strict):
     data: int = Field(default=1, gt=0, le=1024)
 
 
-class Placement(Strict):
+class Placement(Grown):
     """Where the tables live and how their rows travel. None means: the natural choice for the tier and device."""
+
+    added_fields = frozenset({"cache_policy"})
 
     tier: PlacementTier
     path: LookupPath | None = None
@@ -45,6 +48,7 @@ class Placement(Strict):
     replication: Replication = "per_node"
     row_layout: RowLayout = "packed"
     cache_gib: float = Field(default=0.0, ge=0, le=1e6)
+    cache_policy: CachePolicy = "lru"
     graph_mode: GraphMode | None = None
     num_pool_hosts: int | None = Field(default=None, gt=0, le=100_000)
 
@@ -63,6 +67,8 @@ class Placement(Strict):
                 )
         if self.tier in ("none", "hbm") and self.cache_gib > 0:
             raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
+        if self.cache_policy != "lru" and self.cache_gib == 0:
+            raise ValueError(f"cache_policy={self.cache_policy!r} says how a cache chooses; give cache_gib too")
         if self.num_pool_hosts is not None and self.tier != "pool":
             raise ValueError(
                 f"num_pool_hosts={self.num_pool_hosts} says who shares a pool; tier is {self.tier!r}; leave it out"
@@ -79,11 +85,17 @@ class Engine(Strict):
     memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
 
 
-class Speculative(Strict):
-    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn."""
+class Speculative(Grown):
+    """Speculative decoding: draft tokens per step and the chance that each is accepted in turn.
+
+    ``draft_step_us`` is what the draft model takes to draft one token for every sequence of a batch; None: not known.
+    """
+
+    added_fields = frozenset({"draft_step_us"})
 
     draft_tokens: int = Field(default=0, ge=0, le=64)
     acceptance_ratio: float = Field(default=0.7, ge=0, le=1)
+    draft_step_us: float | None = Field(default=None, ge=0, le=1e9)
 
 
 class Scenario(Strict):
@@ -111,8 +123,10 @@ class Scenario(Strict):
         return self
 
 
-class ResolvedPlacement(Strict):
+class ResolvedPlacement(Grown):
     """The placement with every natural choice made."""
+
+    added_fields = frozenset({"cache_policy"})
 
     tier: PlacementTier
     path: LookupPath | None
@@ -122,6 +136,7 @@ class ResolvedPlacement(Strict):
     cache_gib: float
     graph_mode: GraphMode
     num_pool_hosts: int | None = None
+    cache_policy: CachePolicy = "lru"
 
 
 class ResolvedScenario(Strict):
@@ -210,5 +225,6 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
         cache_gib=wanted.cache_gib,
         graph_mode=graph_mode,
         num_pool_hosts=wanted.num_pool_hosts,
+        cache_policy=wanted.cache_policy,
     )
     return ResolvedScenario(scenario=scenario, hardware=hardware, model=model, prices=prices, placement=placement)

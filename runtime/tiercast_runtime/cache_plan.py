@@ -42,7 +42,7 @@ def plan_cache(resolved: ResolvedScenario) -> CachePlan:
 
 
 def check_cached_path(resolved: ResolvedScenario) -> None:
-    """Refuse a cache where the host does not move the rows.
+    """Refuse a cache where the host does not move the rows, and a policy the row cache does not follow.
 
     Raises:
         MissingCapability: one line with the knob, its value and what to do.
@@ -52,4 +52,9 @@ def check_cached_path(resolved: ResolvedScenario) -> None:
         raise MissingCapability(
             f"placement.cache_gib={placement.cache_gib:g} with path {placement.path!r}: the runtime keeps a row cache "
             "in front of disk and cpu_gather only; set cache_gib to 0, choose such a path, or simulate"
+        )
+    if placement.cache_gib > 0 and placement.cache_policy != "lru":
+        raise MissingCapability(
+            f"placement.cache_policy={placement.cache_policy!r}: the runtime's row cache follows 'lru' only; leave it "
+            "out, or simulate"
         )

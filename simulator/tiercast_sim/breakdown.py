@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 PARTS = (
     "host overhead",
+    "draft model",
     "hash",
     "lookup issue",
     "embed",

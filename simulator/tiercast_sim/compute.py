@@ -7,6 +7,7 @@ from tiercast_profiles.document import Bound, canonical_sha256
 from tiercast_profiles.hardware import Component, ComputeTable
 from tiercast_profiles.model import Engram
 from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.units import NS_PER_US
 from tiercast_sim.breakdown import Ledger
 from tiercast_sim.compute_table import TableTimes
 from tiercast_sim.roofline import Roofline
@@ -107,6 +108,8 @@ class ComputeModel:
         self.largest_step_tokens = 0
         self.num_early = sum(early for early, _ in self.layers_by_segment)
         self.num_late = sum(late for _, late in self.layers_by_segment)
+        # Assumption A75: drafts are drafted before the step that verifies them, one after another for the whole batch.
+        self._draft_step_ns = (resolved.scenario.speculative.draft_step_us or 0.0) * NS_PER_US
         self.ledger = Ledger()
 
     def largest_measured_tokens(self) -> float | None:
@@ -139,7 +142,8 @@ class ComputeModel:
             late_ended_ns = self._attention_decode_ns(ended, 1)
             late_ns = late_linear_ns + decode_ns + late_ended_ns
         overhead_ns = self.tokenwise_ns("step_overhead", plan.num_decodes + len(plan.chunks))
-        pre_ns = overhead_ns
+        draft_ns = plan.num_draft_tokens * self._draft_step_ns if plan.decode_positions else 0.0
+        pre_ns = overhead_ns + draft_ns
         hash_ns = issue_ns = module_ns = over_ranks_ns = 0.0
         if self.has_engram:
             hash_ns, issue_ns = self.tokenwise_ns("hash", num_tokens), self.tokenwise_ns("lookup_issue", num_tokens)
@@ -157,6 +161,7 @@ class ComputeModel:
         self.ledger.book(
             (
                 overhead_ns,
+                draft_ns,
                 hash_ns,
                 issue_ns,
                 embed_ns,

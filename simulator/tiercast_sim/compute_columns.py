@@ -98,6 +98,7 @@ def _book(compute: ComputeModel, batches: Batches, sums: tuple[float, float, flo
     compute.ledger.book(
         (
             overhead_ns,
+            0.0,  # no drafts here
             hash_ns,
             issue_ns,
             embed_ns,

@@ -45,7 +45,9 @@ class StepCosts:
             # Assumption A12: a host asks its cache once for each row, so duplicates go on every path it drives.
             is_host_cache = entries > 0 and placement.path in HOST_DRIVEN_PATHS
             removes_duplicates = self.lookups.removes_duplicates or is_host_cache
-            self._counter = RowCounter(engram, ngrams, replica, entries, removes_duplicates=removes_duplicates)
+            self._counter = RowCounter(
+                engram, ngrams, replica, entries, removes_duplicates=removes_duplicates, policy=placement.cache_policy
+            )
         self._fetched_early: dict[int, int] = {}
 
     @property

@@ -11,6 +11,7 @@ from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.baselines import Baseline
 from tiercast_sim.run import RunResult
+from tiercast_sim.serving_counts import ServingCounts
 from tiercast_sim.step import LayerTimes, StepLog
 from tiercast_sim.step_table import StepTable
 
@@ -66,6 +67,7 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
     has_tpot = statistics["nominal"].tpot_ms is not None
     # On the device path the gather is compute (A9): nothing was there to hide.
     is_hidden_defined = placement.path != "device"
+    has_tables, has_drafts = placement.tier != "none", resolved.scenario.speculative.draft_tokens > 0
     penalty: dict[Baseline, Metric] = {}
     for name, throughput in baselines.items():
         ratios: dict[Bound, float] = {}
@@ -88,11 +90,16 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
         penalty_ratio=penalty,
         kv_capacity_tokens=band(at_each(runs, lambda result: float(result.memory.total_kv_capacity_tokens))),
         memory_bytes=runs["nominal"].memory.total_bytes(),
-        rows_per_token=float(engram.num_rows_per_token * len(engram.layer_ids)) if placement.tier != "none" else 0.0,
+        rows_per_token=float(engram.num_rows_per_token * len(engram.layer_ids)) if has_tables else 0.0,
         unique_row_ratio=statistics["nominal"].unique_row_ratio,
         cache_hit_ratio=statistics["nominal"].cache_hit_ratio,
+        wasted_row_ratio=_counted(runs, lambda counts: counts.wasted_ratio) if has_tables and has_drafts else None,
         layers=layer_windows(resolved, runs),
     )
+
+
+def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric | None:
+    return optional_band(at_each(runs, lambda result: None if result.counts is None else read(result.counts)))
 
 
 def median_decode_step(steps: Sequence[StepLog]) -> StepLog:

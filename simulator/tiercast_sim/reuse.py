@@ -4,8 +4,8 @@ All heads of one order hash the same n-gram, so a repeated n-gram repeats all it
 n-grams, not in rows.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,25 +49,49 @@ class RequestNgrams:
 
     An n-gram of the i-th order has number × orders + i. ``known_counts`` keeps what :mod:`row_counts` found for these
     tokens, so that further runs over them need not count again.
+
+    With ``has_warm_up``, ``hottest`` are the n-grams of a warm-up, the most frequent first.
+    Assumption A80: the warm-up is as many requests of the same lengths from the same text, at starts of their own.
     """
 
-    def __init__(self, text: TokenText, model: ModelSpec, requests: Sequence[Request], seed: int) -> None:
+    def __init__(
+        self,
+        text: TokenText,
+        model: ModelSpec,
+        requests: Sequence[Request],
+        seed: int,
+        *,
+        has_warm_up: bool = False,
+    ) -> None:
         pad_ids = np.array([model.engram.pad_token_id], dtype=np.int64)
         folded_pad = int(fold(pad_ids, text, model)[0])
-        sequences = [fold(request_token_ids(text, model, request, seed), text, model) for request in requests]
+        after = max((request.request_id for request in requests), default=-1) + 1
+        earlier = [replace(r, request_id=after + r.request_id) for r in requests] if has_warm_up else []
+        sequences = [fold(request_token_ids(text, model, r, seed), text, model) for r in (*requests, *earlier)]
         self._num_orders = len(model.engram.ngram_orders)
-        keys = ngram_keys(sequences, model.engram, folded_pad)
         orders = np.arange(self._num_orders, dtype=np.int64)
+        numbers = [
+            (part.T * self._num_orders + orders).reshape(-1) for part in ngram_keys(sequences, model.engram, folded_pad)
+        ]
+        self.hottest = by_frequency(numbers[len(requests) :])
         # Flat lists: a step picks a few positions of many requests, which NumPy does slowly.
         self._by_request: dict[int, list[int]] = {
-            request.request_id: (part.T * self._num_orders + orders).reshape(-1).tolist()
-            for request, part in zip(requests, keys, strict=True)
+            request.request_id: part.tolist() for request, part in zip(requests, numbers, strict=False)
         }
         self.known_counts: dict[object, tuple[object, RowCount]] = {}
 
     def between(self, request: Request, start: int, stop: int) -> list[int]:
         """N-grams of positions ``start`` to ``stop`` − 1, all orders of a position together."""
         return self._by_request[request.request_id][start * self._num_orders : stop * self._num_orders]
+
+
+def by_frequency(accesses: Sequence[Keys]) -> list[int]:
+    """Distinct n-grams of some accesses, the most frequent first; of equals the lowest number first."""
+    if not accesses:
+        return []
+    keys, counts = np.unique(np.concatenate(accesses), return_counts=True)
+    hottest: list[int] = keys[np.argsort(-counts, kind="stable")].tolist()
+    return hottest
 
 
 class DistinctRows:
@@ -91,35 +115,6 @@ class DistinctRows:
             known = sum(-size * float(np.expm1(count * np.log1p(-1 / size))) for size in self._sizes[order])
             self._known[order, count] = known
         return known
-
-
-class LruCache:
-    """Least-recently-used set of n-grams; what is used becomes the youngest."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._entries: OrderedDict[int, None] = OrderedDict()
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def use(self, keys: Iterable[int]) -> int:
-        """Use n-grams in order, each the youngest afterwards; how many of them were there at their turn."""
-        if self.capacity == 0:
-            return 0
-        entries, capacity, num_hits = self._entries, self.capacity, 0
-        for key in keys:
-            if key in entries:
-                entries.move_to_end(key)
-                num_hits += 1
-            else:
-                entries[key] = None
-                if len(entries) > capacity:
-                    entries.popitem(last=False)
-        return num_hits
 
 
 def cache_entries_per_layer(cache_bytes: int, num_ranks: int, engram: Engram, row_bytes: int) -> int:

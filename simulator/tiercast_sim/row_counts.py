@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from tiercast_profiles.model import Engram
+from tiercast_profiles.scenario import CachePolicy
 from tiercast_profiles.workload import Request
-from tiercast_sim.reuse import DistinctRows, LruCache, RequestNgrams
+from tiercast_sim.caches import cache_of
+from tiercast_sim.reuse import DistinctRows, RequestNgrams
 from tiercast_sim.work import Chunk, RowCount
 
 
@@ -36,17 +38,24 @@ class RowCounter:
     """
 
     def __init__(
-        self, engram: Engram, ngrams: RequestNgrams, replica: int, cache_entries: int, *, removes_duplicates: bool
+        self,
+        engram: Engram,
+        ngrams: RequestNgrams,
+        replica: int,
+        cache_entries: int,
+        *,
+        removes_duplicates: bool,
+        policy: CachePolicy = "lru",
     ) -> None:
         self._num_orders = len(engram.ngram_orders)
         self._heads = engram.num_heads_per_order
         self._distinct = DistinctRows(engram)
         self._ngrams = ngrams
-        self._cache = LruCache(cache_entries)
+        self._cache = cache_of(policy, cache_entries, ngrams.hottest)
         self._removes_duplicates = removes_duplicates
-        # With no cache a batch has no history, and every history is the same.
-        self._history: object = (replica, cache_entries, removes_duplicates, engram.rows_per_head)
-        self._has_history = cache_entries > 0
+        # With no cache, or one that never changes, a batch has no history, and every history is the same.
+        self._history: object = (replica, cache_entries, removes_duplicates, policy, engram.rows_per_head)
+        self._has_history = cache_entries > 0 and policy != "static_hot"
         self._behind: list[TokenBatch] = []
 
     def count(self, batch: TokenBatch) -> RowCount:

@@ -19,6 +19,7 @@ from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.reuse import RequestNgrams
 from tiercast_sim.serving import Scheduler, check_requests_fit
+from tiercast_sim.serving_counts import ServingCounts, summed
 from tiercast_sim.source import RequestSource, requests_of
 from tiercast_sim.step import Replica, StepLog, World
 from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
@@ -41,7 +42,8 @@ class RunResult:
     """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
 
     ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same.
-    ``shared`` says what each shared resource delivered.
+    ``shared`` says what each shared resource delivered. ``counts`` are None where arithmetic ran: there is nothing of
+    what they count.
     """
 
     data: Samples | SampleColumns
@@ -52,6 +54,7 @@ class RunResult:
     shared: dict[str, SharedUse]
     is_device_path: bool
     engine: Literal["events", "arithmetic"]
+    counts: ServingCounts | None = None
 
     @property
     def samples(self) -> Samples:
@@ -65,7 +68,9 @@ def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:
         return None
     scenario = resolved.scenario
     requests = requests_of(scenario.workload, scenario.seed)
-    return RequestNgrams(load_text(scenario.workload.text, resolved.model), resolved.model, requests, scenario.seed)
+    text = load_text(scenario.workload.text, resolved.model)
+    has_warm_up = resolved.placement.cache_gib > 0 and resolved.placement.cache_policy == "static_hot"
+    return RequestNgrams(text, resolved.model, requests, scenario.seed, has_warm_up=has_warm_up)
 
 
 def run(
@@ -122,11 +127,13 @@ def run(
         speeds = (compute_speed, lookup_speed)
     world = World(clock, network, source, resolved.placement.prefetch, *speeds)
     replicas = []
+    schedulers = []
     for index, cost in enumerate(costs):
         scheduler = Scheduler(scenario.engine, memory.kv_capacity_tokens, scenario.speculative, scenario.seed)
         replica = Replica(world, index, scheduler, cost)
         clock.process(replica.run())
         replicas.append(replica)
+        schedulers.append(scheduler)
     clock.run()
     steps = sorted(
         (step for replica in replicas for step in replica.steps), key=lambda step: (step.start_ns, step.replica)
@@ -140,6 +147,7 @@ def run(
         _shared(network.used_units, capacities, kinds),
         resolved.placement.path == "device",
         "events",
+        summed(scheduler.counts for scheduler in schedulers),
     )
 
 

@@ -12,6 +12,7 @@ from tiercast_profiles.errors import InfeasibleScenario
 from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.workload import Request
+from tiercast_sim.serving_counts import ServingCounts
 from tiercast_sim.work import Chunk, StepPlan
 
 
@@ -80,6 +81,7 @@ class Scheduler:
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
         self._in_step: list[Sequence] = []
+        self.counts = ServingCounts()
 
     @property
     def has_work(self) -> bool:
@@ -120,12 +122,14 @@ class Scheduler:
             admitted.chunk = min(admitted.request.prompt_tokens, budget)
             chunks.append(Chunk(admitted.request, 0, admitted.chunk))
             budget -= admitted.chunk
-        return StepPlan(
+        plan = StepPlan(
             [sequence.request for sequence in self._in_step],
             [sequence.position for sequence in self._in_step],
             tuple(chunks),
             self._speculative.draft_tokens,
         )
+        self.counts.fed_tokens += plan.num_tokens
+        return plan
 
     def upcoming_chunks(self) -> tuple[Chunk, ...]:
         """Prompt tokens that can come after the planned step, nearest first, at most one step's budget of them."""
@@ -147,10 +151,13 @@ class Scheduler:
     def finish(self) -> Finished:
         """Book the end of the step that was planned last: tokens appear, finished sequences free their blocks."""
         for sequence in self._in_step:
+            start = sequence.position
             sequence.position += 1
             if sequence.accepted:
                 sequence.position += sequence.accepted[sequence.num_decode_steps]
                 sequence.num_decode_steps += 1
+                used = min(sequence.position, sequence.end) - start
+                self.counts.wasted_tokens += 1 + self._speculative.draft_tokens - used
         first: list[Sequence] = []
         for sequence in self._prefilling:
             sequence.prompt_done += sequence.chunk

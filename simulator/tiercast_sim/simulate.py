@@ -126,8 +126,9 @@ def run_warnings(resolved: ResolvedScenario, result: RunResult) -> list[str]:
             f"steps reach {result.compute.largest_step_tokens} tokens, compute was measured up to {measured:.0f}: "
             "extended in a straight line"
         )
-    if resolved.scenario.speculative.draft_tokens > 0:
-        warnings.append("the time of the draft model is not modelled: speculative throughput is an upper bound")
+    speculative = resolved.scenario.speculative
+    if speculative.draft_tokens > 0 and speculative.draft_step_us is None:
+        warnings.append("speculative.draft_step_us is not stated: drafts take no time, throughput is an upper bound")
     lookups = result.lookups
     if lookups is None:
         return warnings

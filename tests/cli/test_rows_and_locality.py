@@ -134,7 +134,19 @@ def test_locality_of_a_repeating_text(run, repeating_text):
     assert max(result["reuse"]["distinct_ratio_by_order"].values()) < 0.1
     assert len(result["reuse"]["caches"]) == 4
     assert all(point["lru_hit_ratio"] > 0.8 for point in result["reuse"]["caches"])
-    assert "LRU hits" in run(*args[:-1]).stdout
+    for point in result["reuse"]["caches"]:
+        assert point["optimal_hit_ratio"] >= max(point["lru_hit_ratio"], point["lfu_hit_ratio"])
+    shown = run(*args[:-1]).stdout
+    assert "LRU" in shown
+    assert "optimal" in shown
+
+
+def test_locality_of_real_text_has_a_law(run):
+    args = ("locality", "docs", "--model", "tiny", "--cache-gib", "0.001", "--streams", "1")
+    (law,) = json.loads(run(*args, "--json").stdout)["reuse"]["laws"]
+    assert 0.5 < law["exponent"] < 1
+    assert law["residual_ratio"] < 0.15
+    assert "the law of reuse" in run(*args).stdout
 
 
 @pytest.mark.parametrize(

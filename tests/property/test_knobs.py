@@ -63,6 +63,9 @@ KNOBS = {
     ),
     "placement.row_layout": Knob("packed", "split", "lookup_ms_per_step", "up"),
     "placement.cache_gib": Knob(0, 0.01, "cache_hit_ratio", "up"),
+    "placement.cache_policy": Knob(
+        "lru", "static_hot", "cache_hit_ratio", "up", {"placement": {"tier": "nvme", "cache_gib": 3e-5}}
+    ),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
     "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
@@ -92,6 +95,7 @@ KNOBS = {
     "engine.kv_block_tokens": Knob(4, 4096, "kv_capacity_tokens", "down"),
     "engine.memory_utilization_ratio": Knob(0.9, 0.5, "kv_capacity_tokens", "down"),
     "speculative.draft_tokens": Knob(0, 3, "tpot_ms.p50", "down", DRAM),
+    "speculative.draft_step_us": Knob(0.0, 500.0, "tpot_ms.p50", "up", DRAFTS),
     "speculative.acceptance_ratio": Knob(0.1, 0.9, "tpot_ms.p50", "down", DRAFTS),
     "parallel.tensor": Knob(1, 2, "memory_bytes.hbm", "up"),
     "parallel.data": Knob(1, 4, "output_tokens_per_s", "up"),

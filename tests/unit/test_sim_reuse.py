@@ -8,8 +8,9 @@ import pytest
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.text import fold, load_text, request_token_ids
 from tiercast_profiles.workload import Request
-from tiercast_sim.locality import interleave, locality, lru_hit_ratio
-from tiercast_sim.reuse import DistinctRows, LruCache, RequestNgrams, cache_entries_per_layer, ngram_keys
+from tiercast_sim.caches import LruCache
+from tiercast_sim.locality import locality
+from tiercast_sim.reuse import DistinctRows, RequestNgrams, cache_entries_per_layer, ngram_keys
 from tiercast_sim.row_counts import RowCounter, TokenBatch
 from tiercast_sim.run import run
 from tiercast_sim.work import Chunk, RowCount
@@ -71,20 +72,6 @@ def test_a_cache_is_shared_by_layers_and_spread_over_ranks(mini_model):
     assert cache_entries_per_layer(1000, 4, engram, 33) == 4000 // (2 * 33 * 2)
 
 
-def test_lru_hit_ratio_against_a_plain_replay(mini_model, streams):
-    engram = mini_model().engram
-    accesses = interleave(streams[0], 4, engram, PAD)
-    assert len(accesses) == 40 * 3
-    hits, kept = 0, OrderedDict()
-    for access in accesses:
-        hits += access in kept
-        kept.pop(access, None)
-        kept[access] = True
-        while len(kept) > 9:
-            kept.popitem(last=False)
-    assert lru_hit_ratio(accesses, 9) == hits / len(accesses)
-
-
 def test_locality_of_a_constant_text(mini_model):
     found = locality(np.zeros(1024, dtype=np.int64), mini_model().engram, cache_gib=[1.0], windows=[512])
     assert found.num_tokens == 1024
@@ -92,6 +79,8 @@ def test_locality_of_a_constant_text(mini_model):
     assert [share.unique_ratio for share in found.windows] == [1 / 512] * 3
     assert found.caches[0].lru_hit_ratio == 1 - 3 / (3 * 1024)
     assert found.caches[0].static_hit_ratio == 1
+    assert found.caches[0].lfu_hit_ratio == found.caches[0].optimal_hit_ratio == 1 - 3 / (3 * 1024)
+    assert found.laws == (), "a text without new n-grams has no exponent"
 
 
 def test_reuse_grows_with_the_cache_and_never_with_streams(mini_model):
@@ -111,6 +100,7 @@ def test_reuse_grows_with_the_cache_and_never_with_streams(mini_model):
         ([], {}, "no tokens"),
         ([1, 2], {"cache_gib": [0]}, "cache_gib=0"),
         ([1, 2], {"cache_gib": [float("nan")]}, "cache_gib=nan"),
+        ([1, 2], {"cache_gib": [float("inf")]}, "cache_gib=inf"),
         ([1, 2], {"num_streams": [-1]}, "streams=-1"),
         ([1, 2], {"num_streams": [3], "cache_gib": [1]}, "streams=3 exceeds the 2 tokens"),
     ],

@@ -145,7 +145,7 @@ def test_warnings_tell_what_a_number_rests_on(sim_scenario):
     warnings = quick(resolved).provenance.warnings
     assert "path uva of test-gpu is uncalibrated: its lookup times are a band, not a measurement" in warnings
     assert "interference not measured for dram/uva: taken as none" in warnings
-    assert any("draft model is not modelled" in warning for warning in warnings)
+    assert any("drafts take no time" in warning for warning in warnings)
     measured = {"num_rows": 4, "row_bytes": 66, "footprint_bytes": 1000, "time_us": 11, "low_us": 10, "high_us": 12}
     lookups = [curve.model_dump() for curve in resolved.hardware.lookups]
     lookups[1] |= {"is_calibrated": True, "points": [measured]}
