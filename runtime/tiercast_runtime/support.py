@@ -62,6 +62,11 @@ def check_supported(resolved: ResolvedScenario) -> None:
             f"placement.tier {placement.tier!r}: the runtime keeps tables in hbm, dram or nvme; simulate this one",
         ),
         (
+            placement.page_cache_residency_ratio > 0,
+            f"placement.page_cache_residency_ratio={placement.page_cache_residency_ratio:g}: the runtime reports what "
+            "the page cache holds and cannot set it; leave it out or simulate",
+        ),
+        (
             placement.graph_mode != "eager",
             f"placement.graph_mode {placement.graph_mode!r}: the runtime captures no graphs yet; set graph_mode: eager",
         ),

@@ -84,6 +84,7 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
     [
         ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),
+        ({"tier": "nvme", "page_cache_residency_ratio": 0.5}, {}, "page_cache_residency_ratio=0.5"),
         ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "lfu"}, {}, "placement.cache_policy='lfu'"),
         ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "static_hot"}, {}, "placement.cache_policy='static_hot'"),
     ],
