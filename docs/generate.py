@@ -1,7 +1,7 @@
-"""Fill the generated places of README.md from the committed demo record.
+"""Fill the generated places of the pages from the committed demo record and from the ledger.
 
 ``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The record is
-made by ``tiercast demo --folder validation/<machine>`` and committed; nothing here computes a number.
+made by ``tiercast demo --folder validation/<machine>`` and committed; the ledger is what ``tiercast published`` prints.
 """
 
 import argparse
@@ -9,19 +9,30 @@ import re
 import sys
 from pathlib import Path
 
+from tiercast_cli import published_views, render
+from tiercast_plan.ledger import ledger
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "validation" / "two-core-epyc"
+PAGE_WIDTH = 110
 FIRST_SHOWN = "3. The same work"  # README leaves out what the probes found and the row reuse of the texts
 
 
-def blocks(record: Path) -> dict[str, str]:
-    """Text of each generated place, by marker name."""
+def record_places(record: Path) -> dict[str, str]:
+    """Places of README.md that show the committed record, by marker name."""
     page = (record / "output.txt").read_text(encoding="utf-8").strip("\n")
     page = page[page.index(FIRST_SHOWN) :]
     return {
         "demo-output": f"```\n{page}\n```",
         "error-table": (record / "error-table.md").read_text(encoding="utf-8").strip("\n"),
     }
+
+
+def ledger_places() -> dict[str, str]:
+    """Places of docs/published.md and README.md that show the ledger, by marker name."""
+    found = ledger()
+    page = render.to_text(lambda: published_views.show(found), PAGE_WIDTH).strip("\n")
+    return {"ledger": f"```\n{page}\n```", "ledger-score": published_views.score(found) + "."}
 
 
 def filled(text: str, places: dict[str, str]) -> str:
@@ -41,17 +52,25 @@ def filled(text: str, places: dict[str, str]) -> str:
 def main() -> int:
     """Rewrite, or check; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    wanted = filled(text, blocks(RECORD))
-    if wanted == text:
-        return 0
-    if arguments.check:
-        sys.stderr.write("README.md is stale; run make docs\n")
+    ledger_text = ledger_places()
+    pages = {
+        "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]},
+        "docs/published.md": {"ledger": ledger_text["ledger"]},
+    }
+    stale = []
+    for name, places in pages.items():
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        wanted = filled(text, places)
+        if wanted != text:
+            stale.append(name)
+            if not arguments.check:
+                page.write_text(wanted, encoding="utf-8")
+    if stale and arguments.check:
+        sys.stderr.write(f"{', '.join(stale)} stale; run make docs\n")
         return 1
-    readme.write_text(wanted, encoding="utf-8")
     return 0
 
 

@@ -1,11 +1,14 @@
-"""``tiercast hardware|models|prices list|show|diff``: what is known, and from where."""
+"""``tiercast hardware|models|prices list|show|diff``: what is known, and from where.
+
+``hardware`` has more: what machines are put together from, and what is done with profiles.
+"""
 
 from collections.abc import Callable
-from typing import Annotated
 
 import typer
 
-from tiercast_cli.options import JsonFlag, examples
+from tiercast_cli import hardware
+from tiercast_cli.options import JsonFlag, NameArgument, examples
 
 KINDS = {"hardware": "hardware profiles", "models": "models", "prices": "price books"}
 SAMPLES = {
@@ -13,8 +16,6 @@ SAMPLES = {
     "models": ("deepseek-v4.1-flash", "engram-27b"),
     "prices": ("default", "my-prices.yaml"),
 }
-
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A shipped name or the path of a file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +38,8 @@ def _group(kind: str, noun: str) -> typer.Typer:
         help="Show where two of them differ.",
         epilog=examples(f"tiercast {kind} diff {first} {second}"),
     )(_diff(kind))
+    if kind == "hardware":
+        hardware.register(group)
     return group
 
 

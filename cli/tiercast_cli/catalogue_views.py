@@ -62,6 +62,8 @@ def show_listing(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     keys = list(rows[0]) if rows else ["name"]
     cells = [[format_bytes(row[key]) if key == "table_bytes" else _cell(row[key]) for key in keys] for row in rows]
     render.table("", [HEADINGS[key] for key in keys], cells, left=WORD_COLUMNS[kind])
+    if any(row.get("calibration") == "datasheet" for row in rows):
+        render.line("datasheet: never measured; lookup curves are uncalibrated priors, and every prediction says so.")
     render.line(f"tiercast {kind} show NAME gives every number with its source.")
 
 
@@ -69,6 +71,9 @@ def show_document(document: Document) -> None:
     """Every number of a document with its band, the kind of its evidence and its source."""
     render.heading(document.name)
     render.line(document.description)
+    priors = [f"{curve.tier} by {curve.path}" for curve in getattr(document, "lookups", ()) if not curve.is_calibrated]
+    if priors:
+        render.line(f"uncalibrated lookup curves, each a prior with a band: {', '.join(priors)}")
     rows = []
     sources: dict[str, Source] = {}
     for path, shown in flatten(document).items():
@@ -83,9 +88,7 @@ def show_document(document: Document) -> None:
         [[key, source.mark, source.date.isoformat(), source.source] for key, source in sorted(sources.items())],
         left=4,
     )
-    render.line(
-        "marks: V read in the source, V2 read in a secondary source, M measured, D derived, R recalled, ? ambiguous"
-    )
+    render.line(MARKS)
 
 
 def differences(left: Document, right: Document) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from tiercast_cli import (
     demo,
     locality,
     profile,
+    published,
     rows,
     simulate,
     validate,
@@ -150,6 +151,7 @@ profile.register(app)
 bench.register(app)
 simulate.register(app)
 validate.register(app)
+published.register(app)
 what_if.register(app)
 cost.register(app)
 locality.register(app)

@@ -10,6 +10,7 @@ ScenarioArgument = Annotated[
 ScenariosArgument = Annotated[
     list[str], typer.Argument(metavar="SCENARIO...", help="Scenario files or names of shipped scenarios.")
 ]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A shipped name or the path of a file.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 OutputFile = Annotated[
     str | None,

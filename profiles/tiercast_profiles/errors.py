@@ -69,6 +69,12 @@ class UnknownPrices(UnknownName):
     noun = "price book"
 
 
+class UnknownCase(UnknownName):
+    """No published case of that name is shipped."""
+
+    noun = "published case"
+
+
 class NoDevicePrice(UnknownPrices):
     """The price book has no device price for this hardware. A price is never derived from another machine's."""
 

@@ -14,11 +14,21 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tiercast_profiles.errors import BadInput, FileProblem, UnknownHardware, UnknownModel, UnknownName, UnknownPrices
+from tiercast_profiles.errors import (
+    BadInput,
+    FileProblem,
+    UnknownCase,
+    UnknownHardware,
+    UnknownModel,
+    UnknownName,
+    UnknownPrices,
+)
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.hf_config import is_hf_config, model_from_hf_config
 from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.parts import PART_KINDS, Part, compose, is_composed, read_part
 from tiercast_profiles.prices import PriceBook
+from tiercast_profiles.published import PublishedCase
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario, combine
 
@@ -29,13 +39,22 @@ MAX_FILE_BYTES = 256 << 20
 
 
 def shipped_names(kind: str) -> tuple[str, ...]:
-    """Names of the shipped files of a kind: ``hardware``, ``models`` or ``prices``."""
+    """Names of the shipped files of a kind: ``hardware``, ``models``, ``prices`` or ``published``."""
     folder = resources.files("tiercast_profiles") / "data" / kind
     return tuple(sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
+def shipped_parts() -> tuple[Part, ...]:
+    """Every shipped part that machines are put together from, by kind and name."""
+    folders = ((kind, resources.files("tiercast_profiles") / "data" / "parts" / kind) for kind in PART_KINDS)
+    names = ((kind, sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())) for kind, folder in folders)
+    return tuple(_shipped_part(kind, name) for kind, found in names for name in found)
+
+
 def load_hardware(name_or_path: str) -> HardwareProfile:
     """A shipped hardware profile by name, or one from a file.
+
+    A file may name shipped parts, or files of parts beside it, instead of stating every value itself.
 
     Raises:
         UnknownHardware: neither a shipped name nor a file; never answered with a default.
@@ -65,6 +84,17 @@ def load_prices(name_or_path: str) -> PriceBook:
         BadInput: the file does not follow the schema.
     """
     return _load("prices", name_or_path, PriceBook, UnknownPrices)
+
+
+def load_published(name_or_path: str) -> PublishedCase:
+    """A published case of the ledger by its shipped name, or one from a file.
+
+    Raises:
+        UnknownCase: neither a shipped name nor a file.
+        FileProblem: the file cannot be read.
+        BadInput: the file does not follow the schema.
+    """
+    return _load("published", name_or_path, PublishedCase, UnknownCase)
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -100,13 +130,49 @@ def _load(kind: str, name_or_path: str, schema: type[DocumentT], unknown: type[U
     data = read_mapping(path)
     if schema is ModelSpec and is_hf_config(data):
         data = model_from_hf_config(data, name_or_path)
+    if kind == "hardware" and is_composed(data):
+        data = _composed(data, name_or_path, path.parent)
     return parse(schema, data, name_or_path)
 
 
 @cache
 def _shipped(kind: str, name: str, schema: type[BaseModel]) -> BaseModel:
-    text = (resources.files("tiercast_profiles") / "data" / kind / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse(schema, yaml.load(text, Loader=_LOADER), f"shipped {kind}/{name}.yaml")
+    data, label = _shipped_mapping(kind, f"{name}.yaml"), f"shipped {kind}/{name}.yaml"
+    if kind == "hardware" and is_composed(data):
+        data = _composed(data, label, None)
+    return parse(schema, data, label)
+
+
+def _shipped_mapping(*path: str) -> dict[str, Any]:  # Any: whatever the file holds, before its schema has seen it
+    text = resources.files("tiercast_profiles").joinpath("data", *path).read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.load(text, Loader=_LOADER)
+    return data
+
+
+@cache
+def _shipped_part(kind: str, name: str) -> Part:
+    return read_part(kind, name, _shipped_mapping("parts", kind, f"{name}.yaml"))
+
+
+@cache
+def _shared_sources() -> dict[str, Any]:  # Any: sources before their schema has seen them
+    return _shipped_mapping("parts", "sources.yaml")
+
+
+def _composed(data: dict[str, Any], label: str, folder: Path | None) -> dict[str, Any]:
+    """A machine with its parts: shipped ones by name, files relative to ``folder``."""
+
+    def load_part(kind: str, name: str) -> Part:
+        known = [part.name for part in shipped_parts() if part.kind == kind]
+        if name in known:
+            return _shipped_part(kind, name)
+        if folder is None or not _looks_like_path(name):
+            raise BadInput(
+                f"{label}: parts.{kind}: unknown part {name!r}; known: {', '.join(known)}; or give the path of a file"
+            )
+        return read_part(kind, name, read_mapping(folder / name))
+
+    return compose(data, load_part, _shared_sources(), label)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:  # Any: whatever the file holds, before its schema has seen it

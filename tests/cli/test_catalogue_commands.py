@@ -59,3 +59,21 @@ def test_an_unknown_name_is_answered_with_the_known_ones(fails, kind, noun):
     line = fails(2, kind, "show", "rtx-9999")
     assert f"unknown {noun} 'rtx-9999'" in line
     assert "known:" in line
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_parts_are_as_committed(run, golden, width):
+    result = run("hardware", "parts", width=width)
+    assert result.exit_code == 0
+    golden(f"hardware-parts.{width}.txt", result.stdout)
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= width
+
+
+def test_parts_as_json_name_their_marks(run):
+    rows = json.loads(run("hardware", "parts", "--json").stdout)
+    assert {"kind": "gpu", "name": "rtx-4090", "marks": ["R"]}.items() <= rows[19].items()
+
+
+def test_show_says_which_curves_are_uncalibrated(run):
+    text = " ".join(run("hardware", "show", "mi300x", width=200).stdout.split())
+    assert "uncalibrated lookup curves, each a prior with a band: hbm by device, dram by uva" in text

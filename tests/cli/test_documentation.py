@@ -15,7 +15,7 @@ from tiercast_profiles.workload import Workload
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "validation" / "README.md"]
 FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-CHEAP = ("hardware", "models", "prices", "rows")
+CHEAP = ("hardware", "models", "prices", "rows", "published")
 SECTIONS = {
     "parallel": Parallel,
     "placement": Placement,
@@ -66,7 +66,9 @@ def test_every_command_on_a_page_is_accepted(run, accepting, command):
     assert result.exit_code == _exit_code(words), result.output
 
 
-@pytest.mark.parametrize("command", ["profile", "bench", "simulate", "validate", "what-if", "cost", "locality", "rows"])
+@pytest.mark.parametrize(
+    "command", ["profile", "bench", "simulate", "validate", "what-if", "cost", "locality", "rows", "published"]
+)
 def test_every_example_in_the_help_is_accepted(run, accepting, command):
     text = run(command, "--help", width=200).stdout
     found = [line.split("  #")[0] for line in text[text.index("Examples:") :].splitlines()[1:] if line.strip()]
@@ -108,5 +110,5 @@ def test_every_link_leads_somewhere(page):
 
 def test_generated_places_of_the_readme_are_marked():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("demo-output", "error-table"):
+    for name in ("demo-output", "error-table", "ledger-score"):
         assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")

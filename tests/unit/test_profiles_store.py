@@ -151,7 +151,7 @@ def test_a_value_outside_its_band_is_refused(tmp_path):
 
 def test_unknown_hardware_is_never_a_default():
     data = _changed("hardware", "h9000")
-    with pytest.raises(UnknownHardware, match="known: gb200, h200-sxm, h800-sxm"):
+    with pytest.raises(UnknownHardware, match=r"known: .*gb200, .*h200-sxm, h800-sxm"):
         store.resolve(store.parse(store.Scenario, data, "scenario"))
 
 

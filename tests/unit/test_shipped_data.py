@@ -11,7 +11,30 @@ from tiercast_profiles.document import Document
 from tiercast_profiles.errors import NoDevicePrice, UnknownHardware, UnknownModel, UnknownPrices
 from tiercast_profiles.head_sizes import head_sizes, is_prime, table_rows
 
-HARDWARE = ("gb200", "h200-sxm", "h800-sxm")
+HARDWARE = (
+    "a100-pcie-80",
+    "a100-sxm-80",
+    "b200-sxm",
+    "b300-sxm",
+    "gb200",
+    "gb300",
+    "gh200-144",
+    "gh200-96",
+    "h100-pcie",
+    "h100-sxm",
+    "h20",
+    "h20-3e",
+    "h200-sxm",
+    "h800-sxm",
+    "l4",
+    "l40s",
+    "mi300x",
+    "mi325x",
+    "mi355x",
+    "rtx-4090",
+    "rtx-5090",
+    "rtx-pro-6000",
+)
 MODELS = (
     "deepseek-v4.1-flash",
     "engram-27b",
