@@ -118,7 +118,7 @@ def page_cache(found: "PageCacheUse") -> None:
     rows = [
         ["output tokens/s, cold", render.with_interval(found.cold_output_tokens_per_s)],
         ["output tokens/s, warm", render.with_interval(found.warm_output_tokens_per_s)],
-        ["resident, of each host", format_bytes(found.resident_bytes_per_host)],
+        ["resident, of each host", format_bytes(found.host_resident_bytes)],
         ["s to read it ahead", render.with_interval(found.read_ahead_s)],
         [
             "s until serving brought it in",

@@ -169,7 +169,7 @@ class PageCacheUse(Strict):
     """
 
     residency_ratio: float = Field(gt=0, le=1)
-    resident_bytes_per_host: int = Field(ge=0)
+    host_resident_bytes: int = Field(ge=0)
     read_ahead_s: Metric
     by_traffic_s: Metric | None
     cold_output_tokens_per_s: Metric

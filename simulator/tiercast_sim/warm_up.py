@@ -36,7 +36,7 @@ def page_cache_use(resolved: ResolvedScenario, warm: Runs, cold: Runs) -> PageCa
     throughput = at_each(cold, lambda result: SampleStatistics(result.data).output_tokens_per_s)
     return PageCacheUse(
         residency_ratio=ratio,
-        resident_bytes_per_host=size,
+        host_resident_bytes=size,
         read_ahead_s=band(ahead),
         by_traffic_s=optional_band(by_traffic),
         cold_output_tokens_per_s=band(throughput),

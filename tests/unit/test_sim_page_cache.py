@@ -71,7 +71,7 @@ def test_the_record_shows_cold_beside_warm_and_the_way_between(sim_scenario):
     assert found.warm_output_tokens_per_s == metrics.output_tokens_per_s
     assert found.warm_output_tokens_per_s.value > found.cold_output_tokens_per_s.value
     size = math.ceil(table_bytes(nvme(sim_scenario, 0.5)) / 2)
-    assert found.resident_bytes_per_host == size
+    assert found.host_resident_bytes == size
     assert found.read_ahead_s.value == pytest.approx(size / 5e9)
     seconds = max(cold.samples.requests.finish_ns) / 1e9
     reads_per_s = sum(cold.samples.steps.rows_read) / seconds
