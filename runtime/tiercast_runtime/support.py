@@ -48,11 +48,6 @@ def check_supported(resolved: ResolvedScenario) -> None:
             "device; set both to 1 or simulate",
         ),
         (
-            placement.prefetch == "prev_step" and hardware.device.kind != "cpu" and placement.path != "device",
-            f"placement.prefetch 'prev_step' on a {hardware.device.kind} device: the runtime looks ahead on CPUs only; "
-            "set step_entry or off, or simulate",
-        ),
-        (
             placement.replication == "per_numa" and hardware.host.num_numa_nodes > 1,
             f"placement.replication 'per_numa' on {hardware.host.num_numa_nodes} NUMA nodes: the runtime keeps one "
             "copy; set per_node or simulate",
@@ -65,10 +60,6 @@ def check_supported(resolved: ResolvedScenario) -> None:
             placement.page_cache_residency_ratio > 0,
             f"placement.page_cache_residency_ratio={placement.page_cache_residency_ratio:g}: the runtime reports what "
             "the page cache holds and cannot set it; leave it out or simulate",
-        ),
-        (
-            placement.graph_mode != "eager",
-            f"placement.graph_mode {placement.graph_mode!r}: the runtime captures no graphs yet; set graph_mode: eager",
         ),
     )
     for is_refused, text in refusals:

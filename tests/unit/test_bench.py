@@ -110,13 +110,6 @@ def test_a_profile_of_another_kind_of_machine_is_refused(mini_scenario, cpu_hard
         bench(mini_scenario({"tier": "hbm", "graph_mode": "eager"}, hardware=hardware), folder=tmp_path)
 
 
-def test_a_graph_mode_the_runtime_lacks_says_to_ask_for_eager(mini_scenario, cpu_hardware, tmp_path):
-    device = cpu_hardware.device.model_copy(update={"kind": "cuda"})
-    hardware = cpu_hardware.model_copy(update={"device": device})
-    with pytest.raises(MissingCapability, match="set graph_mode: eager"):
-        bench(mini_scenario({"tier": "hbm"}, hardware=hardware), folder=tmp_path)
-
-
 def test_repeats_out_of_range_are_refused(mini_scenario, tmp_path):
     with pytest.raises(BadInput, match="repeats=0"):
         bench(mini_scenario({"tier": "none"}), repeats=0, folder=tmp_path)
