@@ -179,10 +179,11 @@ class PageCacheUse(Strict):
 class Metrics(Grown):
     """The metrics every record reports; absent means not known, never zero.
 
-    ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took.
+    ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took,
+    ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission.
     """
 
-    added_fields = frozenset({"wasted_row_ratio", "page_cache"})
+    added_fields = frozenset({"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio", "page_cache"})
 
     output_tokens_per_s: Metric
     total_tokens_per_s: Metric
@@ -199,6 +200,8 @@ class Metrics(Grown):
     unique_row_ratio: float | None
     cache_hit_ratio: float | None = None
     wasted_row_ratio: Metric | None = None
+    preemptions_per_request: Metric | None = None
+    prefix_hit_ratio: Metric | None = None
     layers: tuple[LayerWindow, ...] = ()
     offers: tuple[TierOffer, ...] = ()
     time_spent: TimeSpent | None = None

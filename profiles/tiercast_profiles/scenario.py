@@ -82,13 +82,20 @@ class Placement(Grown):
         return self
 
 
-class Engine(Strict):
-    """Serving-engine limits, named as vLLM names them."""
+class Engine(Grown):
+    """Serving-engine limits, named as vLLM names them.
+
+    ``kv_reservation``: KV blocks for the whole request at admission, or on demand, preempting by recomputation.
+    """
+
+    added_fields = frozenset({"kv_reservation", "prefix_caching"})
 
     max_num_seqs: int = Field(default=512, gt=0, le=100_000)
     max_num_batched_tokens: int = Field(default=8192, gt=0, le=10_000_000)
     kv_block_tokens: int = Field(default=16, gt=0, le=65_536)
     memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
+    kv_reservation: Literal["full", "on_demand"] = "full"
+    prefix_caching: bool = False
 
 
 class Speculative(Grown):

@@ -43,6 +43,15 @@ def check_supported(resolved: ResolvedScenario) -> None:
             "set 0 or simulate",
         ),
         (
+            scenario.engine.kv_reservation != "full",
+            f"engine.kv_reservation {scenario.engine.kv_reservation!r}: the runtime reserves KV for whole requests; "
+            "set full or simulate",
+        ),
+        (
+            scenario.engine.prefix_caching,
+            "engine.prefix_caching true: the runtime keeps no KV of earlier requests; set false or simulate",
+        ),
+        (
             scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
             f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
             "device; set both to 1 or simulate",
