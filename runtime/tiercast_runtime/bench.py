@@ -141,7 +141,7 @@ def _record(resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], n
             prices_sha256=resolved.prices.sha256,
             vocabulary=engine.text.vocabulary,
             text_sha256=engine.text.sha256,
-            facts=_facts(resolved, engine, middle, len(runs), num_threads),
+            facts=_facts(engine, middle, len(runs), num_threads),
             warnings=_warnings(engine, statistics),
         ),
         metrics=_metrics(resolved, engine, runs, statistics),
@@ -235,9 +235,7 @@ def _median_us(per_run: Sequence[Sequence[LayerStep]], value_ns: Callable[[Layer
     return stats.spread_metric([stats.median([value_ns(step) for step in steps]) / NS_PER_US for steps in per_run])
 
 
-def _facts(
-    resolved: ResolvedScenario, engine: Engine, run: EngineRun, repeats: int, num_threads: int
-) -> dict[str, str | int | float | bool]:
+def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> dict[str, str | int | float | bool]:
     facts: dict[str, str | int | float | bool] = {
         "device": describe(engine.device),
         "num_cores": num_cores(),
@@ -245,7 +243,7 @@ def _facts(
         "torch_version": str(torch.__version__),
         "python_version": platform.python_version(),
         "compute_type": str(engine.dtype).removeprefix("torch."),
-        "graph_mode_run": resolved.placement.graph_mode,
+        **engine.graph_facts,
         "repeats": repeats,
         "warm_up_steps": run.num_warm_up_steps,
         "steps": len(run.samples.steps.start_ns),

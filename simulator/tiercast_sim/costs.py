@@ -48,7 +48,7 @@ class StepCosts:
             self._counter = RowCounter(
                 engram, ngrams, replica, entries, removes_duplicates=removes_duplicates, policy=placement.cache_policy
             )
-        self._fetched_early: dict[int, int] = {}
+        self._fetched_early: dict[int, tuple[int, int]] = {}  # by request: first token and the one behind the last
 
     @property
     def wants_upcoming(self) -> bool:
@@ -57,6 +57,8 @@ class StepCosts:
 
     def price(self, plan: StepPlan, upcoming: tuple[Chunk, ...]) -> StepWork:
         """Times of a step. ``upcoming`` are the prompt tokens that may come after it."""
+        for request in plan.preempted:
+            self._fetched_early.pop(request.request_id, None)
         compute = self._compute.step(plan)
         segments = [round(segment) for segment in compute.segments_ns]
         pre_ns = round(compute.pre_ns)
@@ -101,13 +103,15 @@ class StepCosts:
         """
         chunks = tuple(part for chunk in upcoming if (part := self._rest(chunk)) is not None)
         for chunk in chunks:
-            self._fetched_early[chunk.request.request_id] = chunk.start + chunk.num_tokens
+            first, behind = self._fetched_early.get(chunk.request.request_id, (chunk.start, chunk.start))
+            first = first if behind == chunk.start else chunk.start
+            self._fetched_early[chunk.request.request_id] = (first, chunk.end)
         return TokenBatch(chunks=chunks)
 
     def _rest(self, chunk: Chunk) -> Chunk | None:
-        start = max(chunk.start, self._fetched_early.get(chunk.request.request_id, 0))
-        end = chunk.start + chunk.num_tokens
-        return Chunk(chunk.request, start, end - start) if start < end else None
+        first, behind = self._fetched_early.get(chunk.request.request_id, (0, 0))
+        start = behind if first <= chunk.start < behind else chunk.start
+        return Chunk(chunk.request, start, chunk.end - start) if start < chunk.end else None
 
     def _lookups(self, tokens: TokenBatch, num_ids: int) -> tuple[LookupWork, ...]:
         """One lookup per Engram layer; all layers ask for the same n-grams, hence for equally many rows."""

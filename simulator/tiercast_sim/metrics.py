@@ -68,6 +68,7 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
     # On the device path the gather is compute (A9): nothing was there to hide.
     is_hidden_defined = placement.path != "device"
     has_tables, has_drafts = placement.tier != "none", resolved.scenario.speculative.draft_tokens > 0
+    num_requests = len(runs["nominal"].data.requests.finish_ns)
     penalty: dict[Baseline, Metric] = {}
     for name, throughput in baselines.items():
         ratios: dict[Bound, float] = {}
@@ -94,12 +95,18 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
         unique_row_ratio=statistics["nominal"].unique_row_ratio,
         cache_hit_ratio=statistics["nominal"].cache_hit_ratio,
         wasted_row_ratio=_counted(runs, lambda counts: counts.wasted_ratio) if has_tables and has_drafts else None,
+        preemptions_per_request=_counted(runs, lambda counts: counts.preemptions / num_requests)
+        if resolved.scenario.engine.kv_reservation == "on_demand"
+        else None,
+        prefix_hit_ratio=_counted(runs, lambda counts: counts.prefix_hit_ratio)
+        if resolved.scenario.engine.prefix_caching
+        else None,
         layers=layer_windows(resolved, runs),
     )
 
 
-def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric | None:
-    return optional_band(at_each(runs, lambda result: None if result.counts is None else read(result.counts)))
+def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric:
+    return band(at_each(runs, lambda result: read(result.counts)))
 
 
 def median_decode_step(steps: Sequence[StepLog]) -> StepLog:

@@ -14,7 +14,7 @@ from tiercast_sim.baselines import at_row_width
 from tiercast_sim.clock import Clock
 from tiercast_sim.compute import ComputeModel, find_table
 from tiercast_sim.costs import StepCosts, needs_ngrams
-from tiercast_sim.fast_serving import fast_run, needs_events
+from tiercast_sim.fast_serving import FastRun, fast_run, needs_events
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.reuse import RequestNgrams
@@ -42,8 +42,8 @@ class RunResult:
     """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
 
     ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same.
-    ``shared`` says what each shared resource delivered. ``counts`` are None where arithmetic ran: there is nothing of
-    what they count.
+    ``shared`` says what each shared resource delivered. ``counts`` are zero where arithmetic ran: it serves nothing
+    that they count.
     """
 
     data: Samples | SampleColumns
@@ -54,7 +54,7 @@ class RunResult:
     shared: dict[str, SharedUse]
     is_device_path: bool
     engine: Literal["events", "arithmetic"]
-    counts: ServingCounts | None = None
+    counts: ServingCounts
 
     @property
     def samples(self) -> Samples:
@@ -103,13 +103,23 @@ def run(
         reason = "slow reads are drawn one by one"
     if engine != "events" and reason is None:
         fast = fast_run(banded, bound, compute, costs[0], memory)
-        if fast is not None:
+        if isinstance(fast, FastRun):
             lookups = costs[0].lookups
             own = {} if lookups is None else lookups.capacities()
             shared = _shared(fast.used_units, own, {} if lookups is None else lookups.kinds())
             is_device_path = resolved.placement.path == "device"
-            return RunResult(fast.samples, fast.steps, memory, compute, lookups, shared, is_device_path, "arithmetic")
-        reason = "its numbers outgrow exact columns"
+            return RunResult(
+                fast.samples,
+                fast.steps,
+                memory,
+                compute,
+                lookups,
+                shared,
+                is_device_path,
+                "arithmetic",
+                ServingCounts(),
+            )
+        reason = fast
     if engine == "arithmetic":
         raise BadInput(f"engine 'arithmetic' cannot serve this scenario: {reason}")
     capacities: dict[str, float] = {}
