@@ -161,6 +161,21 @@ class Replicates(Strict):
     metrics: dict[str, ReplicateMetric]
 
 
+class PageCacheUse(Strict):
+    """Rows of a drive that lie in the page cache: how many bytes, how long until they do, cold against warm.
+
+    ``read_ahead_s`` is how long reading them ahead takes, ``by_traffic_s`` how long serving from a cold start takes to
+    bring them in; None where it never quite does.
+    """
+
+    residency_ratio: float = Field(gt=0, le=1)
+    host_resident_bytes: int = Field(ge=0)
+    read_ahead_s: Metric
+    by_traffic_s: Metric | None
+    cold_output_tokens_per_s: Metric
+    warm_output_tokens_per_s: Metric
+
+
 class Metrics(Grown):
     """The metrics every record reports; absent means not known, never zero.
 
@@ -168,7 +183,7 @@ class Metrics(Grown):
     ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission.
     """
 
-    added_fields = frozenset({"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio"})
+    added_fields = frozenset({"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio", "page_cache"})
 
     output_tokens_per_s: Metric
     total_tokens_per_s: Metric
@@ -178,7 +193,7 @@ class Metrics(Grown):
     stall_ms_per_step: Metric
     lookup_ms_per_step: Metric
     hidden_ratio: Metric | None
-    penalty_ratio: dict[Literal["no_engram", "hbm"], Metric] = {}
+    penalty_ratio: dict[Literal["no_engram", "hbm", "moe_offload"], Metric] = {}
     kv_capacity_tokens: Metric | None
     memory_bytes: dict[Literal["hbm", "dram", "cxl", "nvme", "pool"], int]
     rows_per_token: float
@@ -193,6 +208,7 @@ class Metrics(Grown):
     kv_chain: KvChain | None = None
     resources: tuple[ResourceUse, ...] = ()
     start_up: StartUp | None = None
+    page_cache: PageCacheUse | None = None
     replicates: Replicates | None = None
 
 

@@ -40,7 +40,7 @@ class Parallel(Strict):
 class Placement(Grown):
     """Where the tables live and how their rows travel. None means: the natural choice for the tier and device."""
 
-    added_fields = frozenset({"cache_policy"})
+    added_fields = frozenset({"cache_policy", "page_cache_residency_ratio"})
 
     tier: PlacementTier
     path: LookupPath | None = None
@@ -49,6 +49,7 @@ class Placement(Grown):
     row_layout: RowLayout = "packed"
     cache_gib: float = Field(default=0.0, ge=0, le=1e6)
     cache_policy: CachePolicy = "lru"
+    page_cache_residency_ratio: float = Field(default=0.0, ge=0, le=1)
     graph_mode: GraphMode | None = None
     num_pool_hosts: int | None = Field(default=None, gt=0, le=100_000)
 
@@ -69,6 +70,11 @@ class Placement(Grown):
             raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
         if self.cache_policy != "lru" and self.cache_gib == 0:
             raise ValueError(f"cache_policy={self.cache_policy!r} says how a cache chooses; give cache_gib too")
+        if self.page_cache_residency_ratio > 0 and self.tier != "nvme":
+            raise ValueError(
+                f"page_cache_residency_ratio={self.page_cache_residency_ratio:g} is about rows of a drive; tier is "
+                f"{self.tier!r}; leave it out"
+            )
         if self.num_pool_hosts is not None and self.tier != "pool":
             raise ValueError(
                 f"num_pool_hosts={self.num_pool_hosts} says who shares a pool; tier is {self.tier!r}; leave it out"
@@ -133,7 +139,7 @@ class Scenario(Strict):
 class ResolvedPlacement(Grown):
     """The placement with every natural choice made."""
 
-    added_fields = frozenset({"cache_policy"})
+    added_fields = frozenset({"cache_policy", "page_cache_residency_ratio"})
 
     tier: PlacementTier
     path: LookupPath | None
@@ -144,6 +150,7 @@ class ResolvedPlacement(Grown):
     graph_mode: GraphMode
     num_pool_hosts: int | None = None
     cache_policy: CachePolicy = "lru"
+    page_cache_residency_ratio: float = 0.0
 
 
 class ResolvedScenario(Strict):
@@ -233,5 +240,6 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
         graph_mode=graph_mode,
         num_pool_hosts=wanted.num_pool_hosts,
         cache_policy=wanted.cache_policy,
+        page_cache_residency_ratio=wanted.page_cache_residency_ratio,
     )
     return ResolvedScenario(scenario=scenario, hardware=hardware, model=model, prices=prices, placement=placement)

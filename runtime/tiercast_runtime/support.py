@@ -65,6 +65,11 @@ def check_supported(resolved: ResolvedScenario) -> None:
             placement.tier in ("cxl", "pool"),
             f"placement.tier {placement.tier!r}: the runtime keeps tables in hbm, dram or nvme; simulate this one",
         ),
+        (
+            placement.page_cache_residency_ratio > 0,
+            f"placement.page_cache_residency_ratio={placement.page_cache_residency_ratio:g}: the runtime reports what "
+            "the page cache holds and cannot set it; leave it out or simulate",
+        ),
     )
     for is_refused, text in refusals:
         if is_refused:

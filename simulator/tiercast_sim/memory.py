@@ -1,5 +1,6 @@
 """Does it fit, and how much room is left for KV: bytes by tier, per rank and per host."""
 
+import math
 from dataclasses import dataclass
 
 from tiercast_profiles.document import Bound
@@ -213,7 +214,27 @@ def _host_pieces(resolved: ResolvedScenario, one_copy: int) -> dict[Tier, tuple[
             pieces["dram"] = tuple({**tables, **ring} for tables, ring in zip(pieces["dram"], by_host, strict=True))
         else:
             pieces["dram"] = tuple(by_host)
+    if resolved.placement.page_cache_residency_ratio > 0:
+        resident = page_cache_bytes(resolved)
+        in_dram = pieces.get("dram", ({},) * len(hosts))
+        pieces["dram"] = tuple({**room, "page_cache": size} for room, size in zip(in_dram, resident, strict=True))
     return pieces
+
+
+def drive_bytes(resolved: ResolvedScenario) -> tuple[int, ...]:
+    """Bytes of the tables on the drive of each host."""
+    whole = table_bytes(resolved)
+    return tuple(whole * num_table_copies(resolved, num_replicas) for num_replicas in _replicas_by_host(resolved))
+
+
+def page_cache_bytes(resolved: ResolvedScenario) -> tuple[int, ...]:
+    """Bytes of the tables that lie in the page cache of each host.
+
+    Assumption A82: hashes scatter the rows that are asked for over all pages, so that a share of the reads needs that
+    share of the tables.
+    """
+    ratio = resolved.placement.page_cache_residency_ratio
+    return tuple(math.ceil(size * ratio) for size in drive_bytes(resolved))
 
 
 def _first_short_tier(

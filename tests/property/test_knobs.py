@@ -72,6 +72,7 @@ KNOBS = {
     "placement.cache_policy": Knob(
         "lru", "static_hot", "cache_hit_ratio", "up", {"placement": {"tier": "nvme", "cache_gib": 3e-5}}
     ),
+    "placement.page_cache_residency_ratio": Knob(0, 0.9, "lookup_ms_per_step", "down"),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
     "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
