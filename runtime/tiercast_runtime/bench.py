@@ -25,6 +25,7 @@ from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
+from tiercast_runtime.table import Table
 
 MAX_REPEATS = 1000
 
@@ -40,6 +41,7 @@ def bench(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> RunRecord:
     """Serve the scenario's workload ``repeats`` times with the real runtime.
@@ -51,6 +53,7 @@ def bench(
         resolved: what to run; its hardware profile must be of this kind of machine.
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
+        tables: the scenario's tables, made before and kept by the caller; by default each run makes its own.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
 
     Raises:
@@ -59,7 +62,7 @@ def bench(
         InfeasibleScenario: it does not fit this machine's memory.
         FileProblem: the table folder cannot be written.
     """
-    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress)[0]
+    return bench_in_rounds([resolved], repeats=repeats, folder=folder, tables=tables, progress=progress)[0]
 
 
 def bench_in_rounds(
@@ -67,6 +70,7 @@ def bench_in_rounds(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
@@ -85,7 +89,7 @@ def bench_in_rounds(
     try:
         with contextlib.ExitStack() as stack:
             engines = [
-                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved)))
+                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved), tables=tables))
                 for resolved, device in zip(scenarios, devices, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
