@@ -15,6 +15,7 @@ from gpu_evidence import stage_arms, stage_environment, stage_predict, stage_pro
 from gpu_evidence.context import Context, environment_of, plain
 from gpu_evidence.plan import Case
 from gpu_evidence.state import State
+from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.units import gib_to_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +77,9 @@ def run_stage(
             except Exception as error:  # whatever a case dies of is its result
                 message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 context.write(f"logs/{case.key.replace('/', '-')}-failed.txt", traceback.format_exc())
-                state.end(case.key, "failed", clock() - begin, message, {})
-                print(f"  failed: {message}", flush=True)
+                status = "lacking" if isinstance(error, MissingCapability) else "failed"
+                state.end(case.key, status, clock() - begin, message, {})
+                print(f"  {status}: {message}", flush=True)
                 if _is_context_lost(message):
                     break  # nothing more runs on this device in this process; the next one goes on
     finally:

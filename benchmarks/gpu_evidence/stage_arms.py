@@ -152,7 +152,7 @@ def _tables(context: Context, arm: Arm, *, is_disk: bool) -> list[Table] | None:
     tier = arm.placement["tier"]
     if tier != "hbm":
         context.drop_resident()
-    if is_disk or tier == "none" or context.is_rehearsal:
+    if is_disk or tier == "none":
         return None
     return list(context.resident_tables() if tier == "hbm" else context.host_tables())
 

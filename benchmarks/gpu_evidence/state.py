@@ -11,7 +11,8 @@ MAX_ATTEMPTS = 2
 
 @dataclass(slots=True)
 class State:
-    """Cases by key ``stage/name``: status ``done``, ``failed`` or ``running``, attempts, message, numbers.
+    """Cases by key ``stage/name``: status ``done``, ``failed``, ``lacking`` (the machine or the
+    runtime lacks what it needs) or ``running``, attempts, message, numbers.
 
     A case found ``running`` by a later process was cut off; it is tried once more and then given up.
     """
@@ -38,7 +39,7 @@ class State:
         self._write()
 
     def end(self, key: str, status: str, seconds: float, message: str, numbers: dict[str, Any]) -> None:
-        """A case ended as ``done`` or ``failed``."""
+        """A case ended as ``done``, ``failed`` or ``lacking``."""
         self.cases[key].update(status=status, seconds=round(seconds, 1), message=message, numbers=numbers)
         self._write()
 

@@ -49,6 +49,7 @@ def as_data(state: State, cases: Sequence[Case], *, is_rehearsal: bool) -> dict[
     return {
         "is_rehearsal": is_rehearsal,
         "num_done": sum(value == "done" for value in status.values()),
+        "num_lacking": sum(value == "lacking" for value in status.values()),
         "num_failed": sum(value == "failed" for value in status.values()),
         "num_pending": sum(state.is_pending(key) for key in keys),
         "penalties": penalties(state),

@@ -1,12 +1,11 @@
 """The GPU evidence script: what it plans, how it resumes, what it keeps when something fails. Nothing is measured."""
 
+import itertools
 import json
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
-
-import itertools
 
 from gpu_evidence import plan, stage_arms, summary  # noqa: E402
 from gpu_evidence.__main__ import STAGES, parse, run_stage  # noqa: E402
