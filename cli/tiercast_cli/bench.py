@@ -1,5 +1,8 @@
 """``tiercast bench``: run the real runtime here."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, Repeats, ScenarioArgument, TraceFile, examples
@@ -7,7 +10,17 @@ from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, Repeats, Sce
 EPILOG = examples(
     "tiercast bench demo-prefetch --profile profile.yaml",
     "tiercast bench my.yaml --repeats 5 -o measured.json --trace measured-trace.json",
+    "tiercast bench my.yaml --checkpoint /models/my-engram",
 )
+
+CheckpointPath = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="PATH",
+        help="Safetensors checkpoint (folder, index or file) whose Engram rows and weights are used.",
+    ),
+]
 
 
 def command(
@@ -15,6 +28,7 @@ def command(
     *,
     profile: ProfileFile = None,
     repeats: Repeats = 1,
+    checkpoint: CheckpointPath = None,
     output: OutputFile = None,
     trace: TraceFile = None,
     as_json: JsonFlag = False,
@@ -31,10 +45,11 @@ def command(
     resolved = inputs.resolve(scenario, profile)
     check_writable(output)
     check_writable(trace)
+    rows = None if checkpoint is None else Path(checkpoint)
     from tiercast_runtime.bench import bench  # takes seconds to import: not before the input is known to be good
 
     with progress(f"bench {scenario}") as report:
-        record = bench(resolved, repeats=repeats, progress=lambda ratio: report("", ratio))
+        record = bench(resolved, repeats=repeats, checkpoint=rows, progress=lambda ratio: report("", ratio))
     if output is not None:
         save(output, record.to_json())
     if trace is not None:

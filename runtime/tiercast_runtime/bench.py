@@ -21,10 +21,12 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import NS_PER_S, NS_PER_US, bytes_per_s_to_gb_per_s
 from tiercast_profiles.workload import workload_sha256
+from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
+from tiercast_runtime.table import FileTable
 
 MAX_REPEATS = 1000
 
@@ -41,6 +43,7 @@ def bench(
     repeats: int = 1,
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> RunRecord:
     """Serve the scenario's workload ``repeats`` times with the real runtime.
 
@@ -52,14 +55,16 @@ def bench(
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
+        checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
+            the rows are computed and the weights random.
 
     Raises:
-        BadInput: ``repeats`` out of range.
+        BadInput: ``repeats`` out of range, or a checkpoint for a scenario without tables.
         MissingCapability: this machine, or the runtime, lacks something the scenario asks for.
         InfeasibleScenario: it does not fit this machine's memory.
-        FileProblem: the table folder cannot be written.
+        FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
-    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress)[0]
+    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress, checkpoint=checkpoint)[0]
 
 
 def bench_in_rounds(
@@ -68,6 +73,7 @@ def bench_in_rounds(
     repeats: int = 1,
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
@@ -78,6 +84,9 @@ def bench_in_rounds(
         raise BadInput(f"repeats={repeats}; must be between 1 and {MAX_REPEATS}")
     for resolved in scenarios:
         check_supported(resolved)
+        if checkpoint is not None and resolved.placement.tier == "none":
+            raise BadInput("placement.tier is none: there are no tables to fill; leave the checkpoint out")
+    opened = [None if checkpoint is None else Checkpoint(checkpoint, resolved.model) for resolved in scenarios]
     devices = [device_of(resolved) for resolved in scenarios]
     previous_threads = torch.get_num_threads()
     num_threads = set_compute_threads()
@@ -85,8 +94,8 @@ def bench_in_rounds(
     try:
         with contextlib.ExitStack() as stack:
             engines = [
-                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved)))
-                for resolved, device in zip(scenarios, devices, strict=True)
+                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved), checkpoint=rows))
+                for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
             num_done = 0
@@ -258,6 +267,11 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     if engine.cache.size_bytes:
         facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
         facts["cache_start"] = "empty"
+    if engine.checkpoint is not None:
+        facts["checkpoint_sha256"] = engine.checkpoint.identity
+        facts["rows_read_in_checkpoint"] = any(
+            isinstance(table, FileTable) and table.is_in_checkpoint for table in engine.tables
+        )
     facts.update({f"path_{key}": value for key, value in engine.path_facts.items()})
     return facts
 

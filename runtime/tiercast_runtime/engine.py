@@ -27,11 +27,13 @@ from tiercast_runtime.backbone import Backbone, check_runnable, compute_dtype
 from tiercast_runtime.batch import BatchBuilder
 from tiercast_runtime.cache_plan import plan_cache
 from tiercast_runtime.capacity import KvPlan, plan_kv
+from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.early import EarlyLedger
 from tiercast_runtime.graph_backend import CudaGraphs, GraphBackend
 from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
+from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network
 from tiercast_runtime.paths import open_path
 from tiercast_runtime.prefetch import Prefetcher
@@ -74,6 +76,7 @@ class Engine:
         requests: what to serve; by default the scenario's own workload.
         clock: ns since anything.
         sleep: waits a number of seconds; only an idle engine waiting for an arrival calls it.
+        checkpoint: where the rows and the Engram layers' weights come from; computed and random ones without.
 
     Raises:
         MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
@@ -91,18 +94,21 @@ class Engine:
         graphs: GraphBackend | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         sleep: Callable[[float], None] = time.sleep,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         model, seed = resolved.model, resolved.scenario.seed
         check_runnable(model)
-        self.resolved, self.device = resolved, device
+        self.resolved, self.device, self.checkpoint = resolved, device, checkpoint
         self.requests = draw_requests(resolved.scenario.workload, seed) if requests is None else requests
         self.dtype = compute_dtype(device)
         self._clock, self._sleep = clock, sleep
         self.text = load_text(resolved.scenario.workload.text, model)
         self._tokens = prepare_tokens(self.requests, self.text, model, seed)
         has_tables = resolved.placement.tier != "none"
+        layers = range(len(model.engram.layer_ids))
+        sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
         self._owns_tables = tables is None
-        self.tables = build_tables(resolved, device, folder) if tables is None else list(tables)
+        self.tables = build_tables(resolved, device, folder, sources) if tables is None else list(tables)
         self.table_bytes = sum(table.size_bytes for table in self.tables)
         self.cache = plan_cache(resolved)
         graph_mode, graph_reason = graph_mode_here(resolved.placement, device, has_backend=graphs is not None)
@@ -125,8 +131,16 @@ class Engine:
         if has_tables:
             generator = torch.Generator(device=device).manual_seed(seed + 1)
             self.engram_layers = [
-                EngramLayer(model, i, device, self.dtype, generator, num_slots=num_slots)
-                for i in range(len(model.engram.layer_ids))
+                EngramLayer(
+                    model,
+                    layer,
+                    device,
+                    self.dtype,
+                    generator,
+                    num_slots=num_slots,
+                    weights=None if checkpoint is None else load_weights(checkpoint, layer),
+                )
+                for layer in layers
             ]
             self.hasher = EngramHasher(model.engram, device)
             self._path = open_path(resolved, self.tables, device)

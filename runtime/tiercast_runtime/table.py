@@ -3,7 +3,7 @@
 Every table of a layer holds the same rows (``content.expected_rows``); only the place and the layout differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_runtime.content import expected_rows
 from tiercast_runtime.device import num_cores
 from tiercast_runtime.memory import HostBlock, require_bytes
+from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
-from tiercast_runtime.table_file import TableFile, open_or_write
+from tiercast_runtime.table_file import TableFile, open_or_write, place_in_checkpoint
 
 __all__ = ["FileTable", "HostTable", "MemoryTable", "ResidentTable", "Table", "build_tables", "expected_rows"]
 
@@ -30,15 +31,24 @@ class Table:
     """The rows of one Engram layer, somewhere. ``num_rows`` may be set lower or higher than the model's by a probe.
 
     A rank's part of a table starts at ``first_row`` of the whole one; its row ids start at 0 all the same.
+    ``source`` gives the rows; by default they are those anyone can recompute.
     """
 
     def __init__(
-        self, engram: Engram, layer_index: int, layout: RowLayout, num_rows: int | None, first_row: int = 0
+        self,
+        engram: Engram,
+        layer_index: int,
+        layout: RowLayout,
+        num_rows: int | None,
+        first_row: int = 0,
+        *,
+        source: RowSource | None = None,
     ) -> None:
         self.engram = engram
         self.layer_index = layer_index
         self.layout: RowLayout = layout
         self.first_row = first_row
+        self.source: RowSource = ComputedRows(engram, layer_index) if source is None else source
         self.num_rows = table_rows(engram)[layer_index] - first_row if num_rows is None else num_rows
 
     @property
@@ -70,8 +80,7 @@ class MemoryTable(Table):
         """Compute the content chunk by chunk and hand each chunk, cut by layout, to ``store(first_row, parts)``."""
 
         def one(first: int) -> None:
-            ids = np.arange(first, min(first + _FILL_ROWS, self.num_rows), dtype=np.int64)
-            content = expected_rows(self.engram, self.layer_index, self.first_row + ids)
+            content = self.source.read(self.first_row + first, min(_FILL_ROWS, self.num_rows - first))
             store(first, to_parts(self.engram, self.layout, content))
 
         with ThreadPoolExecutor(num_threads) as pool:
@@ -90,8 +99,9 @@ class HostTable(MemoryTable):
         is_pinned: bool = False,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
         require_bytes(self.size_bytes, torch.device("cpu"), self.label)
         self._blocks = [HostBlock(self.num_rows * width) for width in self.part_widths]
         arrays = [
@@ -135,12 +145,15 @@ class ResidentTable(MemoryTable):
         *,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
         self.device = device
         self._host: HostTable | None = None
         if device.type == "cpu":
-            self._host = HostTable(engram, layer_index, layout, num_rows=self.num_rows, first_row=first_row)
+            self._host = HostTable(
+                engram, layer_index, layout, num_rows=self.num_rows, first_row=first_row, source=self.source
+            )
             self.parts = self._host.parts
             return
         require_bytes(self.size_bytes, device, self.label)
@@ -162,7 +175,10 @@ class ResidentTable(MemoryTable):
 
 
 class FileTable(Table):
-    """A table in a safetensors file in ``folder``: reused when it already holds these rows, else written whole."""
+    """A table in a safetensors file in ``folder``: reused when it already holds these rows, else written whole.
+
+    Rows of a checkpoint that stores this layout are read where they are, and nothing is written.
+    """
 
     def __init__(
         self,
@@ -173,9 +189,14 @@ class FileTable(Table):
         *,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
-        self.file: TableFile = open_or_write(engram, layer_index, layout, self.num_rows, folder, first_row=first_row)
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
+        placed = place_in_checkpoint(engram, layout, first_row, self.source)
+        self.is_in_checkpoint = placed is not None
+        self.file: TableFile = placed or open_or_write(
+            engram, layer_index, layout, self.num_rows, folder, first_row=first_row, source=self.source
+        )
 
     @property
     def path(self) -> Path:
@@ -183,8 +204,12 @@ class FileTable(Table):
         return self.file.path
 
 
-def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path) -> list[Table]:
+def build_tables(
+    resolved: ResolvedScenario, device: torch.device, folder: Path, sources: Sequence[RowSource] | None = None
+) -> list[Table]:
     """All tables of a scenario in the tier it names; none for tier ``none``.
+
+    ``sources`` gives the rows of each layer; by default they are those anyone can recompute.
 
     Raises:
         InfeasibleScenario: the tables do not fit where they should go.
@@ -193,6 +218,7 @@ def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path)
     """
     engram, tier, layout = resolved.model.engram, resolved.placement.tier, resolved.placement.row_layout
     layers = range(len(engram.layer_ids))
+    given: Sequence[RowSource | None] = [None] * len(layers) if sources is None else sources
     if tier in ("cxl", "pool"):
         raise MissingCapability(
             f"the runtime has no {tier} tier; it runs none, hbm, dram and nvme (simulate knows all)"
@@ -200,7 +226,7 @@ def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path)
     if tier == "none":
         return []
     if tier == "nvme":
-        return [FileTable(engram, layer, layout, folder) for layer in layers]
+        return [FileTable(engram, layer, layout, folder, source=given[layer]) for layer in layers]
     total_bytes = sum(table_rows(engram)) * engram.stored_row_bytes(layout)
     memory = device if tier == "hbm" else torch.device("cpu")
     require_bytes(total_bytes, memory, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
@@ -208,10 +234,11 @@ def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path)
     try:
         for layer in layers:
             if tier == "hbm":
-                tables.append(ResidentTable(engram, layer, layout, device))
+                tables.append(ResidentTable(engram, layer, layout, device, source=given[layer]))
             else:
                 # host threads gather from any memory; only a GPU that reads by itself needs it pinned
-                tables.append(HostTable(engram, layer, layout, is_pinned=resolved.placement.path == "uva"))
+                is_pinned = resolved.placement.path == "uva"
+                tables.append(HostTable(engram, layer, layout, is_pinned=is_pinned, source=given[layer]))
     except BaseException:
         for table in tables:
             table.close()

@@ -31,6 +31,7 @@ from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.paths.uva import UvaPath, require_uva
 from tiercast_runtime.probes import copies, gather, numa, storage
 from tiercast_runtime.probes.copies import CopyRates
+from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.host import HostFacts, read_host
 from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
@@ -141,9 +142,15 @@ class _Survey:
         reference = [] if self._models else [load_model(REFERENCE_MODEL)]
         self._models += reference
         self._shapes = list(models) or reference
+        self._telemetry = Telemetry()
 
     def run(self, date: datetime.date) -> Findings:
-        """Every stage in turn."""
+        """Every stage in turn, in one telemetry session."""
+        with _telemetry_of(self._device) as self._telemetry:
+            return self._stages(date)
+
+    def _stages(self, date: datetime.date) -> Findings:
+        is_gpu = self._device.type == "cuda"
         self._progress("host", 0.0)
         host = read_host()
         threads = set_compute_threads()
@@ -151,21 +158,27 @@ class _Survey:
         self._progress("copies", 0.02)
         counts = tuple(sorted({threads, gather_threads, num_cores()}))
         size = copies.copy_bytes(self._plan.copy_bytes, host.last_level_cache_bytes)
-        host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+        early: list[ProbeResult] = []
+        with watched(self._telemetry, "copy.host", early):
+            host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+            early += host_copies.probes
         torch.set_num_threads(threads)
-        device_copies, gpu = self._device_copies(size)
+        with watched(self._telemetry, "copy.device", early, is_link_loaded=is_gpu):
+            device_copies, gpu = self._device_copies(size)
+            early += copies.device_copies_missing() if device_copies is None else device_copies.probes
         memory = host_copies.rates[f"threads_{threads}"] if device_copies is None else device_copies.rates["device"]
         self._progress("matrix products", 0.1)
-        rates = measure_rates(self._device, 2 * memory.value, self._plan.rates)
+        with watched(self._telemetry, "rates", early, is_device_loaded=is_gpu):
+            rates = measure_rates(self._device, 2 * memory.value, self._plan.rates)
+            early += rates.probes
         found = Findings(date, host, self._device, threads, host_copies, rates, device_copies, gpu)
-        found.probes += [host.probe_result(), *host_copies.probes, *rates.probes, *self._refused]
-        found.probes += copies.device_copies_missing() if device_copies is None else device_copies.probes
+        found.probes += [host.probe_result(), *early, *self._refused]
         found.probes.append(_gpu_probe(gpu, self._device))
         self._remote_memory(found)
         self._progress("row gathers", 0.16)
         self._gathers(found, gather_threads)
         self._progress("storage", 0.28)
-        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found))
+        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found), "disk")
         self._layers(found)
         for name, reason in (
             ("lookup.cxl", "no probe for CXL memory yet"),
@@ -176,21 +189,29 @@ class _Survey:
         self._progress("", 1.0)
         return found
 
-    def _attempt(self, found: Findings, name: str, stage: Callable[[], None]) -> None:
-        """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason."""
+    def _attempt(self, found: Findings, name: str, stage: Callable[[], None], path: LookupPath | None = None) -> None:
+        """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason.
+
+        Telemetry is read around it. A curve whose link was slow or made errors is not used; its probes stay, flagged.
+        """
+        is_gpu, num_curves = self._device.type == "cuda", len(found.curves)
+        is_link_loaded = is_gpu and path == "uva"
+        is_device_loaded = is_gpu and path in ("uva", "device", None)
         try:
-            stage()
+            with watched(
+                self._telemetry, name, found.probes, is_link_loaded=is_link_loaded, is_device_loaded=is_device_loaded
+            ) as envelope:
+                stage()
+            if is_link_loaded and envelope.judgement()[0] == "invalid":
+                del found.curves[num_curves:]
         except (MissingCapability, InfeasibleScenario) as error:
             found.probes.append(not_measured(name, str(error)))
 
     def _device_copies(self, size: int) -> tuple[CopyRates | None, dict[str, Reading]]:
         if self._device.type != "cuda":
-            with Telemetry() as telemetry:
-                return None, telemetry.read()
-        uuid = str(getattr(torch.cuda.get_device_properties(self._device), "uuid", "")) or None
-        with Telemetry(self._device.index or 0, uuid) as telemetry:
-            measured = copies.measure_device_copies(self._device, size, self._plan.copies, telemetry)
-            return measured, telemetry.read()
+            return None, self._telemetry.read()
+        measured = copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
+        return measured, self._telemetry.read()
 
     def _remote_memory(self, found: Findings) -> None:
         nodes = numa.node_cores()
@@ -202,7 +223,7 @@ class _Survey:
         def stage() -> None:
             found.remote_reads = numa.measure_remote_reads(own, other, nodes[own], self._plan.numa)
 
-        self._attempt(found, "memory.remote_numa", stage)
+        self._attempt(found, "memory.remote_numa", stage, "cpu_gather")
 
     def _gathers(self, found: Findings, gather_threads: int) -> None:
         host = found.host
@@ -213,7 +234,8 @@ class _Survey:
         sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))
         plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         on_host: list[LookupPath] = ["cpu_gather"] if is_gpu else ["device", "cpu_gather"]
-        spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
+        with watched(self._telemetry, "lookup.host", found.probes):
+            spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
         memory = found.host_copies.rates[f"threads_{num_cores()}"].value
         tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
         for name in on_host:
@@ -236,7 +258,7 @@ class _Survey:
                 measured = gather.measure_device_gather(plan, path, self._device, self._plan.gather)
                 self._add_curve(found, measured, tier, gather.GPU_SECTOR_BYTES, fastest)
 
-            self._attempt(found, f"lookup.{tier}.{path}", stage)
+            self._attempt(found, f"lookup.{tier}.{path}", stage, path)
 
     def _add_curve(
         self, found: Findings, spreads: Sequence[Spread[gather.GatherKey]], tier: Tier, granularity: int, fastest: float
@@ -330,12 +352,19 @@ class _Survey:
                     if entry is not None:
                         found.interference.append(entry)
 
-            self._attempt(found, f"interference.{tier}.{name}", stage)
+            self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
 
 
 def _as_text(facts: dict[str, str | int | float | bool]) -> dict[str, str | int | float]:
     """Facts with yes and no instead of true and false, which YAML and integers blur."""
     return {name: ("yes" if fact else "no") if isinstance(fact, bool) else fact for name, fact in facts.items()}
+
+
+def _telemetry_of(device: torch.device) -> Telemetry:
+    if device.type != "cuda":
+        return Telemetry()
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
+    return Telemetry(device.index or 0, uuid)
 
 
 def _gpu_probe(readings: dict[str, Reading], device: torch.device) -> ProbeResult:
