@@ -17,14 +17,16 @@ from tiercast_profiles.stats import median
 from tiercast_profiles.store import load_model
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
-from tiercast_runtime.probes.storage import drop_page_cache, measure_reads, probe_folder
+from tiercast_runtime.probes.storage import QUANTILES, drop_page_cache, measure_reads, probe_folder
 from tiercast_runtime.probes.timing import Effort, collect, seconds, timed
 from tiercast_runtime.table import FileTable, expected_rows
 
 FILE_BYTES = 256 << 20
 COUNTS = (8, 96, 768)
 DEPTHS = (1, 32, 128)
+READ_SIZES = (4096, 16384, 65536)
 FIO_SECONDS = 3
+AGREED_RATIO = 0.15
 
 
 def lookups(folder: Path) -> None:
@@ -69,22 +71,28 @@ def lookups(folder: Path) -> None:
 
 
 def reads(file: Path) -> None:
-    facts = measure_reads(file, DEPTHS, (4096,), Effort(seconds(4), 1, 7, 40))
+    facts = measure_reads(file, DEPTHS, READ_SIZES, Effort(seconds(6), 1, 7, 40))
     has_fio = shutil.which("fio") is not None
-    print("random reads of 4096 B, direct" + ("" if has_fio else "; fio is not installed, so ours stands alone"))
+    print("random reads, direct" + ("" if has_fio else "; fio is not installed, so ours stands alone"))
     for probe in facts.probes:
-        if probe.parameters["read_bytes"] != 4096:
+        if probe.name == "storage.single_read":
+            times = "  ".join(f"{name} {probe.parameters[name]:g}" for name in QUANTILES)
+            print(f"{probe.parameters['read_bytes']:6} B  one read at a time, {len(probe.samples)} of them: {times}")
+            continue
+        size = int(probe.parameters["read_bytes"])
+        if size not in READ_SIZES:
             continue
         depth, mine = int(probe.parameters["depth"]), median(probe.samples)
         beside = ""
         if has_fio:
-            theirs = fio_reads_per_s(file, depth)
-            beside = f"  fio {theirs:9,.0f}  ours/fio {mine / theirs:.2f}"
-        print(f"depth {depth:4}  ours {mine:9,.0f} reads/s{beside}")
+            theirs = fio_reads_per_s(file, size, depth)
+            verdict = "agree" if abs(mine / theirs - 1) <= AGREED_RATIO else "apart"
+            beside = f"  fio {theirs:9,.0f}  ours/fio {mine / theirs:.2f} {verdict}"
+        print(f"{size:6} B  depth {depth:4}  ours {mine:9,.0f} reads/s{beside}")
 
 
-def fio_reads_per_s(file: Path, depth: int) -> float:
-    command = ["fio", "--name=rows", f"--filename={file}", "--readonly", "--rw=randread", "--bs=4096", "--direct=1"]
+def fio_reads_per_s(file: Path, size: int, depth: int) -> float:
+    command = ["fio", "--name=rows", f"--filename={file}", "--readonly", "--rw=randread", f"--bs={size}", "--direct=1"]
     command += ["--ioengine=libaio", f"--iodepth={depth}", "--time_based", f"--runtime={FIO_SECONDS}"]
     done = subprocess.run([*command, "--output-format=json"], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["jobs"][0]["read"]["iops"])

@@ -56,6 +56,18 @@ def test_a_wrong_copy_is_an_error(monkeypatch):
         copies.measure_host_copies(80, (1,), ONCE)
 
 
+def test_copies_at_two_times_are_one_figure_whose_drift_is_flagged():
+    early, late = (copies.measure_host_copies(8_000_000, (1,), ONCE, steady(step)) for step in (1_000_000, 2_000_000))
+    both = copies.pooled(early, late)
+    assert both.rates["threads_1"].samples == (8.0, 8.0, 8.0, 4.0, 4.0, 4.0)
+    assert [probe.status for probe in early.probes] == ["ok", "ok"]
+    assert both.probes[0].status == "unstable"
+    assert copies.pooled(early, early).probes[0].status == "ok"
+    judged = [probe.model_copy(update={"status": "invalid", "reason": "throttled"}) for probe in early.probes]
+    kept = copies.pooled(copies.CopyRates(early.rates, early.latencies, tuple(judged)), early)
+    assert {(probe.status, probe.reason) for probe in kept.probes} == {("invalid", "throttled")}
+
+
 def test_a_copy_is_larger_than_the_last_cache():
     assert copies.copy_bytes(256 * MIB, None) == 256 * MIB
     assert copies.copy_bytes(256 * MIB, 128 * MIB) == 512 * MIB
@@ -159,7 +171,12 @@ def test_reads_give_the_drive_as_a_tier(tmp_path):
     assert facts.storage.max_reads_per_s.value >= 8000
     assert facts.storage.capacity_gb.value > 0
     assert {probe.parameters["depth"] for probe in facts.probes} == {1, 4}
-    assert all(probe.unit == "reads/s" for probe in facts.probes)
+    *bulk, single = facts.probes
+    assert all(probe.unit == "reads/s" for probe in bulk)
+    assert single.name == "storage.single_read"
+    assert single.samples == (1000.0,) * storage.NUM_SINGLE_READS
+    assert single.parameters["p99_us"] == 1000.0
+    assert single.parameters["read_bytes"] == storage.SINGLE_READ_BYTES
 
 
 def test_disk_lookups_ask_for_distinct_rows_and_leave_only_the_table(engram, tmp_path):
@@ -182,7 +199,8 @@ def test_buffered_reads_drop_the_page_cache(tmp_path, monkeypatch):
     file.write_bytes(bytes(MIB))
     facts = storage.measure_reads(file, (1,), (4096,), ONCE)
     assert facts.probes[0].parameters["page_cache"] == "dropped before every sample"
-    assert len(dropped) == 1 + 3 * 2
+    assert len(dropped) == 1 + 3 * 2 + 1
+    assert len(facts.probes[-1].samples) == MIB // storage.SINGLE_READ_BYTES
 
 
 def test_a_file_that_stays_in_memory_is_no_drive(tmp_path, monkeypatch):

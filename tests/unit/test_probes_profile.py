@@ -82,6 +82,9 @@ class TestProfile:
         assert {(c.tier, c.path) for c in found.lookups} >= {("hbm", "device"), ("dram", "cpu_gather")}
         assert all(curve.is_calibrated and curve.points for curve in found.lookups)
         assert [table.model_name for table in found.compute] == ["mini-v41"]
+        copied = [probe for probe in found.probes if probe.name == "copy.host"]
+        assert all(probe.parameters["times"] == 2 and len(probe.samples) == 6 for probe in copied)
+        assert any(probe.name == "storage.single_read" for probe in found.probes)
         assert {sweep.pages for sweep in found.gather_sweeps} == {"thp", "4k"}
         assert found.host.memory_capacity_gb.value > 0
         assert found.device.dense_tflops["fp32"].value > 0

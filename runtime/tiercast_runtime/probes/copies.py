@@ -56,6 +56,19 @@ class CopyRates:
     probes: tuple[ProbeResult, ...]
 
 
+def pooled(first: CopyRates, second: CopyRates) -> CopyRates:
+    """The same copies measured at two times, as one: what drifted in between shows as spread, and is flagged."""
+    rates = {key: Spread(key, (*spread.samples, *second.rates[key].samples)) for key, spread in first.rates.items()}
+    probes = []
+    for one, other in zip(first.probes, second.probes, strict=True):
+        joined = probe_result(
+            one.name, Spread(one.name, (*one.samples, *other.samples)), one.unit, one.parameters | {"times": 2}
+        )
+        is_judged = one.status not in ("ok", "unstable")  # what telemetry said of the first stays said
+        probes.append(joined.model_copy(update={"status": one.status, "reason": one.reason}) if is_judged else joined)
+    return CopyRates(rates, first.latencies, tuple(probes))
+
+
 def copy_bytes(least_bytes: int, last_level_cache_bytes: int | None) -> int:
     """Size of a copy: four times the last cache where that is more, so that memory is measured and not a cache."""
     return min(MAX_COPY_BYTES, max(least_bytes, 4 * (last_level_cache_bytes or 0))) // 8 * 8

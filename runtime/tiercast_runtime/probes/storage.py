@@ -23,6 +23,7 @@ import torch
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.errors import FileProblem, MissingCapability
 from tiercast_profiles.hardware import ProbeResult, Storage
+from tiercast_profiles.quantiles import quantile
 from tiercast_profiles.rng import stream
 from tiercast_profiles.units import GB, MIB, NS_PER_S, NS_PER_US, format_bytes
 from tiercast_runtime.aio import RowReader
@@ -36,7 +37,10 @@ from tiercast_runtime.table import FileTable
 SPARE_BYTES = 512 * MIB  # what a probe leaves free on the disk it writes to
 DISK_ROWS = (1, 8, 32, 96, 256, 1024, 3072)
 READ_DEPTHS = (1, 8, 32, 128)
-READ_BYTES = (512, 4096, 16384)
+READ_BYTES = (512, 4096, 16384, 65536)
+SINGLE_READ_BYTES = 4096
+NUM_SINGLE_READS = 400  # one at a time; enough for a 99th percentile
+QUANTILES = {"p50_us": 0.5, "p90_us": 0.9, "p99_us": 0.99}
 LARGE_READ_BYTES = 256 * 1024  # what the rate of the drive is taken from
 MAX_RESIDENT_RATIO = 0.05
 
@@ -101,6 +105,8 @@ def measure_reads(
         spreads = collect(cases, effort, clock)
         granularity = reader.granularity_bytes
         mode = reader.mode
+        single = max(SINGLE_READ_BYTES, reader.granularity_bytes)
+        alone = single_reads_us(RowReader(path, depth=1), single, clock) if _blocks(path, single) else ()
     finally:
         for open_reader in readers.values():
             open_reader.close()
@@ -110,7 +116,45 @@ def measure_reads(
         size, depth = spread.key
         here = parameters | {"read_bytes": size, "depth": depth}
         probes.append(probe_result("storage.random_read", _per_s(spread), "reads/s", here))
+    if alone:
+        probes.append(_distribution(alone, parameters | {"read_bytes": single, "depth": 1}))
     return StorageFacts(_storage(path, spreads, granularity), tuple(probes))
+
+
+def single_reads_us(reader: RowReader, size: int, clock: Clock = time.perf_counter_ns) -> tuple[float, ...]:
+    """Times in µs of reads of one block each, one after the other, at random places; closes the reader.
+
+    The bulk rates hide what a lookup waits for: its slowest read. A file that the page cache keeps is dropped once
+    before, and no place is read twice.
+    """
+    generator = stream(0, f"storage/single/{size}")
+    num_blocks = _blocks(reader.path, size)
+    out = np.empty((1, size), dtype=np.uint8)
+    try:
+        if reader.mode == "pread_buffered":
+            drop_page_cache(reader.path)
+        count = min(NUM_SINGLE_READS, num_blocks)
+        times = []
+        for block in generator.choice(num_blocks, size=count, replace=False):
+            offset = np.array([block * size], dtype=np.int64)
+            start_ns = clock()
+            reader.read_rows(offset, out)
+            times.append((clock() - start_ns) / NS_PER_US)
+    finally:
+        reader.close()
+    return tuple(times)
+
+
+def _distribution(times_us: Sequence[float], parameters: dict[str, str | int | float]) -> ProbeResult:
+    """Every single read and the quantiles; a wide distribution is the finding, not a fault of the measurement."""
+    quantiles = {name: rounded(quantile(times_us, ratio)) for name, ratio in QUANTILES.items()}
+    return ProbeResult(
+        name="storage.single_read",
+        parameters=parameters | quantiles,
+        unit="us",
+        samples=tuple(rounded(time_us) for time_us in times_us),
+        status="ok",
+    )
 
 
 def measure_disk_lookups(
