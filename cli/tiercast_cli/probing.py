@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tiercast_profiles.record import Metric
 
 
-def probe(models: Sequence[str], *, quick: bool, folder: Path | None = None) -> "HardwareProfile":
+def probe(
+    models: Sequence[str], *, quick: bool, folder: Path | None = None, memory_bytes: int | None = None
+) -> "HardwareProfile":
     """Probe this machine; the files that the storage probe reads live in ``folder`` or a temporary one.
 
     Raises:
@@ -25,10 +27,12 @@ def probe(models: Sequence[str], *, quick: bool, folder: Path | None = None) -> 
 
     with progress("profile") as report:
         if folder is not None:
-            return profile_machine(quick=quick, models=specs, folder=folder, progress=report)
+            return profile_machine(quick=quick, models=specs, folder=folder, progress=report, memory_bytes=memory_bytes)
         # beside the work, not in /tmp, which is memory on many machines and would be probed as a drive
         with tempfile.TemporaryDirectory(prefix=".tiercast-probe-", dir=Path.cwd()) as temporary:
-            return profile_machine(quick=quick, models=specs, folder=Path(temporary), progress=report)
+            return profile_machine(
+                quick=quick, models=specs, folder=Path(temporary), progress=report, memory_bytes=memory_bytes
+            )
 
 
 def decode_step_ms(model: str) -> "Metric":

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tiercast_profiles.document import Document, Grown, Quantity, Strict
+from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.model import Precision
 
 Tier = Literal["hbm", "dram", "cxl", "nvme", "pool"]
@@ -219,8 +220,14 @@ class ProbeResult(Strict):
     telemetry: dict[str, Reading] = {}
 
 
-class HardwareProfile(Document):
-    """A host with its devices, links, tiers and the curves the simulator reads."""
+class HardwareProfile(Document, Grown):
+    """A host with its devices, links, tiers and the curves the simulator reads.
+
+    ``gather_sweeps`` are scattered row reads over row size, footprint, page size, order and workers, each with its
+    fitted model; absent: none was measured.
+    """
+
+    added_fields = frozenset({"gather_sweeps"})
 
     calibration: Literal["measured", "datasheet"]
     device: Device
@@ -233,6 +240,7 @@ class HardwareProfile(Document):
     lookups: tuple[LookupCurve, ...]
     compute: tuple[ComputeTable, ...] = ()
     interference: tuple[Interference, ...] = ()
+    gather_sweeps: tuple[GatherSweep, ...] = ()
     probes: tuple[ProbeResult, ...] = ()
 
     @model_validator(mode="after")

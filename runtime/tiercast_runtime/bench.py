@@ -16,6 +16,7 @@ import torch
 from tiercast_profiles import __version__, stats
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.hardware import Tier as MemoryTier
+from tiercast_profiles.quantiles import is_unstable
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
@@ -295,7 +296,7 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics]) -> tuple[s
             f"workload could use {engine.kv.num_wanted_slots}"
         )
     throughputs = [s.output_tokens_per_s for s in statistics]
-    if len(throughputs) > 1 and stats.is_unstable(throughputs):
+    if len(throughputs) > 1 and is_unstable(throughputs):
         warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")
     return tuple(warnings)
 

@@ -76,6 +76,14 @@ class HostBlock:
         assert self._map is not None, "the block was closed"
         return int(self.array.ctypes.data), len(self._map)
 
+    def huge_page_ratio(self, proc: Path = Path("/proc/self")) -> float | None:
+        """Share of the touched block that really lies in huge pages, by the kernel's own account; None untold.
+
+        Transparent huge pages are granted or not as memory is fragmented, so what was asked for is not what was got.
+        """
+        found = read_back([self.span], proc)
+        return None if found is None else found.huge_ratio
+
     def pin(self) -> None:
         """Page-lock the block and map it into the GPU's address space. Fill it first: faulting in locked pages is slow.
 

@@ -22,6 +22,7 @@ def profile_machine(
     folder: Path,
     progress: Callable[[str, float], None] | None = None,
     date: datetime.date | None = None,
+    memory_bytes: int | None = None,
 ) -> "HardwareProfile":
     """Measure this machine.
 
@@ -32,6 +33,7 @@ def profile_machine(
             system is the one that gets measured.
         progress: called with what is being measured and the share done, 0 … 1.
         date: date of the evidence; today by default.
+        memory_bytes: most host memory that the tables of the gather sweep may take; half of what is free by default.
 
     Raises:
         MissingCapability: this machine does not say how much memory it has.
@@ -39,4 +41,4 @@ def profile_machine(
     """
     from tiercast_runtime.probes.profile import measure
 
-    return measure(quick=quick, models=models, folder=folder, progress=progress, date=date)
+    return measure(quick=quick, models=models, folder=folder, progress=progress, date=date, memory_bytes=memory_bytes)

@@ -31,6 +31,7 @@ def measure(
     folder: Path,
     progress: Callable[[str, float], None] | None,
     date: datetime.date | None,
+    memory_bytes: int | None = None,
 ) -> HardwareProfile:
     """See :func:`tiercast_runtime.probes.profile_machine`."""
     if read_host().memory_total_bytes is None:
@@ -38,7 +39,13 @@ def measure(
     report = progress if progress is not None else _silent
     day = date if date is not None else datetime.datetime.now(tz=datetime.UTC).date()
     found = survey(
-        plan=QUICK if quick else FULL, models=models, folder=folder, device=pick_device(), date=day, progress=report
+        plan=QUICK if quick else FULL,
+        models=models,
+        folder=folder,
+        device=pick_device(),
+        date=day,
+        progress=report,
+        memory_bytes=memory_bytes,
     )
     return assemble(found)
 
@@ -63,6 +70,7 @@ def assemble(found: Findings) -> HardwareProfile:
         lookups=tuple(kept),
         compute=found.tables,
         interference=tuple(sorted(found.interference, key=lambda entry: (entry.tier, entry.path))),
+        gather_sweeps=tuple(found.gather_sweeps),
         probes=tuple(found.probes),
     )
 
@@ -244,6 +252,10 @@ def _evidence(found: Findings, curves: list[LookupCurve]) -> dict[str, str]:
     }
     if (found.host.num_numa_nodes or 1) == 1:
         evidence["host.remote_numa_speed_ratio"] = "derived"
+    for index, sweep in enumerate(found.gather_sweeps):
+        if sweep.model is not None:
+            evidence[f"gather_sweeps.{index}.model"] = "derived"
+            evidence[f"gather_sweeps.{index}.score"] = "derived"
     for index in range(len(curves)):
         for name in ("fixed_us", "row_ns", "bandwidth_gb_per_s"):
             evidence[f"lookups.{index}.{name}"] = "derived"

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tiercast_profiles.hardware import ProbeResult
-from tiercast_profiles.stats import is_unstable, median, quantile
+from tiercast_profiles.quantiles import is_unstable, median, quantile
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 if TYPE_CHECKING:
