@@ -28,7 +28,7 @@ from tiercast_runtime.engine import Engine, EngineRun
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
-from tiercast_runtime.table import FileTable, MemoryTable
+from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 
@@ -44,6 +44,7 @@ def bench(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
     memory: MemoryRequest | None = None,
@@ -57,6 +58,7 @@ def bench(
         resolved: what to run; its hardware profile must be of this kind of machine.
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
+        tables: the scenario's tables, made before and kept by the caller; by default each run makes its own.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
         checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
             the rows are computed and the weights random.
@@ -69,7 +71,13 @@ def bench(
         FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
     return bench_in_rounds(
-        [resolved], repeats=repeats, folder=folder, progress=progress, checkpoint=checkpoint, memory=memory
+        [resolved],
+        repeats=repeats,
+        folder=folder,
+        tables=tables,
+        progress=progress,
+        checkpoint=checkpoint,
+        memory=memory,
     )[0]
 
 
@@ -78,6 +86,7 @@ def bench_in_rounds(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
     memory: MemoryRequest | None = None,
@@ -102,7 +111,7 @@ def bench_in_rounds(
         with contextlib.ExitStack() as stack:
             engines = [
                 stack.enter_context(
-                    Engine(resolved, device, _prepared(folder, resolved), checkpoint=rows, memory=memory)
+                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows, memory=memory)
                 )
                 for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
