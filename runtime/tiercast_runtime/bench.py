@@ -16,6 +16,7 @@ import torch
 from tiercast_profiles import __version__, stats
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.hardware import Tier as MemoryTier
+from tiercast_profiles.quantiles import is_unstable
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
@@ -26,7 +27,7 @@ from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
-from tiercast_runtime.table import FileTable
+from tiercast_runtime.table import FileTable, Table
 
 MAX_REPEATS = 1000
 
@@ -42,6 +43,7 @@ def bench(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> RunRecord:
@@ -54,6 +56,7 @@ def bench(
         resolved: what to run; its hardware profile must be of this kind of machine.
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
+        tables: the scenario's tables, made before and kept by the caller; by default each run makes its own.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
         checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
             the rows are computed and the weights random.
@@ -64,7 +67,9 @@ def bench(
         InfeasibleScenario: it does not fit this machine's memory.
         FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
-    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress, checkpoint=checkpoint)[0]
+    return bench_in_rounds(
+        [resolved], repeats=repeats, folder=folder, tables=tables, progress=progress, checkpoint=checkpoint
+    )[0]
 
 
 def bench_in_rounds(
@@ -72,6 +77,7 @@ def bench_in_rounds(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[RunRecord, ...]:
@@ -94,7 +100,9 @@ def bench_in_rounds(
     try:
         with contextlib.ExitStack() as stack:
             engines = [
-                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved), checkpoint=rows))
+                stack.enter_context(
+                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows)
+                )
                 for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
@@ -284,7 +292,7 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics]) -> tuple[s
             f"workload could use {engine.kv.num_wanted_slots}"
         )
     throughputs = [s.output_tokens_per_s for s in statistics]
-    if len(throughputs) > 1 and stats.is_unstable(throughputs):
+    if len(throughputs) > 1 and is_unstable(throughputs):
         warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")
     return tuple(warnings)
 

@@ -7,15 +7,17 @@ Pinned memory is not taken from torch's pinned allocator: that rounds sizes up t
 import contextlib
 import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
-from tiercast_profiles.units import format_bytes
+from tiercast_profiles.units import GIB, format_bytes
 
+HostPages = Literal["4k", "thp", "1g"]
+_MAP_HUGETLB, _MAP_HUGE_1GB = 0x40000, 30 << 26  # linux/mman.h: the page size as a power of two, from bit 26
 _HOST_REGISTER_PORTABLE_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped
 
 
@@ -52,20 +54,64 @@ def require_bytes(needed_bytes: int, device: torch.device, what: str) -> None:
         )
 
 
+def _mapping(size_bytes: int, pages: HostPages) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if pages == "1g":
+        whole = -(-size_bytes // GIB) * GIB
+        try:
+            return mmap.mmap(-1, whole, flags=flags | _MAP_HUGETLB | _MAP_HUGE_1GB)
+        except OSError as error:
+            raise MissingCapability(
+                f"no {whole // GIB} free pages of 1 GiB ({error.strerror or error}); reserve them "
+                "(kernel option hugepagesz=1G hugepages=N) to measure them"
+            ) from None
+    block = mmap.mmap(-1, size_bytes, flags=flags)
+    name = "MADV_NOHUGEPAGE" if pages == "4k" else "MADV_HUGEPAGE"
+    if hasattr(mmap, name):
+        with contextlib.suppress(OSError):  # a kernel without transparent huge pages serves small ones
+            block.madvise(getattr(mmap, name))
+    return block
+
+
 class HostBlock:
-    """A private block of host memory in transparent huge pages where the kernel grants them.
+    """A private block of host memory: in transparent huge pages where the kernel grants them, or in those asked for.
 
     ``array`` is ``[size_bytes] uint8``. A lookup touches one random page per row, so page size decides how many of its
     address translations miss.
+
+    Raises:
+        MissingCapability: pages of 1 GiB are asked for and too few are reserved.
     """
 
-    def __init__(self, size_bytes: int) -> None:
-        self._map: mmap.mmap | None = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without transparent huge pages serves small ones
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+    def __init__(self, size_bytes: int, pages: HostPages = "thp") -> None:
+        self._map: mmap.mmap | None = _mapping(max(size_bytes, 1), pages)
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[:size_bytes]
         self._pinned_address: int | None = None
+
+    def huge_page_ratio(self, smaps: Path = Path("/proc/self/smaps")) -> float | None:
+        """Share of the touched block that really lies in huge pages, by the kernel's own account; None untold.
+
+        Transparent huge pages are granted or not as memory is fragmented, so what was asked for is not what was got.
+        """
+        assert self._map is not None, "the block was closed"
+        address = int(np.frombuffer(self._map, dtype=np.uint8).ctypes.data)
+        try:
+            text = smaps.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        resident = huge = 0
+        is_ours = False
+        for line in text.splitlines():
+            name, _, rest = line.partition(" ")
+            if "-" in name and not name.endswith(":"):
+                first, last = (int(end, 16) for end in name.split("-"))
+                is_ours = first < address + len(self._map) and address < last
+            elif is_ours and name == "Rss:":
+                resident += int(rest.split()[0])
+            elif is_ours and name in ("AnonHugePages:", "Private_Hugetlb:"):
+                huge += int(rest.split()[0])
+                resident += int(rest.split()[0]) if name == "Private_Hugetlb:" else 0
+        return huge / resident if resident else None
 
     def pin(self) -> None:
         """Page-lock the block and map it into the GPU's address space. Fill it first: faulting in locked pages is slow.
