@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import (
     ComputeTable,
     Interference,
@@ -35,9 +36,11 @@ from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.host import HostFacts, read_host
 from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
+from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
 from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.sweep_stage import split_swept, sweep_arms
 from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import Spread, not_measured
 from tiercast_runtime.table import FileTable, HostTable, Table
@@ -63,6 +66,7 @@ class Findings:
     gpu: dict[str, Reading] = field(default_factory=dict)
     remote_reads: Spread[str] | None = None
     curves: list[LookupCurve] = field(default_factory=list)
+    gather_sweeps: list[GatherSweep] = field(default_factory=list)
     storage: Storage | None = None
     layer_times: list[LayerTimes] = field(default_factory=list)
     empty_layer: LayerTimes | None = None
@@ -90,8 +94,13 @@ def survey(
     device: torch.device,
     date: datetime.date,
     progress: Progress,
+    memory_bytes: int | None = None,
+    partial: PartialSweeps | None = None,
 ) -> Findings:
     """Run every probe. Files, threads and pinned memory are given back whatever happens.
+
+    ``memory_bytes`` is the most host memory that tables of the sweeps may take: half of what is free by default.
+    ``partial`` takes each finished sweep and gives those of an interrupted run.
 
     Raises:
         CopyMismatch: memory delivers wrong bytes.
@@ -100,7 +109,8 @@ def survey(
     """
     previous_threads = torch.get_num_threads()
     try:
-        return _Survey(plan, models, folder, device, progress).run(date)
+        cap = available_host_bytes() // 2 if memory_bytes is None else min(memory_bytes, available_host_bytes())
+        return _Survey(plan, models, folder, device, progress, memory_bytes=cap, partial=partial).run(date)
     finally:
         torch.set_num_threads(previous_threads)
 
@@ -135,8 +145,17 @@ class _Survey:
     """The stages; each adds to ``found``."""
 
     def __init__(
-        self, plan: ProbePlan, models: Sequence[ModelSpec], folder: Path, device: torch.device, progress: Progress
+        self,
+        plan: ProbePlan,
+        models: Sequence[ModelSpec],
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+        *,
+        memory_bytes: int,
+        partial: PartialSweeps | None,
     ) -> None:
+        self._memory_bytes, self._partial = memory_bytes, partial
         self._plan, self._folder, self._device, self._progress = plan, folder, device, progress
         self._models, self._refused = runnable(models)
         reference = [] if self._models else [load_model(REFERENCE_MODEL)]
@@ -175,9 +194,10 @@ class _Survey:
         found.probes += [host.probe_result(), *early, *self._refused]
         found.probes.append(_gpu_probe(gpu, self._device))
         self._remote_memory(found)
-        self._progress("row gathers", 0.16)
+        self._progress("row gathers", 0.14)
         self._gathers(found, gather_threads)
-        self._progress("storage", 0.28)
+        self._sweeps(found)
+        self._progress("storage", 0.36)
         self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found), "disk")
         self._layers(found)
         for name, reason in (
@@ -260,6 +280,15 @@ class _Survey:
 
             self._attempt(found, f"lookup.{tier}.{path}", stage, path)
 
+    def _sweeps(self, found: Findings) -> None:
+        def progress(done_ratio: float) -> None:
+            self._progress("gather sweep", 0.2 + 0.16 * done_ratio)
+
+        swept = list(sweep_arms(self._plan.sweep, self._shapes[0], self._memory_bytes, progress, self._partial))
+        sweeps, reasons = split_swept(swept)
+        found.gather_sweeps += sweeps
+        found.probes += reasons
+
     def _add_curve(
         self, found: Findings, spreads: Sequence[Spread[gather.GatherKey]], tier: Tier, granularity: int, fastest: float
     ) -> None:
@@ -296,9 +325,9 @@ class _Survey:
             yield FileTable(engram, 0, "packed", folder, num_rows=self._plan.file_bytes // engram.row_bytes)
 
     def _layers(self, found: Findings) -> None:
-        share = 0.65 / len(self._models)
+        share = 0.58 / len(self._models)
         for number, model in enumerate(self._models):
-            done = 0.35 + number * share
+            done = 0.42 + number * share
 
             def stage(model: ModelSpec = model, done: float = done, is_first: bool = number == 0) -> None:
                 self._progress(f"layers of {model.name}", done)
