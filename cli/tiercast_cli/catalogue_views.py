@@ -177,7 +177,7 @@ def profile_summary(profile: "HardwareProfile") -> None:
     unstable = Counter(probe.name for probe in profile.probes if probe.status == "unstable")
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
-        render.line(f"  unstable (quartiles more than 10 % of the median apart): {names}")
+        render.line(f"  unstable (quartiles too far apart): {names}")
 
 
 def _score_cell(sweep: "GatherSweep") -> str:

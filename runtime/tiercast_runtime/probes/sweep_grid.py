@@ -42,6 +42,12 @@ class Arm:
     is_remote: bool = False
     num_threads: int = 1
 
+    @property
+    def label(self) -> str:
+        """The label that its sweep will have."""
+        place = "remote" if self.is_remote else "local"
+        return f"cpu_gather/{self.pages}/{self.order}/{place}/{self.num_threads} threads"
+
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
