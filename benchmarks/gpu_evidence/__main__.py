@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_evidence import stage_arms, stage_environment, stage_predict, stage_probe, summary
+from gpu_evidence import stage_arms, stage_environment, stage_lookups, stage_predict, stage_probe, summary
 from gpu_evidence.context import Context, environment_of, plain
 from gpu_evidence.plan import Case
 from gpu_evidence.state import State
@@ -24,6 +24,7 @@ STAGES: dict[str, Callable[[Context], list[Case]]] = {
     "probe": stage_probe.probe_cases,
     "arms": stage_arms.arm_cases,
     "disk": stage_arms.disk_cases,
+    "lookups": stage_lookups.cases,
     "sweep": stage_probe.sweep_cases,
     "predict": stage_predict.cases,
 }

@@ -41,8 +41,10 @@ OTHERS = (
     Arm("cpu_gather", {"tier": "dram", "path": "cpu_gather", "prefetch": "step_entry"}),
     Arm("cpu_gather-off", {"tier": "dram", "path": "cpu_gather", "prefetch": "off"}),
 )
+# A profile has component times of single calls only so far: what runs as graphs cannot be predicted from it, these can.
 EAGER = (
     Arm("no_engram-eager", {"tier": "none", "graph_mode": "eager"}),
+    Arm("hbm-eager", {**HBM.placement, "graph_mode": "eager"}),
     Arm("uva-eager", {**UVA.placement, "graph_mode": "eager"}),
 )
 DISK = (
@@ -114,6 +116,7 @@ def arm_cases(context: Context) -> list[Case]:
         (WORKS["decode-1"], (NO_ENGRAM, HBM, UVA, *OTHERS)),
         (PREFILL, (NO_ENGRAM, HBM, UVA, *OTHERS)),
         *((WORKS[f"decode-{batch}"], (NO_ENGRAM, HBM, UVA)) for batch in (8, 128, 512)),
+        *((WORKS[f"decode-{batch}"], EAGER) for batch in (32, 256, 1)),
         (PAPER, OTHERS[:2]),
     ]
     cases = [_case("arms", arm, work) for work, arms in order for arm in arms]

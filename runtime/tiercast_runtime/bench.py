@@ -25,9 +25,10 @@ from tiercast_profiles.workload import workload_sha256
 from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
-from tiercast_runtime.table import FileTable, Table
+from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 
@@ -46,6 +47,7 @@ def bench(
     tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> RunRecord:
     """Serve the scenario's workload ``repeats`` times with the real runtime.
 
@@ -60,6 +62,7 @@ def bench(
         progress: called with the share done, 0 … 1, at most ten times per repeat.
         checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
             the rows are computed and the weights random.
+        memory: pages and NUMA node of tables in host memory; the record says what was obtained.
 
     Raises:
         BadInput: ``repeats`` out of range, or a checkpoint for a scenario without tables.
@@ -68,7 +71,13 @@ def bench(
         FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
     return bench_in_rounds(
-        [resolved], repeats=repeats, folder=folder, tables=tables, progress=progress, checkpoint=checkpoint
+        [resolved],
+        repeats=repeats,
+        folder=folder,
+        tables=tables,
+        progress=progress,
+        checkpoint=checkpoint,
+        memory=memory,
     )[0]
 
 
@@ -80,6 +89,7 @@ def bench_in_rounds(
     tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
@@ -101,7 +111,7 @@ def bench_in_rounds(
         with contextlib.ExitStack() as stack:
             engines = [
                 stack.enter_context(
-                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows)
+                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows, memory=memory)
                 )
                 for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
@@ -275,6 +285,9 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     if engine.cache.size_bytes:
         facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
         facts["cache_start"] = "empty"
+    held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
+    if held is not None:
+        facts.update(held.facts)
     if engine.checkpoint is not None:
         facts["checkpoint_sha256"] = engine.checkpoint.identity
         facts["rows_read_in_checkpoint"] = any(

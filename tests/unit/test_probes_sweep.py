@@ -10,6 +10,7 @@ pytest.importorskip("torch", reason="the runtime extra is not installed")
 from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
 from tiercast_profiles.gather import GatherModel, GatherPoint, is_unaligned, pages_of, requests_of
 from tiercast_profiles.units import MIB
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.probes import numa, sweep_host, sweep_stage
 from tiercast_runtime.probes.block_content import WrongRows
@@ -262,18 +263,18 @@ def test_pages_that_are_not_reserved_are_one_line(monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("tiercast_runtime.memory.mmap.mmap", refuse)
-    with pytest.raises(MissingCapability, match="hugepagesz=1G"):
-        HostBlock(1, "1g")
+    with pytest.raises(MissingCapability, match="hugepages-1048576kB/nr_hugepages"):
+        HostBlock(1, MemoryRequest("1g"))
 
 
 def test_the_kernel_says_what_pages_a_block_got(tmp_path):
-    block = HostBlock(4 * MIB, "4k")
+    block = HostBlock(4 * MIB, MemoryRequest("4k"))
     block.array[:] = 1
     address = block.array.ctypes.data
     smaps = tmp_path / "smaps"
     span = f"{address:x}-{address + 4 * MIB:x} rw-p 00000000 00:00 0\n"
     smaps.write_text(f"{span}Rss:                4096 kB\nAnonHugePages:      2048 kB\n")
-    assert block.huge_page_ratio(smaps) == 0.5
+    assert block.huge_page_ratio(tmp_path) == 0.5
     assert block.huge_page_ratio(tmp_path / "missing") is None
     assert block.huge_page_ratio() in (0.0, None)
     block.close()

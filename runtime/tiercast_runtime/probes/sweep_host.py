@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tiercast_profiles.gather import SMALL_PAGE_BYTES, GatherSweep
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median
 from tiercast_profiles.units import NS_PER_US
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.paths.cpu_gather import gather_rows
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
@@ -129,7 +130,7 @@ def placed_block(num_bytes: int, arm: Arm) -> Iterator[HostBlock]:
     """A filled block in the arm's pages, on the node it asks for; this thread runs on the own one meanwhile."""
     with ExitStack() as stack:
         stack.enter_context(own_and_remote(is_remote=arm.is_remote))
-        block = HostBlock(num_bytes, arm.pages)
+        block = HostBlock(num_bytes, MemoryRequest(arm.pages))
         stack.callback(block.close)
         fill_random(block.array)
         yield block
