@@ -59,9 +59,7 @@ def into(replica: int) -> str:
 class Handover:
     """Prompts that are done on prefill replicas, and the transfers of their KV.
 
-    Replicas 0 … ``data`` − 1 decode, the others prefill.
-
-    ``transfer_ns`` holds how long each transfer took.
+    Replicas 0 … ``data`` − 1 decode, the others prefill. ``transfer_ns`` holds how long each transfer took.
     """
 
     def __init__(self, clock: Clock, network: Network, link: KvLink, source: RequestSource, parallel: Parallel) -> None:
