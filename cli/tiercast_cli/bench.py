@@ -1,5 +1,6 @@
 """``tiercast bench``: run the real runtime here."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +24,32 @@ CheckpointPath = Annotated[
 ]
 
 
+class PageSizes(StrEnum):
+    """Pages that tables in host memory can be made of."""
+
+    SMALL = "4k"
+    TRANSPARENT = "thp"
+    TWO_MIB = "2m"
+    ONE_GIB = "1g"
+
+
+PageSizeName = Annotated[
+    PageSizes | None,
+    typer.Option("--page-size", help="Pages of tables in host memory; 2m and 1g come from the reserved pools."),
+]
+NumaNode = Annotated[
+    int | None, typer.Option("--numa-node", min=0, metavar="N", help="NUMA node of tables in host memory.")
+]
+
+
 def command(
     scenario: ScenarioArgument,
     *,
     profile: ProfileFile = None,
     repeats: Repeats = 1,
     checkpoint: CheckpointPath = None,
+    page_size: PageSizeName = None,
+    numa_node: NumaNode = None,
     output: OutputFile = None,
     trace: TraceFile = None,
     as_json: JsonFlag = False,
@@ -46,10 +67,15 @@ def command(
     check_writable(output)
     check_writable(trace)
     rows = None if checkpoint is None else Path(checkpoint)
+    from tiercast_runtime.host_pages import MemoryRequest
+
+    memory = MemoryRequest(None if page_size is None else page_size.value, numa_node)
     from tiercast_runtime.bench import bench  # takes seconds to import: not before the input is known to be good
 
     with progress(f"bench {scenario}") as report:
-        record = bench(resolved, repeats=repeats, checkpoint=rows, progress=lambda ratio: report("", ratio))
+        record = bench(
+            resolved, repeats=repeats, checkpoint=rows, memory=memory, progress=lambda ratio: report("", ratio)
+        )
     if output is not None:
         save(output, record.to_json())
     if trace is not None:

@@ -167,17 +167,19 @@ def profile_summary(profile: "HardwareProfile") -> None:
     ]
     render.table("layer times", ["model", "graph mode", "components", "points"], tables, left=2)
     render.line()
-    counts: Counter[str] = Counter(probe.status for probe in profile.probes)
+    # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
+    cases = [probe for probe in profile.probes if not probe.name.startswith("telemetry.")]
+    counts: Counter[str] = Counter(probe.status for probe in cases)
     states = ", ".join(f"{counts[status]} {status}" for status in PROBE_STATES if counts[status])
-    render.line(f"cases measured: {len(profile.probes)} ({states})")
-    groups = Counter((probe.status, probe.name, probe.reason) for probe in profile.probes if probe.status != "ok")
+    render.line(f"cases measured: {len(cases)} ({states})")
+    groups = Counter((probe.status, probe.name, probe.reason) for probe in cases if probe.status != "ok")
     for (status, name, reason), count in groups.items():
         if status != "unstable":
             render.line(f"  {status}: {name}{f' x {count}' if count > 1 else ''}{f', {reason}' if reason else ''}")
-    unstable = Counter(probe.name for probe in profile.probes if probe.status == "unstable")
+    unstable = Counter(probe.name for probe in cases if probe.status == "unstable")
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
-        render.line(f"  unstable (quartiles more than 10 % of the median apart): {names}")
+        render.line(f"  unstable (quartiles too far apart): {names}")
 
 
 def _score_cell(sweep: "GatherSweep") -> str:

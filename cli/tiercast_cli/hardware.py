@@ -1,4 +1,4 @@
-"""``tiercast hardware parts|import``: what only hardware profiles have, beside list, show and diff."""
+"""``tiercast hardware parts|compare|import``: what only hardware profiles have, beside list, show and diff."""
 
 import datetime
 from typing import Annotated
@@ -16,6 +16,13 @@ def register(group: typer.Typer) -> None:
         epilog=examples("tiercast hardware parts", "tiercast hardware parts --json"),
     )(parts)
     group.command(
+        "compare",
+        help="Show how much of its datasheet a measured machine reaches.",
+        epilog=examples(
+            "tiercast hardware compare profile.yaml", "tiercast hardware compare profile.yaml --with h200-sxm"
+        ),
+    )(compare)
+    group.command(
         "import",
         help="Make a profile from files of nvbandwidth, fio, nvidia-smi, dcgmi, STREAM and Intel MLC.",
         epilog=examples(
@@ -32,6 +39,28 @@ def parts(as_json: JsonFlag = False) -> None:
 
     rows = hardware_views.part_rows()
     emit(rows, lambda: hardware_views.show_parts(rows), as_json=as_json)
+
+
+def compare(
+    measured: Annotated[str, typer.Argument(metavar="MEASURED", help="A profile that probes or an import wrote.")],
+    preset: Annotated[
+        str | None, typer.Option("--with", metavar="PRESET", help="By default the shipped machine of the same product.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print each measured quantity in percent of the preset's."""
+    from tiercast_cli import hardware_views
+    from tiercast_cli.output import emit
+    from tiercast_profiles import store
+    from tiercast_profiles.anchors import compare_with_preset, matching_preset
+
+    profile = store.load_hardware(measured)
+    if preset is None:
+        anchor = matching_preset(profile, [store.load_hardware(name) for name in store.shipped_names("hardware")])
+    else:
+        anchor = store.load_hardware(preset)
+    rows = compare_with_preset(profile, anchor)
+    emit(rows, lambda: hardware_views.show_anchors(profile, anchor, rows), as_json=as_json)
 
 
 def import_files(

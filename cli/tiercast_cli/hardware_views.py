@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tiercast_cli import render
 from tiercast_profiles import store
+from tiercast_profiles.anchors import Anchor
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.machine_import import Report
 
@@ -40,3 +41,28 @@ def show_import(profile: HardwareProfile, reports: Sequence[Report]) -> None:
     priors = [f"{curve.tier} by {curve.path}" for curve in profile.lookups if not curve.is_calibrated]
     if priors:
         render.line(f"uncalibrated lookup curves, which no tool of these measures: {', '.join(priors)}")
+
+
+def show_anchors(measured: HardwareProfile, preset: HardwareProfile, rows: Sequence[Anchor]) -> None:
+    """Measured beside stated; where the preset has a band, whether the machine lies in it."""
+    words = {True: "inside", False: "outside", None: render.UNKNOWN}
+    cells = [
+        [
+            row.what,
+            row.unit,
+            render.number(row.measured),
+            render.number(row.anchor),
+            render.percent(row.of_anchor_ratio),
+            words[row.is_in_band],
+        ]
+        for row in rows
+    ]
+    render.table(
+        f"{measured.name} beside {preset.name}",
+        ["what", "unit", "measured", "preset", "of anchor", "band of\npreset"],
+        cells,
+        left=2,
+    )
+    render.line("us: more than 100 % is slower. All others: more than 100 % is more than the preset states.")
+    if not any(curve.is_calibrated for curve in preset.lookups):
+        render.line(f"lookup curves of {preset.name} are uncalibrated priors, not anchors to reach.")

@@ -13,14 +13,13 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from tiercast_profiles.document import Strict
-from tiercast_profiles.quantiles import is_unstable, median, quantile
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median, quantile
 
 PageKind = Literal["4k", "thp", "1g", "device"]
 RowOrder = Literal["random", "sorted", "text"]
 MemoryPlace = Literal["local", "remote"]
 FloatArray = npt.NDArray[np.float64]
 
-UNSTABLE_RATIO = 0.05  # interquartile range over median above which a point is kept, flagged and not used
 LINE_BYTES = 64  # rows that start elsewhere than on a line are copied piecemeal
 SMALL_PAGE_BYTES = 4096
 
@@ -58,7 +57,7 @@ class GatherPoint(Strict):
     @property
     def is_unstable(self) -> bool:
         """True when the quartiles lie further apart than 5 % of the median."""
-        return is_unstable(self.samples_us, UNSTABLE_RATIO)
+        return is_unstable(self.samples_us, PROBE_UNSTABLE_RATIO)
 
 
 class GatherModel(Strict):

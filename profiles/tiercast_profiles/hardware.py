@@ -208,7 +208,8 @@ class Reading(Strict):
 class ProbeResult(Strict):
     """Raw samples of one probe, kept whether or not they are used.
 
-    ``status`` ``unstable`` marks samples whose interquartile range exceeds 10 % of their median.
+    ``status`` ``unstable`` marks samples whose interquartile range exceeds 5 % of their median (earlier
+    profiles: 10 %): kept, flagged, and used only where nothing steadier was measured.
     """
 
     name: str

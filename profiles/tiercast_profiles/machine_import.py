@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tiercast_profiles.anchors import is_same_product
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.machine_reports import Stated, read_report
@@ -108,7 +109,7 @@ def _state(
     if body.get(section) is None:
         raise BadInput(f"{report.path}: states {item.path}, but base {base.name!r} has no {section}; give another base")
     if item.path == "device.product_name":
-        if not _same_product(str(item.value), base.device.product_name):
+        if not is_same_product(str(item.value), base.device.product_name):
             raise BadInput(
                 f"{report.path}: is of {item.value!r}, base {base.name!r} of {base.device.product_name!r}; "
                 "give the base of the same product"
@@ -131,12 +132,6 @@ def _state(
         "source": f"{item.what}, in {Path(report.path).name}",
         "date": report.date.isoformat(),
     }
-
-
-def _same_product(first: str, second: str) -> bool:
-    """Product names agree when the words of one are in the other: drivers and sellers add memory and form factor."""
-    one, two = (set(re.findall(r"[a-z0-9]+", text.lower())) - {"nvidia"} for text in (first, second))
-    return one <= two or two <= one
 
 
 def _rounded(value: float) -> float:

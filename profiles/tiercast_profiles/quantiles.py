@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+PROBE_UNSTABLE_RATIO = 0.05  # interquartile range over median above which a probe is flagged
+
 
 def quantile(values: Sequence[float], ratio: float) -> float:
     """Linear-interpolated quantile (the usual definition 7) of a non-empty sequence.

@@ -180,10 +180,13 @@ class Metrics(Grown):
     """The metrics every record reports; absent means not known, never zero.
 
     ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took,
-    ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission.
+    ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission,
+    ``kv_transfer_ms`` the mean time a prompt's KV takes from a prefill replica to a decode replica.
     """
 
-    added_fields = frozenset({"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio", "page_cache"})
+    added_fields = frozenset(
+        {"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio", "kv_transfer_ms", "page_cache"}
+    )
 
     output_tokens_per_s: Metric
     total_tokens_per_s: Metric
@@ -202,6 +205,7 @@ class Metrics(Grown):
     wasted_row_ratio: Metric | None = None
     preemptions_per_request: Metric | None = None
     prefix_hit_ratio: Metric | None = None
+    kv_transfer_ms: Metric | None = None
     layers: tuple[LayerWindow, ...] = ()
     offers: tuple[TierOffer, ...] = ()
     time_spent: TimeSpent | None = None

@@ -30,11 +30,22 @@ ALLOWED_PATHS: dict[Tier, tuple[LookupPath, ...]] = {
 }
 
 
-class Parallel(Strict):
-    """Tensor-parallel ranks of one replica and number of data-parallel replicas."""
+class Parallel(Grown):
+    """Tensor-parallel ranks of one replica and number of data-parallel replicas.
+
+    With ``prefill`` above 0 so many further replicas compute prompts only, and the ``data`` replicas decode only.
+    """
+
+    added_fields = frozenset({"prefill"})
 
     tensor: int = Field(default=1, gt=0, le=1024)
     data: int = Field(default=1, gt=0, le=1024)
+    prefill: int = Field(default=0, ge=0, le=1024)
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas of both roles."""
+        return self.data + self.prefill
 
 
 class Placement(Grown):
@@ -165,7 +176,7 @@ class ResolvedScenario(Strict):
     @property
     def num_ranks(self) -> int:
         """Devices the scenario uses."""
-        return self.scenario.parallel.tensor * self.scenario.parallel.data
+        return self.scenario.parallel.tensor * self.scenario.parallel.num_replicas
 
     @property
     def sha256(self) -> str:
@@ -224,6 +235,17 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
         raise BadInput(
             f"parallel.tensor={scenario.parallel.tensor} exceeds the {hardware.device.num_per_host} devices of one "
             f"{hardware.name!r} host"
+        )
+    parallel = scenario.parallel
+    if parallel.prefill and parallel.tensor * parallel.num_replicas > hardware.device.num_per_host:
+        raise BadInput(
+            f"parallel.prefill={parallel.prefill} and data={parallel.data} with tensor={parallel.tensor} exceed the "
+            f"{hardware.device.num_per_host} devices of one {hardware.name!r} host; KV moves between devices of a host"
+        )
+    if parallel.prefill and hardware.device.collective is None:
+        raise MissingCapability(
+            f"parallel.prefill={parallel.prefill} moves KV over device.collective, which the profile of "
+            f"{hardware.name!r} does not have; set prefill to 0 or add it"
         )
     if path is not None and wanted.tier != "none" and hardware.curve(wanted.tier, path) is None:
         known = ", ".join(f"{curve.tier}/{curve.path}" for curve in hardware.lookups) or "none"

@@ -25,9 +25,10 @@ from tiercast_profiles.workload import workload_sha256
 from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
-from tiercast_runtime.table import FileTable
+from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 
@@ -43,8 +44,10 @@ def bench(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> RunRecord:
     """Serve the scenario's workload ``repeats`` times with the real runtime.
 
@@ -55,9 +58,11 @@ def bench(
         resolved: what to run; its hardware profile must be of this kind of machine.
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
+        tables: the scenario's tables, made before and kept by the caller; by default each run makes its own.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
         checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
             the rows are computed and the weights random.
+        memory: pages and NUMA node of tables in host memory; the record says what was obtained.
 
     Raises:
         BadInput: ``repeats`` out of range, or a checkpoint for a scenario without tables.
@@ -65,7 +70,15 @@ def bench(
         InfeasibleScenario: it does not fit this machine's memory.
         FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
-    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress, checkpoint=checkpoint)[0]
+    return bench_in_rounds(
+        [resolved],
+        repeats=repeats,
+        folder=folder,
+        tables=tables,
+        progress=progress,
+        checkpoint=checkpoint,
+        memory=memory,
+    )[0]
 
 
 def bench_in_rounds(
@@ -73,8 +86,10 @@ def bench_in_rounds(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
@@ -95,7 +110,9 @@ def bench_in_rounds(
     try:
         with contextlib.ExitStack() as stack:
             engines = [
-                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved), checkpoint=rows))
+                stack.enter_context(
+                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows, memory=memory)
+                )
                 for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
@@ -268,6 +285,9 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     if engine.cache.size_bytes:
         facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
         facts["cache_start"] = "empty"
+    held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
+    if held is not None:
+        facts.update(held.facts)
     if engine.checkpoint is not None:
         facts["checkpoint_sha256"] = engine.checkpoint.identity
         facts["rows_read_in_checkpoint"] = any(

@@ -32,6 +32,7 @@ from tiercast_runtime.early import EarlyLedger
 from tiercast_runtime.graph_backend import CudaGraphs, GraphBackend
 from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network
@@ -77,6 +78,7 @@ class Engine:
         clock: ns since anything.
         sleep: waits a number of seconds; only an idle engine waiting for an arrival calls it.
         checkpoint: where the rows and the Engram layers' weights come from; computed and random ones without.
+        memory: what tables in host memory are made of.
 
     Raises:
         MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
@@ -95,6 +97,7 @@ class Engine:
         clock: Callable[[], int] = time.perf_counter_ns,
         sleep: Callable[[float], None] = time.sleep,
         checkpoint: Checkpoint | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
         model, seed = resolved.model, resolved.scenario.seed
         check_runnable(model)
@@ -108,7 +111,7 @@ class Engine:
         layers = range(len(model.engram.layer_ids))
         sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
         self._owns_tables = tables is None
-        self.tables = build_tables(resolved, device, folder, sources) if tables is None else list(tables)
+        self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
         self.table_bytes = sum(table.size_bytes for table in self.tables)
         self.cache = plan_cache(resolved)
         graph_mode, graph_reason = graph_mode_here(resolved.placement, device, has_backend=graphs is not None)

@@ -52,6 +52,10 @@ def check_supported(resolved: ResolvedScenario) -> None:
             "engine.prefix_caching true: the runtime keeps no KV of earlier requests; set false or simulate",
         ),
         (
+            scenario.parallel.prefill > 0,
+            f"parallel.prefill={scenario.parallel.prefill}: the runtime uses one device for both; set 0 or simulate",
+        ),
+        (
             scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
             f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
             "device; set both to 1 or simulate",

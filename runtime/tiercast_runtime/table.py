@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram, RowLayout
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_runtime.content import expected_rows
 from tiercast_runtime.device import num_cores
-from tiercast_runtime.memory import HostBlock, require_bytes
+from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory
+from tiercast_runtime.memory import HostBlock, obtained, require_bytes
 from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
 from tiercast_runtime.table_file import TableFile, open_or_write, place_in_checkpoint
@@ -75,6 +76,7 @@ class MemoryTable(Table):
     """A table a program can index: ``parts`` are ``[num_rows, width] uint8`` tensors, one per array of the layout."""
 
     parts: tuple[torch.Tensor, ...] = ()
+    obtained: ObtainedMemory | None = None  # of host memory only, as the kernel says it is
 
     def fill(self, store: Callable[[int, tuple[npt.NDArray[np.uint8], ...]], None], num_threads: int) -> None:
         """Compute the content chunk by chunk and hand each chunk, cut by layout, to ``store(first_row, parts)``."""
@@ -100,10 +102,18 @@ class HostTable(MemoryTable):
         num_rows: int | None = None,
         first_row: int = 0,
         source: RowSource | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
         super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
-        require_bytes(self.size_bytes, torch.device("cpu"), self.label)
-        self._blocks = [HostBlock(self.num_rows * width) for width in self.part_widths]
+        if memory is None or not memory.is_from_pool:
+            require_bytes(self.size_bytes, torch.device("cpu"), self.label)
+        self._blocks: list[HostBlock] = []
+        try:
+            for width in self.part_widths:
+                self._blocks.append(HostBlock(self.num_rows * width, memory))
+        except BaseException:
+            self.close()
+            raise
         arrays = [
             block.array.reshape(self.num_rows, width)
             for block, width in zip(self._blocks, self.part_widths, strict=True)
@@ -124,6 +134,7 @@ class HostTable(MemoryTable):
                 self.close()
                 raise
         self.is_pinned = is_pinned
+        self.obtained = obtained(self._blocks)
         self.parts = tuple(torch.from_numpy(array) for array in arrays)
 
     def close(self) -> None:
@@ -146,14 +157,22 @@ class ResidentTable(MemoryTable):
         num_rows: int | None = None,
         first_row: int = 0,
         source: RowSource | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
         super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
         self.device = device
         self._host: HostTable | None = None
         if device.type == "cpu":
             self._host = HostTable(
-                engram, layer_index, layout, num_rows=self.num_rows, first_row=first_row, source=self.source
+                engram,
+                layer_index,
+                layout,
+                num_rows=self.num_rows,
+                first_row=first_row,
+                source=self.source,
+                memory=memory,
             )
+            self.obtained = self._host.obtained
             self.parts = self._host.parts
             return
         require_bytes(self.size_bytes, device, self.label)
@@ -205,13 +224,19 @@ class FileTable(Table):
 
 
 def build_tables(
-    resolved: ResolvedScenario, device: torch.device, folder: Path, sources: Sequence[RowSource] | None = None
+    resolved: ResolvedScenario,
+    device: torch.device,
+    folder: Path,
+    sources: Sequence[RowSource] | None = None,
+    memory: MemoryRequest | None = None,
 ) -> list[Table]:
     """All tables of a scenario in the tier it names; none for tier ``none``.
 
     ``sources`` gives the rows of each layer; by default they are those anyone can recompute.
+    ``memory`` says what tables in host memory are made of.
 
     Raises:
+        BadInput: ``memory`` asks for something and no table is in host memory.
         InfeasibleScenario: the tables do not fit where they should go.
         FileProblem: a table file cannot be written or is damaged.
         MissingCapability: the runtime cannot serve that tier.
@@ -223,22 +248,29 @@ def build_tables(
         raise MissingCapability(
             f"the runtime has no {tier} tier; it runs none, hbm, dram and nvme (simulate knows all)"
         )
+    is_in_host_memory = tier == "dram" or (tier == "hbm" and device.type == "cpu")
+    if memory is not None and memory != MemoryRequest() and not is_in_host_memory:
+        raise BadInput(
+            f"page size and NUMA node are of tables in host memory; tier {tier} on a {device.type} device has none: "
+            "leave them out or use tier dram"
+        )
     if tier == "none":
         return []
     if tier == "nvme":
         return [FileTable(engram, layer, layout, folder, source=given[layer]) for layer in layers]
     total_bytes = sum(table_rows(engram)) * engram.stored_row_bytes(layout)
-    memory = device if tier == "hbm" else torch.device("cpu")
-    require_bytes(total_bytes, memory, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
+    if memory is None or not memory.is_from_pool:
+        place = device if tier == "hbm" else torch.device("cpu")
+        require_bytes(total_bytes, place, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
     tables: list[Table] = []
     try:
         for layer in layers:
             if tier == "hbm":
-                tables.append(ResidentTable(engram, layer, layout, device, source=given[layer]))
+                tables.append(ResidentTable(engram, layer, layout, device, source=given[layer], memory=memory))
             else:
                 # host threads gather from any memory; only a GPU that reads by itself needs it pinned
                 is_pinned = resolved.placement.path == "uva"
-                tables.append(HostTable(engram, layer, layout, is_pinned=is_pinned, source=given[layer]))
+                tables.append(HostTable(engram, layer, layout, is_pinned=is_pinned, source=given[layer], memory=memory))
     except BaseException:
         for table in tables:
             table.close()

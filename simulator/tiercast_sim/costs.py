@@ -32,7 +32,7 @@ class StepCosts:
         ngrams: RequestNgrams | None,
     ) -> None:
         placement, engram = resolved.placement, resolved.model.engram
-        self._compute = compute
+        self.compute = compute
         self._rows_per_token = engram.num_rows_per_token
         self._num_layers = len(engram.layer_ids)
         self._is_early = placement.prefetch == "prev_step" and placement.path != "device"
@@ -59,10 +59,10 @@ class StepCosts:
         """Times of a step. ``upcoming`` are the prompt tokens that may come after it."""
         for request in plan.preempted:
             self._fetched_early.pop(request.request_id, None)
-        compute = self._compute.step(plan)
+        compute = self.compute.step(plan)
         segments = [round(segment) for segment in compute.segments_ns]
         pre_ns = round(compute.pre_ns)
-        self._compute.ledger.close(pre_ns + sum(segments), 0)
+        self.compute.ledger.close(pre_ns + sum(segments), 0)
         if self.lookups is None:
             return StepWork(pre_ns, tuple(segments))
         num_rows = plan.num_tokens * self._rows_per_token * self._num_layers
@@ -72,7 +72,7 @@ class StepCosts:
             gathers = tuple(lookup.duration_ns for lookup in own)
             for index, gather_ns in enumerate(gathers):
                 segments[index + 1] += gather_ns
-            self._compute.ledger.close(sum(gathers), sum(gathers))
+            self.compute.ledger.close(sum(gathers), sum(gathers))
             return StepWork(
                 pre_ns,
                 tuple(segments),

@@ -47,7 +47,7 @@ def needs_events(resolved: ResolvedScenario) -> str | None:
     workload, engine = scenario.workload, scenario.engine
     if workload.kind != "closed_loop":
         return "arrivals depend on time"
-    if scenario.parallel.data > 1:
+    if scenario.parallel.num_replicas > 1:
         return "replicas share the stream of requests"
     if scenario.speculative.draft_tokens > 0:
         return "accepted drafts differ by sequence"

@@ -8,7 +8,7 @@ from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Span
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
-from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
+from tiercast_profiles.units import GB, NS_PER_MS, NS_PER_S, NS_PER_US
 from tiercast_sim.baselines import Baseline
 from tiercast_sim.run import RunResult
 from tiercast_sim.serving_counts import ServingCounts
@@ -101,8 +101,15 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
         prefix_hit_ratio=_counted(runs, lambda counts: counts.prefix_hit_ratio)
         if resolved.scenario.engine.prefix_caching
         else None,
+        kv_transfer_ms=optional_band(at_each(runs, _kv_transfer_ms)),
         layers=layer_windows(resolved, runs),
     )
+
+
+def _kv_transfer_ms(result: RunResult) -> float | None:
+    """Mean over requests whose KV moved between replicas."""
+    times_ns = result.kv_transfer_ns
+    return sum(times_ns) / len(times_ns) / NS_PER_MS if times_ns else None
 
 
 def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric:
@@ -160,7 +167,7 @@ def spans(resolved: ResolvedScenario, steps: Sequence[StepLog]) -> tuple[Span, .
     layer_ids = resolved.model.engram.layer_ids
     bars: list[Span] = []
     for number, step in enumerate(steps[:MAX_SPAN_STEPS]):
-        replica = f"replica {step.replica} " if resolved.scenario.parallel.data > 1 else ""
+        replica = f"replica {step.replica} " if resolved.scenario.parallel.num_replicas > 1 else ""
         name = f"step {number}: {step.decode_sequences} decode + {step.prefill_tokens} prefill"
         known_ns, end_ns = step.start_ns + step.pre_ns, step.start_ns + step.duration_ns
         rows = [

@@ -7,6 +7,7 @@ over, as vLLM preempts by recomputation.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from tiercast_profiles.workload import Request
 from tiercast_sim.kv_blocks import BlockTable, KvBlocks, blocks_of
 from tiercast_sim.serving_counts import ServingCounts
 from tiercast_sim.work import Chunk, StepPlan
+
+Role = Literal["both", "prefill", "decode"]
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +76,13 @@ def check_requests_fit(
 class Scheduler:
     """Queues of one replica. ``plan`` says what the next step computes, ``finish`` books its end."""
 
-    def __init__(self, engine: Engine, capacity_tokens: int, speculative: Speculative, seed: int) -> None:
+    def __init__(
+        self, engine: Engine, capacity_tokens: int, speculative: Speculative, seed: int, role: Role = "both"
+    ) -> None:
+        self._role = role
+        self._loading: dict[int, Sequence] = {}
+        self._to_load: list[Request] = []
+        self._held: dict[int, Sequence] = {}
         self._engine = engine
         self._speculative = speculative
         self._seed = seed
@@ -91,12 +100,12 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """True while a request waits or runs."""
-        return bool(self._waiting or self._prefilling or self._decoding)
+        return bool(self._waiting or self._prefilling or self._decoding or self._loading)
 
     @property
     def num_running(self) -> int:
         """Sequences that hold KV blocks."""
-        return len(self._prefilling) + len(self._decoding)
+        return len(self._prefilling) + len(self._decoding) + len(self._loading)
 
     @property
     def used_blocks(self) -> int:
@@ -132,6 +141,8 @@ class Scheduler:
             if admitted is None:  # head of line: nobody overtakes
                 break
             self._waiting.popleft()
+            if admitted.request.request_id in self._loading:
+                continue
             count = min(admitted.goal - admitted.prompt_done, budget)
             budget -= count
             chunks.append(self._chunk(admitted, count))
@@ -144,6 +155,23 @@ class Scheduler:
         )
         self.counts.fed_tokens += plan.num_tokens
         return plan
+
+    def take_loads(self) -> list[Request]:
+        """Requests whose KV may set out for here since the last call (role ``decode``)."""
+        loads, self._to_load = self._to_load, []
+        return loads
+
+    def loaded(self, request: Request) -> None:
+        """The KV of a request is here: it decodes from the next step on."""
+        sequence = self._loading.pop(request.request_id)
+        sequence.prompt_done = sequence.goal
+        sequence.is_decoding = True
+        self._decoding.append(sequence)
+
+    def sent(self, request: Request) -> None:
+        """The KV of a request was fetched from here, or nobody wants it: its blocks are free (role ``prefill``)."""
+        sequence = self._held.pop(request.request_id)
+        self._kv.release(sequence.blocks, sequence.goal)
 
     def upcoming_chunks(self) -> tuple[Chunk, ...]:
         """Prompt tokens that can come after the planned step, nearest first, at most one step's budget of them."""
@@ -158,6 +186,8 @@ class Scheduler:
         for sequence in self._waiting:
             if budget <= 0:
                 break
+            if self._role == "decode" and sequence.num_preemptions == 0:  # its prompt is computed elsewhere
+                continue
             start = self._kv.num_cached_tokens(sequence.blocks, sequence.goal)
             chunks.append(Chunk(sequence.request, start, min(sequence.goal - start, budget), sequence.goal))
             budget -= chunks[-1].num_tokens
@@ -191,7 +221,10 @@ class Scheduler:
         if done:
             self._decoding = [sequence for sequence in self._decoding if sequence.position < sequence.end]
             for sequence in done:
-                self._kv.release(sequence.blocks, sequence.end)
+                if self._role == "prefill":
+                    self._held[sequence.request.request_id] = sequence
+                else:
+                    self._kv.release(sequence.blocks, sequence.end)
         return Finished(tuple(first), tuple(sequence.request for sequence in done))
 
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
@@ -200,6 +233,8 @@ class Scheduler:
         return Chunk(sequence.request, sequence.prompt_done, count, sequence.goal)
 
     def _admit(self, sequence: Sequence, budget: int) -> Sequence | None:
+        if self._role == "decode" and sequence.num_preemptions == 0:
+            return self._admit_to_load(sequence)
         cached = self._kv.num_cached_tokens(sequence.blocks, sequence.goal)
         num_tokens = sequence.end + 1
         if self._is_on_demand:
@@ -212,6 +247,16 @@ class Scheduler:
         sequence.prompt_done = cached
         sequence.is_running = True
         self._prefilling.append(sequence)
+        return sequence
+
+    def _admit_to_load(self, sequence: Sequence) -> Sequence | None:
+        """Blocks for a prompt that was computed elsewhere; it decodes once its KV is here."""
+        num_tokens = sequence.goal if self._is_on_demand else sequence.end + 1
+        if not self._kv.start(sequence.blocks, 0, num_tokens):
+            return None
+        sequence.is_running = True
+        self._loading[sequence.request.request_id] = sequence
+        self._to_load.append(sequence.request)
         return sequence
 
     def _has_room(self, sequence: Sequence, count: int) -> bool:

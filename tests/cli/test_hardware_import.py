@@ -29,3 +29,20 @@ def test_what_is_wrong_is_one_line_and_no_file(fails, tmp_path):
     assert "unknown hardware 'x'" in fails(2, *words, "--base", "x")
     assert "does not exist" in fails(2, *words[:3], "-o", tmp_path / "absent" / "box.yaml")
     assert not output.exists()
+
+
+def test_an_imported_machine_is_compared_with_its_datasheet(run, golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stream.txt").write_text(STREAM, encoding="utf-8")
+    run("hardware", "import", "stream.txt", "--base", "h100-sxm", "--date", "2026-11-25", "-o", "my-box.yaml")
+    for width in (80, 120):
+        result = run("hardware", "compare", "my-box.yaml", "--with", "h100-sxm", width=width)
+        assert result.exit_code == 0, result.output
+        golden(f"hardware-compare.{width}.txt", result.stdout)
+    (row,) = json.loads(run("hardware", "compare", "my-box.yaml", "--json").stdout)  # found by its product
+    assert row["of_anchor_ratio"] == 485 / 504
+
+
+def test_compare_names_what_is_wrong(fails):
+    assert "holds no measured number" in fails(2, "hardware", "compare", "l4")
+    assert "several shipped machines" not in fails(2, "hardware", "compare", "absent.yaml")

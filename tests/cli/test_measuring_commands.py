@@ -82,19 +82,25 @@ def test_validate_holds_the_error_against_a_limit(run, files):
 def test_profile_writes_what_the_probes_return(run, files, monkeypatch):
     asked = {}
 
-    def probe(models, *, quick, folder=None, memory_bytes=None):
-        asked.update(models=models, quick=quick, memory_bytes=memory_bytes)
+    def probe(models, *, quick, folder=None, memory_bytes=None, output=None, is_resumed=False):
+        asked.update(models=models, quick=quick, memory_bytes=memory_bytes, is_resumed=is_resumed)
         return load_hardware(str(files.hardware))
 
     monkeypatch.setattr(probing, "probe", probe)
     output = files.folder / "profile.yaml"
     result = run("profile", "--quick", "--model", "tiny", "-o", output)
     assert result.exit_code == 0, result.output
-    assert asked == {"models": ["tiny"], "quick": True, "memory_bytes": None}
+    assert asked == {"models": ["tiny"], "quick": True, "memory_bytes": None, "is_resumed": False}
     assert load_hardware(str(output)) == load_hardware(str(files.hardware))
     assert "nvme by disk" in result.stdout
     assert json.loads(run("profile", "--json", "--memory-gib", "2").stdout)["name"] == "test-cpu"
     assert asked["memory_bytes"] == 2 << 30
+    partial = files.folder / "profile.yaml.partial"
+    partial.write_text("kept")
+    assert run("profile", "-o", output, "--resume").exit_code == 0
+    assert asked["is_resumed"]
+    assert not partial.exists()
+    assert run("profile", "--resume").exit_code == run("profile", "--quick", "-o", output, "--resume").exit_code == 2
     refused = run("profile", "--memory-gib", "0")
     assert refused.exit_code == 2
     assert "must be above 0" in refused.stderr

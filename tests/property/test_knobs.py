@@ -113,6 +113,7 @@ KNOBS = {
     "speculative.acceptance_ratio": Knob(0.1, 0.9, "tpot_ms.p50", "down", DRAFTS),
     "parallel.tensor": Knob(1, 2, "memory_bytes.hbm", "up"),
     "parallel.data": Knob(1, 4, "output_tokens_per_s", "up"),
+    "parallel.prefill": Knob(0, 1, "memory_bytes.hbm", "up"),
     "seed": Knob(0, 1, "total_tokens_per_s", "either", UNEVEN),
 }
 IDENTITY = {

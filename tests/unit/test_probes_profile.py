@@ -94,6 +94,17 @@ class TestProfile:
         assert [ratio for _, ratio in seen] == sorted(ratio for _, ratio in seen)
         assert seen[-1][1] == 1.0
 
+    def test_every_stage_keeps_its_telemetry(self, made):
+        found, _, _ = made
+        envelopes = {probe.name: probe for probe in found.probes if probe.name.startswith("telemetry.")}
+        assert {"telemetry.copy.host", "telemetry.rates", "telemetry.lookup.host", "telemetry.layers.mini-v41"} <= set(
+            envelopes
+        )
+        for probe in envelopes.values():
+            assert probe.parameters["duration_s"] >= 0
+            assert {"cpu_clock", "cpu_throttles_rise", "cpu_energy_rise"} <= set(probe.telemetry)
+            assert all((r.value is None) == (r.status != "ok") for r in probe.telemetry.values())
+
     def test_what_is_not_measured_is_said_with_a_reason(self, made):
         found, _, _ = made
         missing = {probe.name: probe.reason for probe in found.probes if probe.status == "not_supported"}

@@ -7,12 +7,14 @@ import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
 from tiercast_profiles.gather import GatherModel, GatherPoint, is_unaligned, pages_of, requests_of
 from tiercast_profiles.units import MIB
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.probes import numa, sweep_host, sweep_stage
 from tiercast_runtime.probes.block_content import WrongRows
+from tiercast_runtime.probes.partial import PartialSweeps, side_file
 from tiercast_runtime.probes.round_trip import lay_ring, round_trip_ns
 from tiercast_runtime.probes.sweep_fit import MIN_POINTS, fit_sweep
 from tiercast_runtime.probes.sweep_grid import HELD_OUT_OF, Arm, Spot, SweepPlan, is_held_out, refine
@@ -211,6 +213,42 @@ def test_what_cannot_be_swept_has_a_reason(mini_model, monkeypatch):
     assert "allowed" in nothing.reason
 
 
+def test_an_interrupted_sweep_goes_on_where_it_stopped(mini_model, monkeypatch, tmp_path):
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
+    monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp"), Arm("thp", "sorted"), Arm("4k")])
+    path, machine, started = side_file(tmp_path / "p.yaml"), {"cpu": "x", "cores": 2}, []
+    real = sweep_stage.sweep_host
+
+    def sweep(block, arm, *rest, **options):
+        started.append(arm.label)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return real(block, arm, *rest, **options)
+
+    monkeypatch.setattr(sweep_stage, "sweep_host", sweep)
+    model = mini_model("v41")
+    with pytest.raises(KeyboardInterrupt):
+        list(sweep_stage.sweep_arms(stage, model, 4 * MIB, print, PartialSweeps(path, machine, is_resumed=False)))
+    assert [file.name for file in tmp_path.iterdir()] == ["p.yaml.partial"]
+    resumed = PartialSweeps(path, machine, is_resumed=True)
+    found = [one.label for one in sweep_stage.sweep_arms(stage, model, 4 * MIB, print, resumed)]
+    assert found == [arm.label for arm in stage.arms()]
+    assert started == [found[0], found[1], found[1], found[2]]
+    assert resumed.get(found[0]) == PartialSweeps(path, machine, is_resumed=True).get(found[0])
+
+
+def test_partial_results_of_another_machine_or_none_are_one_line(tmp_path):
+    path = tmp_path / "p.yaml.partial"
+    with pytest.raises(FileProblem, match="no partial results"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+    path.write_text('{"machine": {"cores": 4}, "sweeps": []}')
+    with pytest.raises(BadInput, match=r"cores 4 \(now 2\)"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+    path.write_text('{"machine": ')
+    with pytest.raises(FileProblem, match="damaged"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+
+
 def test_memory_of_another_node_needs_another_node(tmp_path):
     (tmp_path / "sys/devices/system/node/node0").mkdir(parents=True)
     (tmp_path / "sys/devices/system/node/node0/cpulist").write_text("0-1\n")
@@ -225,18 +263,18 @@ def test_pages_that_are_not_reserved_are_one_line(monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("tiercast_runtime.memory.mmap.mmap", refuse)
-    with pytest.raises(MissingCapability, match="hugepagesz=1G"):
-        HostBlock(1, "1g")
+    with pytest.raises(MissingCapability, match="hugepages-1048576kB/nr_hugepages"):
+        HostBlock(1, MemoryRequest("1g"))
 
 
 def test_the_kernel_says_what_pages_a_block_got(tmp_path):
-    block = HostBlock(4 * MIB, "4k")
+    block = HostBlock(4 * MIB, MemoryRequest("4k"))
     block.array[:] = 1
     address = block.array.ctypes.data
     smaps = tmp_path / "smaps"
     span = f"{address:x}-{address + 4 * MIB:x} rw-p 00000000 00:00 0\n"
     smaps.write_text(f"{span}Rss:                4096 kB\nAnonHugePages:      2048 kB\n")
-    assert block.huge_page_ratio(smaps) == 0.5
+    assert block.huge_page_ratio(tmp_path) == 0.5
     assert block.huge_page_ratio(tmp_path / "missing") is None
     assert block.huge_page_ratio() in (0.0, None)
     block.close()

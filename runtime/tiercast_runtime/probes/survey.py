@@ -36,6 +36,7 @@ from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.host import HostFacts, read_host
 from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
+from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
 from tiercast_runtime.probes.step_bench import StepBench
@@ -94,10 +95,12 @@ def survey(
     date: datetime.date,
     progress: Progress,
     memory_bytes: int | None = None,
+    partial: PartialSweeps | None = None,
 ) -> Findings:
     """Run every probe. Files, threads and pinned memory are given back whatever happens.
 
     ``memory_bytes`` is the most host memory that tables of the sweeps may take: half of what is free by default.
+    ``partial`` takes each finished sweep and gives those of an interrupted run.
 
     Raises:
         CopyMismatch: memory delivers wrong bytes.
@@ -107,7 +110,7 @@ def survey(
     previous_threads = torch.get_num_threads()
     try:
         cap = available_host_bytes() // 2 if memory_bytes is None else min(memory_bytes, available_host_bytes())
-        return _Survey(plan, models, folder, device, progress, memory_bytes=cap).run(date)
+        return _Survey(plan, models, folder, device, progress, memory_bytes=cap, partial=partial).run(date)
     finally:
         torch.set_num_threads(previous_threads)
 
@@ -150,8 +153,9 @@ class _Survey:
         progress: Progress,
         *,
         memory_bytes: int,
+        partial: PartialSweeps | None,
     ) -> None:
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._partial = memory_bytes, partial
         self._plan, self._folder, self._device, self._progress = plan, folder, device, progress
         self._models, self._refused = runnable(models)
         reference = [] if self._models else [load_model(REFERENCE_MODEL)]
@@ -280,7 +284,7 @@ class _Survey:
         def progress(done_ratio: float) -> None:
             self._progress("gather sweep", 0.2 + 0.16 * done_ratio)
 
-        swept = list(sweep_arms(self._plan.sweep, self._shapes[0], self._memory_bytes, progress))
+        swept = list(sweep_arms(self._plan.sweep, self._shapes[0], self._memory_bytes, progress, self._partial))
         sweeps, reasons = split_swept(swept)
         found.gather_sweeps += sweeps
         found.probes += reasons

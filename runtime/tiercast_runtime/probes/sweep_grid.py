@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from tiercast_profiles.gather import GatherPoint, RowOrder
 from tiercast_profiles.units import MIB
-from tiercast_runtime.memory import HostPages
 
 HOLD_OUT_SALT = "tiercast-gather-1"
 HELD_OUT_OF = 5
@@ -37,10 +37,16 @@ class Spot:
 class Arm:
     """One way to gather, swept by itself: pages of the table, order of the ids, its memory and the host's threads."""
 
-    pages: HostPages
+    pages: Literal["4k", "thp", "1g"]
     order: RowOrder = "random"
     is_remote: bool = False
     num_threads: int = 1
+
+    @property
+    def label(self) -> str:
+        """The label that its sweep will have."""
+        place = "remote" if self.is_remote else "local"
+        return f"cpu_gather/{self.pages}/{self.order}/{place}/{self.num_threads} threads"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from tiercast_profiles.gather import SMALL_PAGE_BYTES, UNSTABLE_RATIO, GatherSweep
-from tiercast_profiles.quantiles import is_unstable, median
+from tiercast_profiles.gather import SMALL_PAGE_BYTES, GatherSweep
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median
 from tiercast_profiles.units import NS_PER_US
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.paths.cpu_gather import gather_rows
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
@@ -95,7 +96,7 @@ def measure_spots(
     cases |= {spot: case_of(spot) for spot in more}
     for spread in collect(list(cases.values()), effort, clock):
         samples[spread.key] = (*samples.get(spread.key, ()), *spread.samples)
-    shaky = [cases[spot] for spot in cases if is_unstable(samples[spot], UNSTABLE_RATIO)]
+    shaky = [cases[spot] for spot in cases if is_unstable(samples[spot], PROBE_UNSTABLE_RATIO)]
     for spread in collect(shaky, effort, clock) if shaky else []:
         samples[spread.key] = (*samples[spread.key], *spread.samples)
     return {spot: tuple(rounded(sample / NS_PER_US) for sample in values) for spot, values in samples.items()}
@@ -129,7 +130,7 @@ def placed_block(num_bytes: int, arm: Arm) -> Iterator[HostBlock]:
     """A filled block in the arm's pages, on the node it asks for; this thread runs on the own one meanwhile."""
     with ExitStack() as stack:
         stack.enter_context(own_and_remote(is_remote=arm.is_remote))
-        block = HostBlock(num_bytes, arm.pages)
+        block = HostBlock(num_bytes, MemoryRequest(arm.pages))
         stack.callback(block.close)
         fill_random(block.array)
         yield block

@@ -9,6 +9,7 @@ from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import ProbeResult
 from tiercast_profiles.model import ModelSpec
 from tiercast_runtime.device import num_cores
+from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.sweep_grid import Arm, SweepPlan
 from tiercast_runtime.probes.sweep_host import placed_block, sweep_host
 from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
@@ -37,7 +38,11 @@ class SweepStage:
 
 
 def sweep_arms(
-    stage: SweepStage, model: ModelSpec, memory_bytes: int, progress: Callable[[float], None]
+    stage: SweepStage,
+    model: ModelSpec,
+    memory_bytes: int,
+    progress: Callable[[float], None],
+    partial: PartialSweeps | None = None,
 ) -> Iterator[Swept]:
     """Every arm's sweep, or the probe that says why there is none.
 
@@ -46,6 +51,7 @@ def sweep_arms(
         model: whose rows the text order asks for.
         memory_bytes: most a block may take; blocks are given back one before the next.
         progress: called with the share done.
+        partial: holds sweeps of an interrupted run, which are not repeated, and takes each new one.
 
     Raises:
         WrongRows: a gather delivered wrong bytes.
@@ -58,7 +64,16 @@ def sweep_arms(
         return
     done = 0
     for (pages, is_remote), group in groupby(arms, key=lambda arm: (arm.pages, arm.is_remote)):
-        same = list(group)
+        same = []
+        for arm in group:
+            held = None if partial is None else partial.get(arm.label)
+            if held is None:
+                same.append(arm)
+            else:
+                done += 1
+                yield held
+        if not same:
+            continue
         try:
             with placed_block(footprints[-1], same[0]) as block:
                 for arm in same:
@@ -69,7 +84,10 @@ def sweep_arms(
                     except (MissingCapability, BadInput) as error:
                         yield not_measured(f"gather.cpu_gather.{arm.pages}.{arm.order}", str(error))
                         continue
-                    yield sweep_host(block, arm, stage.plan, stage.effort, source, is_full=arm == arms[0])
+                    sweep = sweep_host(block, arm, stage.plan, stage.effort, source, is_full=arm == arms[0])
+                    if partial is not None:
+                        partial.add(sweep)
+                    yield sweep
         except MissingCapability as error:
             place = "remote" if is_remote else "local"
             yield not_measured(f"gather.cpu_gather.{pages}.random.{place}", str(error))
