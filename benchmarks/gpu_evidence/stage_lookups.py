@@ -167,7 +167,7 @@ def decode_floor(context: Context) -> dict[str, Any]:
     bandwidth = device.memory_bandwidth_gb_per_s.value
     sequences, context_tokens = (2, 40) if context.is_rehearsal else (64, 64 + 48)
     itemsize = 4 if context.is_rehearsal else 2
-    read_bytes = spec.active_params_decode * itemsize + sequences * context_tokens * spec.kv_bytes_per_token
+    read_bytes = spec.active_params_decode * itemsize + sequences * context_tokens * spec.kv_bytes_per_token.value
     floor_ms = read_bytes / bandwidth / NS_PER_MS
     return {"floor_ms": floor_ms, "tpot_ms": numbers["tpot_ms"], "ratio": numbers["tpot_ms"] / floor_ms}
 

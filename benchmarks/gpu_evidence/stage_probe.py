@@ -20,6 +20,7 @@ from tiercast_runtime.probes.timing import Effort, seconds
 
 BRIEF = Effort(0, num_warm_ups=1, min_rounds=2, max_rounds=2)
 SWEEP = Effort(seconds(12), num_warm_ups=2, min_rounds=9, max_rounds=60)
+HOST_SWEEP_BYTES = 8 * GIB  # of the host's own gathers; the GPU's are swept to the largest table in stage "sweep"
 SWEEP_ROW_BYTES = (64, 128, 256, 264, 320, 512, 1024, 4096)
 SWEEP_ROWS = (16, 256, 4096, 65_536)
 GPU_GRID = LayerGrid(
@@ -35,7 +36,7 @@ def probe_cases(context: Context) -> list[Case]:
     if context.is_rehearsal:
         return [Case("probe", "profile-quick", 20, profile_case("profile-quick", rehearsal_plan(), ["tiny"]))]
     quick = dataclasses.replace(QUICK, grid=GPU_GRID, tokens=(1, 8, 64, 256, 512, 8192))
-    full = dataclasses.replace(FULL, grid=GPU_GRID, tokens=(1, 4, 16, 64, 128, 256, 512, 8192))
+    full = dataclasses.replace(FULL, sweep=QUICK.sweep, grid=GPU_GRID, tokens=(1, 4, 16, 64, 128, 256, 512, 8192))
     return [
         Case("probe", "profile-quick", 150, profile_case("profile-quick", quick, ["paper-4b-100b"])),
         Case("probe", "profile-full", 420, profile_case("profile-full", full, ["paper-4b-100b", "paper-8b-100b"])),
@@ -65,6 +66,7 @@ def profile_case(name: str, plan: ProbePlan, models: list[str]) -> Any:
                 folder=Path(folder),
                 device=context.device,
                 date=today,
+                memory_bytes=64 * MIB if context.is_rehearsal else HOST_SWEEP_BYTES,
                 progress=lambda what, _share: print(f"  probing {what}", flush=True) if what else None,
             )
             profile = assemble(found)
