@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format golden bench docs clean
+.PHONY: help setup demo test check format golden bench gpu wheels docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -40,6 +40,21 @@ golden: $(READY) ## rewrite the golden outputs (review the diff)
 
 bench: $(READY) ## time our code beside the alternative
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# A bare GPU machine has no .venv and brings its own torch: there the target runs with the python3 it finds.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+SOURCES := benchmarks:profiles:runtime:simulator:planner:cli
+gpu: ## measure and check everything on this GPU, in resumable stages (ARGS=--rehearse: on the CPU, in two minutes)
+	@if ls .whl/*.whl >/dev/null 2>&1 && [ ! -d $(VENV) ]; then \
+	  $(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target out/site .whl/*.whl; fi
+	PYTHONPATH=$(CURDIR)/out/site:$(SOURCES) $(GPU_PYTHON) -m gpu_evidence $(ARGS)
+
+# What a machine with torch, numpy, typer, rich and pytest lacks; for CPython 3.12 on x86-64 Linux, versions as pinned.
+WHEELS := pydantic pydantic_core annotated-types typing-inspection typing_extensions simpy joblib PyYAML safetensors nvidia-ml-py
+wheels: ## download the wheels a bare GPU machine lacks into .whl (needs a network)
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -d .whl $(foreach name,$(WHEELS),$(shell grep -i '^$(name)==' constraints.txt))
 
 docs: $(READY) ## regenerate the parts of README and docs that come from the committed demo record
 	$(BIN)/python docs/generate.py

@@ -1,4 +1,4 @@
-"""Fill the generated places of the pages from the committed demo record and from the ledger.
+"""Fill the generated places of the pages from the committed demo record, from the duel on it and from the ledger.
 
 ``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The record is
 made by ``tiercast demo --folder validation/<machine>`` and committed; the ledger is what ``tiercast published`` prints.
@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from tiercast_cli import published_views, render
+from tiercast_cli import duel, published_views, render
 from tiercast_plan.ledger import ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,7 @@ def main() -> int:
     pages = {
         "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]},
         "docs/published.md": {"ledger": ledger_text["ledger"]},
+        "docs/duel.md": {"duel": duel.table(duel.duel(RECORD))},
     }
     stale = []
     for name, places in pages.items():

@@ -9,7 +9,7 @@ from tiercast_profiles.units import NS_PER_MS, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tiercast_profiles.record import KvChain, Metrics, Replicates, ResourceUse, StartUp, TimeSpent
+    from tiercast_profiles.record import KvChain, Metrics, PageCacheUse, Replicates, ResourceUse, StartUp, TimeSpent
 
 KV_LINKS = (
     ("KV room, tokens", "kv_capacity_tokens"),
@@ -32,6 +32,8 @@ def answers(metrics: "Metrics") -> None:
         render.table("", ["shared thing", "busy"], shared_things(metrics.resources))
     if metrics.start_up is not None:
         start_up(metrics.start_up)
+    if metrics.page_cache is not None:
+        page_cache(metrics.page_cache)
     if metrics.replicates is not None:
         replicates(metrics.replicates)
 
@@ -109,6 +111,21 @@ def start_up(found: "StartUp") -> None:
     for part in found.parts:
         if part.note:
             render.line(f"{part.name}: not known; {part.note}")
+
+
+def page_cache(found: "PageCacheUse") -> None:
+    """Cold beside warm, and how long it takes from one to the other."""
+    rows = [
+        ["output tokens/s, cold", render.with_interval(found.cold_output_tokens_per_s)],
+        ["output tokens/s, warm", render.with_interval(found.warm_output_tokens_per_s)],
+        ["resident, of each host", format_bytes(found.host_resident_bytes)],
+        ["s to read it ahead", render.with_interval(found.read_ahead_s)],
+        [
+            "s until serving brought it in",
+            "never quite" if found.by_traffic_s is None else render.with_interval(found.by_traffic_s),
+        ],
+    ]
+    render.table("", [f"page cache, {render.percent(found.residency_ratio)} of the rows", ""], rows)
 
 
 def replicates(found: "Replicates") -> None:

@@ -11,6 +11,7 @@ from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
+    from tiercast_profiles.gather import GatherSweep
     from tiercast_profiles.hardware import HardwareProfile
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
@@ -147,23 +148,47 @@ def profile_summary(profile: "HardwareProfile") -> None:
         for curve in profile.lookups
     ]
     render.table("lookups", ["tier and path", "state", "fixed us", "row ns"], curves, left=2)
+    sweeps = [
+        [
+            f"{sweep.path}, {sweep.pages}, {sweep.order}, {sweep.place}",
+            "-" if sweep.num_threads is None else str(sweep.num_threads),
+            str(len(sweep.points)),
+            "-" if sweep.round_trip_ns is None else f"{sweep.round_trip_ns:.0f}",
+            _score_cell(sweep),
+        ]
+        for sweep in profile.gather_sweeps
+    ]
+    if sweeps:
+        columns = ["gather: path, pages, order, memory", "threads", "points", "trip ns", "held-out error"]
+        render.table("gather sweeps", columns, sweeps, left=1)
     tables = [
         [table.model_name, table.graph_mode, str(len(table.components)), str(sum(map(len, table.components.values())))]
         for table in profile.compute
     ]
     render.table("layer times", ["model", "graph mode", "components", "points"], tables, left=2)
     render.line()
-    counts: Counter[str] = Counter(probe.status for probe in profile.probes)
+    # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
+    cases = [probe for probe in profile.probes if not probe.name.startswith("telemetry.")]
+    counts: Counter[str] = Counter(probe.status for probe in cases)
     states = ", ".join(f"{counts[status]} {status}" for status in PROBE_STATES if counts[status])
-    render.line(f"cases measured: {len(profile.probes)} ({states})")
-    groups = Counter((probe.status, probe.name, probe.reason) for probe in profile.probes if probe.status != "ok")
+    render.line(f"cases measured: {len(cases)} ({states})")
+    groups = Counter((probe.status, probe.name, probe.reason) for probe in cases if probe.status != "ok")
     for (status, name, reason), count in groups.items():
         if status != "unstable":
             render.line(f"  {status}: {name}{f' x {count}' if count > 1 else ''}{f', {reason}' if reason else ''}")
-    unstable = Counter(probe.name for probe in profile.probes if probe.status == "unstable")
+    unstable = Counter(probe.name for probe in cases if probe.status == "unstable")
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
-        render.line(f"  unstable (quartiles more than 10 % of the median apart): {names}")
+        render.line(f"  unstable (quartiles too far apart): {names}")
+
+
+def _score_cell(sweep: "GatherSweep") -> str:
+    """Median and 90th percentile of the model's error on the points it was not fitted to."""
+    score = sweep.score
+    if score is None or score.held_out_median_ratio is None or score.held_out_p90_ratio is None:
+        return "not fitted"
+    errors = f"{100 * score.held_out_median_ratio:.1f}, p90 {100 * score.held_out_p90_ratio:.1f} %"
+    return f"{errors}, unstable" if score.is_unstable else errors
 
 
 def _hardware_facts(profile: "HardwareProfile") -> dict[str, Any]:

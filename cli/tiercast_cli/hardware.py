@@ -1,4 +1,7 @@
-"""``tiercast hardware parts``: what only hardware profiles have, beside list, show and diff."""
+"""``tiercast hardware parts|compare|import``: what only hardware profiles have, beside list, show and diff."""
+
+import datetime
+from typing import Annotated
 
 import typer
 
@@ -12,6 +15,21 @@ def register(group: typer.Typer) -> None:
         help="List the GPUs, links, hosts and lower tiers that machines are put together from.",
         epilog=examples("tiercast hardware parts", "tiercast hardware parts --json"),
     )(parts)
+    group.command(
+        "compare",
+        help="Show how much of its datasheet a measured machine reaches.",
+        epilog=examples(
+            "tiercast hardware compare profile.yaml", "tiercast hardware compare profile.yaml --with h200-sxm"
+        ),
+    )(compare)
+    group.command(
+        "import",
+        help="Make a profile from files of nvbandwidth, fio, nvidia-smi, dcgmi, STREAM and Intel MLC.",
+        epilog=examples(
+            "tiercast hardware import nvbandwidth.json fio.json --base h100-sxm -o my-box.yaml",
+            "tiercast hardware import smi.xml stream.txt --base l40s --name my-box -o my-box.yaml",
+        ),
+    )(import_files)
 
 
 def parts(as_json: JsonFlag = False) -> None:
@@ -21,3 +39,64 @@ def parts(as_json: JsonFlag = False) -> None:
 
     rows = hardware_views.part_rows()
     emit(rows, lambda: hardware_views.show_parts(rows), as_json=as_json)
+
+
+def compare(
+    measured: Annotated[str, typer.Argument(metavar="MEASURED", help="A profile that probes or an import wrote.")],
+    preset: Annotated[
+        str | None, typer.Option("--with", metavar="PRESET", help="By default the shipped machine of the same product.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print each measured quantity in percent of the preset's."""
+    from tiercast_cli import hardware_views
+    from tiercast_cli.output import emit
+    from tiercast_profiles import store
+    from tiercast_profiles.anchors import compare_with_preset, matching_preset
+
+    profile = store.load_hardware(measured)
+    if preset is None:
+        anchor = matching_preset(profile, [store.load_hardware(name) for name in store.shipped_names("hardware")])
+    else:
+        anchor = store.load_hardware(preset)
+    rows = compare_with_preset(profile, anchor)
+    emit(rows, lambda: hardware_views.show_anchors(profile, anchor, rows), as_json=as_json)
+
+
+def import_files(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files that the tools wrote.")],
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where the profile goes.")],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="NAME", help="The machine that states what the files do not.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the profile; that of the output by default.")
+    ] = None,
+    date: Annotated[
+        str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="Day measured; by default each file's own.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a profile of what other tools measured."""
+    from pathlib import Path
+
+    from tiercast_cli import hardware_views
+    from tiercast_cli.output import check_writable, emit, save
+    from tiercast_profiles.machine_import import build_profile, read_reports
+    from tiercast_profiles.store import load_hardware, to_yaml
+
+    check_writable(output)
+    reports = read_reports(files, None if date is None else _day(date))
+    profile = build_profile(reports, None if base is None else load_hardware(base), name or Path(output).stem)
+    save(output, to_yaml(profile))
+    emit(profile, lambda: hardware_views.show_import(profile, reports), as_json=as_json)
+
+
+def _day(text: str) -> datetime.date:
+    from tiercast_profiles.errors import BadInput
+
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"--date {text!r}: give a day as in 2026-11-25") from None

@@ -13,8 +13,18 @@ if TYPE_CHECKING:
     from tiercast_profiles.record import Metric
 
 
-def probe(models: Sequence[str], *, quick: bool, folder: Path | None = None) -> "HardwareProfile":
+def probe(
+    models: Sequence[str],
+    *,
+    quick: bool,
+    folder: Path | None = None,
+    memory_bytes: int | None = None,
+    output: str | None = None,
+    is_resumed: bool = False,
+) -> "HardwareProfile":
     """Probe this machine; the files that the storage probe reads live in ``folder`` or a temporary one.
+
+    ``output`` is where the profile will go; sweeps of a full run that end before it are kept beside it.
 
     Raises:
         UnknownModel: a model is neither shipped nor a file.
@@ -23,12 +33,33 @@ def probe(models: Sequence[str], *, quick: bool, folder: Path | None = None) -> 
     specs = [load_model(name) for name in models]
     from tiercast_runtime.probes import profile_machine
 
+    target = None if output is None else Path(output)
+
     with progress("profile") as report:
+
+        def run(place: Path) -> "HardwareProfile":
+            return profile_machine(
+                quick=quick,
+                models=specs,
+                folder=place,
+                progress=report,
+                memory_bytes=memory_bytes,
+                output=target,
+                is_resumed=is_resumed,
+            )
+
         if folder is not None:
-            return profile_machine(quick=quick, models=specs, folder=folder, progress=report)
+            return run(folder)
         # beside the work, not in /tmp, which is memory on many machines and would be probed as a drive
         with tempfile.TemporaryDirectory(prefix=".tiercast-probe-", dir=Path.cwd()) as temporary:
-            return profile_machine(quick=quick, models=specs, folder=Path(temporary), progress=report)
+            return run(Path(temporary))
+
+
+def forget_partial(output: str) -> None:
+    """Remove what was kept of unfinished runs, now that the profile is written."""
+    from tiercast_runtime.probes.partial import side_file
+
+    side_file(Path(output)).unlink(missing_ok=True)
 
 
 def decode_step_ms(model: str) -> "Metric":

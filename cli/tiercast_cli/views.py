@@ -36,7 +36,8 @@ def record(result: "RunRecord") -> None:
     render.heading(f"{result.kind} run: {provenance.model_name} on {provenance.hardware_name}")
     parallel = result.scenario.parallel
     render.line(f"placement: {placement_words(result.placement)}; graph mode {result.placement.graph_mode}")
-    render.line(f"ranks: tensor {parallel.tensor} x data {parallel.data}; seed {result.scenario.seed}")
+    prefill = f" decoding, {parallel.prefill} prefilling" if parallel.prefill else ""
+    render.line(f"ranks: tensor {parallel.tensor} x data {parallel.data}{prefill}; seed {result.scenario.seed}")
     if result.kind == "simulated":
         render.line(f"hardware numbers: {calibration(provenance.hardware_calibration)}")
     render.line(f"tokens: {provenance.vocabulary}")

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tiercast_profiles.document import Document, Grown, Quantity, Strict
+from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.model import Precision
 
 Tier = Literal["hbm", "dram", "cxl", "nvme", "pool"]
@@ -207,7 +208,8 @@ class Reading(Strict):
 class ProbeResult(Strict):
     """Raw samples of one probe, kept whether or not they are used.
 
-    ``status`` ``unstable`` marks samples whose interquartile range exceeds 10 % of their median.
+    ``status`` ``unstable`` marks samples whose interquartile range exceeds 5 % of their median (earlier
+    profiles: 10 %): kept, flagged, and used only where nothing steadier was measured.
     """
 
     name: str
@@ -219,8 +221,14 @@ class ProbeResult(Strict):
     telemetry: dict[str, Reading] = {}
 
 
-class HardwareProfile(Document):
-    """A host with its devices, links, tiers and the curves the simulator reads."""
+class HardwareProfile(Document, Grown):
+    """A host with its devices, links, tiers and the curves the simulator reads.
+
+    ``gather_sweeps`` are scattered row reads over row size, footprint, page size, order and workers, each with its
+    fitted model; absent: none was measured.
+    """
+
+    added_fields = frozenset({"gather_sweeps"})
 
     calibration: Literal["measured", "datasheet"]
     device: Device
@@ -233,6 +241,7 @@ class HardwareProfile(Document):
     lookups: tuple[LookupCurve, ...]
     compute: tuple[ComputeTable, ...] = ()
     interference: tuple[Interference, ...] = ()
+    gather_sweeps: tuple[GatherSweep, ...] = ()
     probes: tuple[ProbeResult, ...] = ()
 
     @model_validator(mode="after")

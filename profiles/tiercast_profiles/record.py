@@ -161,13 +161,32 @@ class Replicates(Strict):
     metrics: dict[str, ReplicateMetric]
 
 
+class PageCacheUse(Strict):
+    """Rows of a drive that lie in the page cache: how many bytes, how long until they do, cold against warm.
+
+    ``read_ahead_s`` is how long reading them ahead takes, ``by_traffic_s`` how long serving from a cold start takes to
+    bring them in; None where it never quite does.
+    """
+
+    residency_ratio: float = Field(gt=0, le=1)
+    host_resident_bytes: int = Field(ge=0)
+    read_ahead_s: Metric
+    by_traffic_s: Metric | None
+    cold_output_tokens_per_s: Metric
+    warm_output_tokens_per_s: Metric
+
+
 class Metrics(Grown):
     """The metrics every record reports; absent means not known, never zero.
 
-    ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took.
+    ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took,
+    ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission,
+    ``kv_transfer_ms`` the mean time a prompt's KV takes from a prefill replica to a decode replica.
     """
 
-    added_fields = frozenset({"wasted_row_ratio"})
+    added_fields = frozenset(
+        {"wasted_row_ratio", "preemptions_per_request", "prefix_hit_ratio", "kv_transfer_ms", "page_cache"}
+    )
 
     output_tokens_per_s: Metric
     total_tokens_per_s: Metric
@@ -177,19 +196,23 @@ class Metrics(Grown):
     stall_ms_per_step: Metric
     lookup_ms_per_step: Metric
     hidden_ratio: Metric | None
-    penalty_ratio: dict[Literal["no_engram", "hbm"], Metric] = {}
+    penalty_ratio: dict[Literal["no_engram", "hbm", "moe_offload"], Metric] = {}
     kv_capacity_tokens: Metric | None
     memory_bytes: dict[Literal["hbm", "dram", "cxl", "nvme", "pool"], int]
     rows_per_token: float
     unique_row_ratio: float | None
     cache_hit_ratio: float | None = None
     wasted_row_ratio: Metric | None = None
+    preemptions_per_request: Metric | None = None
+    prefix_hit_ratio: Metric | None = None
+    kv_transfer_ms: Metric | None = None
     layers: tuple[LayerWindow, ...] = ()
     offers: tuple[TierOffer, ...] = ()
     time_spent: TimeSpent | None = None
     kv_chain: KvChain | None = None
     resources: tuple[ResourceUse, ...] = ()
     start_up: StartUp | None = None
+    page_cache: PageCacheUse | None = None
     replicates: Replicates | None = None
 
 

@@ -30,17 +30,28 @@ ALLOWED_PATHS: dict[Tier, tuple[LookupPath, ...]] = {
 }
 
 
-class Parallel(Strict):
-    """Tensor-parallel ranks of one replica and number of data-parallel replicas."""
+class Parallel(Grown):
+    """Tensor-parallel ranks of one replica and number of data-parallel replicas.
+
+    With ``prefill`` above 0 so many further replicas compute prompts only, and the ``data`` replicas decode only.
+    """
+
+    added_fields = frozenset({"prefill"})
 
     tensor: int = Field(default=1, gt=0, le=1024)
     data: int = Field(default=1, gt=0, le=1024)
+    prefill: int = Field(default=0, ge=0, le=1024)
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas of both roles."""
+        return self.data + self.prefill
 
 
 class Placement(Grown):
     """Where the tables live and how their rows travel. None means: the natural choice for the tier and device."""
 
-    added_fields = frozenset({"cache_policy"})
+    added_fields = frozenset({"cache_policy", "page_cache_residency_ratio"})
 
     tier: PlacementTier
     path: LookupPath | None = None
@@ -49,6 +60,7 @@ class Placement(Grown):
     row_layout: RowLayout = "packed"
     cache_gib: float = Field(default=0.0, ge=0, le=1e6)
     cache_policy: CachePolicy = "lru"
+    page_cache_residency_ratio: float = Field(default=0.0, ge=0, le=1)
     graph_mode: GraphMode | None = None
     num_pool_hosts: int | None = Field(default=None, gt=0, le=100_000)
 
@@ -69,6 +81,11 @@ class Placement(Grown):
             raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
         if self.cache_policy != "lru" and self.cache_gib == 0:
             raise ValueError(f"cache_policy={self.cache_policy!r} says how a cache chooses; give cache_gib too")
+        if self.page_cache_residency_ratio > 0 and self.tier != "nvme":
+            raise ValueError(
+                f"page_cache_residency_ratio={self.page_cache_residency_ratio:g} is about rows of a drive; tier is "
+                f"{self.tier!r}; leave it out"
+            )
         if self.num_pool_hosts is not None and self.tier != "pool":
             raise ValueError(
                 f"num_pool_hosts={self.num_pool_hosts} says who shares a pool; tier is {self.tier!r}; leave it out"
@@ -76,13 +93,20 @@ class Placement(Grown):
         return self
 
 
-class Engine(Strict):
-    """Serving-engine limits, named as vLLM names them."""
+class Engine(Grown):
+    """Serving-engine limits, named as vLLM names them.
+
+    ``kv_reservation``: KV blocks for the whole request at admission, or on demand, preempting by recomputation.
+    """
+
+    added_fields = frozenset({"kv_reservation", "prefix_caching"})
 
     max_num_seqs: int = Field(default=512, gt=0, le=100_000)
     max_num_batched_tokens: int = Field(default=8192, gt=0, le=10_000_000)
     kv_block_tokens: int = Field(default=16, gt=0, le=65_536)
     memory_utilization_ratio: float = Field(default=0.9, gt=0, le=1)
+    kv_reservation: Literal["full", "on_demand"] = "full"
+    prefix_caching: bool = False
 
 
 class Speculative(Grown):
@@ -126,7 +150,7 @@ class Scenario(Strict):
 class ResolvedPlacement(Grown):
     """The placement with every natural choice made."""
 
-    added_fields = frozenset({"cache_policy"})
+    added_fields = frozenset({"cache_policy", "page_cache_residency_ratio"})
 
     tier: PlacementTier
     path: LookupPath | None
@@ -137,6 +161,7 @@ class ResolvedPlacement(Grown):
     graph_mode: GraphMode
     num_pool_hosts: int | None = None
     cache_policy: CachePolicy = "lru"
+    page_cache_residency_ratio: float = 0.0
 
 
 class ResolvedScenario(Strict):
@@ -151,7 +176,7 @@ class ResolvedScenario(Strict):
     @property
     def num_ranks(self) -> int:
         """Devices the scenario uses."""
-        return self.scenario.parallel.tensor * self.scenario.parallel.data
+        return self.scenario.parallel.tensor * self.scenario.parallel.num_replicas
 
     @property
     def sha256(self) -> str:
@@ -211,6 +236,17 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
             f"parallel.tensor={scenario.parallel.tensor} exceeds the {hardware.device.num_per_host} devices of one "
             f"{hardware.name!r} host"
         )
+    parallel = scenario.parallel
+    if parallel.prefill and parallel.tensor * parallel.num_replicas > hardware.device.num_per_host:
+        raise BadInput(
+            f"parallel.prefill={parallel.prefill} and data={parallel.data} with tensor={parallel.tensor} exceed the "
+            f"{hardware.device.num_per_host} devices of one {hardware.name!r} host; KV moves between devices of a host"
+        )
+    if parallel.prefill and hardware.device.collective is None:
+        raise MissingCapability(
+            f"parallel.prefill={parallel.prefill} moves KV over device.collective, which the profile of "
+            f"{hardware.name!r} does not have; set prefill to 0 or add it"
+        )
     if path is not None and wanted.tier != "none" and hardware.curve(wanted.tier, path) is None:
         known = ", ".join(f"{curve.tier}/{curve.path}" for curve in hardware.lookups) or "none"
         raise MissingCapability(
@@ -226,5 +262,6 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
         graph_mode=graph_mode,
         num_pool_hosts=wanted.num_pool_hosts,
         cache_policy=wanted.cache_policy,
+        page_cache_residency_ratio=wanted.page_cache_residency_ratio,
     )
     return ResolvedScenario(scenario=scenario, hardware=hardware, model=model, prices=prices, placement=placement)

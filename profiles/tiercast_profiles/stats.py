@@ -6,7 +6,6 @@ of one request. Throughput counts all tokens of the finished requests over the t
 cache had before their lookup; a row that comes twice in a lookup counts twice.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,33 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.columns import SampleColumns
+from tiercast_profiles.quantiles import is_unstable, median, quantile, quantile_of_sorted
 from tiercast_profiles.record import Metric, Percentiles, Samples
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S
 
-
-def quantile(values: Sequence[float], ratio: float) -> float:
-    """Linear-interpolated quantile (the usual definition 7) of a non-empty sequence.
-
-    Raises:
-        ValueError: when ``values`` is empty or ``ratio`` lies outside [0, 1].
-    """
-    if not values:
-        raise ValueError("no values to take a quantile of")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio={ratio} must lie in [0, 1]")
-    return _quantile_of_sorted(sorted(values), ratio)
-
-
-def _quantile_of_sorted(ordered: Sequence[float], ratio: float) -> float:
-    position = ratio * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def median(values: Sequence[float]) -> float:
-    """Middle value."""
-    return quantile(values, 0.5)
+__all__ = [
+    "Numbers",
+    "SampleStatistics",
+    "is_unstable",
+    "median",
+    "percentiles",
+    "quantile",
+    "relative_error",
+    "spread_metric",
+]
 
 
 def spread_metric(values: Sequence[float]) -> Metric:
@@ -50,12 +36,6 @@ def spread_metric(values: Sequence[float]) -> Metric:
     return Metric(value=median(values), low=quantile(values, 0.25), high=quantile(values, 0.75), basis="spread")
 
 
-def is_unstable(values: Sequence[float], limit_ratio: float = 0.10) -> bool:
-    """True when the interquartile range exceeds ``limit_ratio`` of the median: such samples need a flag."""
-    middle = median(values)
-    return middle <= 0 or (quantile(values, 0.75) - quantile(values, 0.25)) / middle > limit_ratio
-
-
 # Any: whole or floating numbers alike; NumPy has no name for "either" that its own functions keep.
 Numbers = npt.NDArray[Any]
 
@@ -63,7 +43,7 @@ Numbers = npt.NDArray[Any]
 def percentiles(values_ns: Sequence[float] | Numbers) -> Percentiles:
     """p50, p90 and p99 in ms of durations in ns."""
     ordered = np.sort(np.asarray(values_ns)).tolist()
-    p50, p90, p99 = (Metric(value=_quantile_of_sorted(ordered, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
+    p50, p90, p99 = (Metric(value=quantile_of_sorted(ordered, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
     return Percentiles(p50=p50, p90=p90, p99=p99)
 
 

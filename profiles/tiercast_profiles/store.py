@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tiercast_profiles.document import SCHEMA_VERSION
 from tiercast_profiles.errors import (
     BadInput,
     FileProblem,
@@ -239,6 +240,9 @@ def parse(schema: type[DocumentT], data: object, label: str) -> DocumentT:
 
 def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     problems = error.errors(include_url=False)
+    version = next((p for p in problems if p["loc"] == ("schema_version",) and p["type"] != "missing"), None)
+    if version is not None:
+        return _wrong_version(version.get("input"))
     # An unknown key explains more than the union branches that fail because of it.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     field = ".".join(str(part) for part in problem["loc"]) or "document"
@@ -254,6 +258,19 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
         f" (given {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
     )
     return f"{field}: {message}{shown}{more}"
+
+
+def _wrong_version(given: object) -> str:
+    """A version this program does not read: which way it is off, and what to do."""
+    if isinstance(given, int) and not isinstance(given, bool) and given > SCHEMA_VERSION:
+        return (
+            f"schema_version {given} is newer than {SCHEMA_VERSION}, the one this Tiercast reads; "
+            "upgrade Tiercast, or write the file anew with this one"
+        )
+    return (
+        f"schema_version {given!r}: this Tiercast reads {SCHEMA_VERSION}, the first there was; write the file anew "
+        "(tiercast profile, tiercast bench), or set schema_version: 1 if every field below is of today"
+    )
 
 
 def write_text(path: str | Path, text: str) -> None:

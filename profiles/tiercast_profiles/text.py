@@ -21,6 +21,7 @@ from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
 from tiercast_profiles.folding import folding_table
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.rng import stream
+from tiercast_profiles.trace_file import HASH_BLOCK_TOKENS
 from tiercast_profiles.workload import Request
 
 if TYPE_CHECKING:
@@ -191,12 +192,23 @@ def request_token_ids(text: TokenText, model: ModelSpec, request: Request, seed:
 
     A request reads a contiguous slice of the text from a random start (wrapping at the end), so that what it
     generates continues what it was prompted with; the runtime feeds these ids back in place of its own samples.
+    Where requests share a prefix, by ``shared_prefix_tokens`` or by the ids of a trace, they read it from one place.
     """
-    count = request.prompt_tokens + request.output_tokens
+    ids = _slice(text, model, request.prompt_tokens + request.output_tokens, str(request.request_id), seed)
+    if request.shared_prefix_tokens:
+        ids[: request.shared_prefix_tokens] = _slice(text, model, request.shared_prefix_tokens, "shared", seed)
+    for index, hash_id in enumerate(request.hash_ids):
+        start, stop = index * HASH_BLOCK_TOKENS, min((index + 1) * HASH_BLOCK_TOKENS, request.prompt_tokens)
+        ids[start:stop] = _slice(text, model, HASH_BLOCK_TOKENS, f"hash/{hash_id}", seed)[: stop - start]
+    return ids
+
+
+def _slice(text: TokenText, model: ModelSpec, count: int, name: str, seed: int) -> npt.NDArray[np.int64]:
+    """``count`` ids of the text from a random start that ``name`` decides, or as many random ids."""
     if text.name == "random":
-        generator = stream(seed, f"random-text/{request.request_id}")
+        generator = stream(seed, f"random-text/{name}")
         return generator.integers(0, model.backbone.vocab_size, size=count, dtype=np.int64)
-    start = int(stream(seed, f"text-start/{request.request_id}").integers(0, len(text.token_ids)))
+    start = int(stream(seed, f"text-start/{name}").integers(0, len(text.token_ids)))
     return np.take(text.token_ids, np.arange(start, start + count), mode="wrap")
 
 

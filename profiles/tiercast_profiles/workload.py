@@ -73,11 +73,11 @@ class Workload(Grown):
     ``requests_per_s`` is the mean rate over all time: with ``on_off`` requests come faster while the source is on.
     """
 
-    added_fields = frozenset({"burstiness", "on_off", "file", "trace_speedup"})
+    added_fields = frozenset({"burstiness", "on_off", "file", "trace_speedup", "shared_prefix_tokens"})
     _of_kind: ClassVar[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
         # needed, and allowed beside these and text
-        "closed_loop": (_LENGTHS | {"concurrency"}, frozenset()),
-        "poisson": (_LENGTHS | {"requests_per_s"}, frozenset({"burstiness", "on_off"})),
+        "closed_loop": (_LENGTHS | {"concurrency"}, frozenset({"shared_prefix_tokens"})),
+        "poisson": (_LENGTHS | {"requests_per_s"}, frozenset({"burstiness", "on_off", "shared_prefix_tokens"})),
         "trace": (frozenset({"file"}), frozenset({"trace_speedup", "num_requests"})),
     }
 
@@ -91,6 +91,7 @@ class Workload(Grown):
     num_requests: int | None = Field(default=None, gt=0, le=MAX_REQUESTS)
     prompt_tokens: Lengths | None = None
     output_tokens: Lengths | None = None
+    shared_prefix_tokens: int = Field(default=0, ge=0, le=MAX_TOKENS)
     text: str = Field(default="random", min_length=1)
 
     @model_validator(mode="after")
@@ -137,7 +138,8 @@ class Request:
     """One request: when it may start and how long it is.
 
     ``arrival_ns`` is relative to run start; 0 for ``closed_loop``, where a request starts when an earlier one of its
-    concurrency slot ends. ``hash_ids`` are those of a trace, empty elsewhere.
+    concurrency slot ends. ``hash_ids`` are those of a trace, empty elsewhere. The first ``shared_prefix_tokens`` are
+    the same in every request that has so many.
     """
 
     request_id: int
@@ -145,6 +147,7 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     hash_ids: tuple[int, ...] = ()
+    shared_prefix_tokens: int = 0
 
 
 def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -> list[int]:
@@ -182,7 +185,8 @@ def draw_requests(workload: Workload, seed: int) -> tuple[Request, ...]:
     arrivals = [0] * count
     if workload.requests_per_s is not None:
         arrivals = _drawn_arrivals(workload, workload.requests_per_s, count, seed)
-    return tuple(Request(i, arrivals[i], prompts[i], outputs[i]) for i in range(count))
+    shared = workload.shared_prefix_tokens
+    return tuple(Request(i, arrivals[i], prompts[i], outputs[i], (), min(shared, prompts[i])) for i in range(count))
 
 
 def _drawn_arrivals(workload: Workload, requests_per_s: float, count: int, seed: int) -> list[int]:

@@ -153,7 +153,8 @@ class RowReader:
                 ) from None
             raise FileProblem(
                 f"{self.path}: ends too early: offset {offset:,} gave {short.result:,} of "
-                f"{int(wanted[short.index]):,} bytes; the file was truncated, delete it to have it written anew"
+                f"{int(wanted[short.index]):,} bytes; the file was truncated: "
+                "delete a table file to have it written anew, fetch a checkpoint again"
             ) from None
         except OSError as error:
             raise FileProblem(f"{self.path}: reads cannot be submitted ({error.strerror or error})") from None

@@ -16,7 +16,8 @@ from torch.nn import functional
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.model import Backbone as BackboneSpec
 from tiercast_profiles.model import ModelSpec
-from tiercast_runtime.batch import BatchPlan, aligned_context
+from tiercast_runtime.batch import BatchPlan, DecodePart, IndexedDecode, aligned_context
+from tiercast_runtime.decode_attention import attend_decode, decoder_kernels
 
 NORM_EPS = 1e-6
 
@@ -98,6 +99,7 @@ class Backbone:
         spec = model.backbone
         self._spec = spec
         self._dtype = dtype
+        self._kernels = decoder_kernels(device)
         self._num_heads, self._num_kv_heads = spec.num_attention_heads, spec.num_kv_heads
         self._group, self._head_dim = spec.num_attention_heads // spec.num_kv_heads, spec.head_dim
         self._hidden, self._inner = spec.hidden_size, spec.intermediate_size
@@ -153,6 +155,11 @@ class Backbone:
         buffers = (self._input_buffer, self._output_buffer, self._qkv_buffer, self._attention_buffer)
         return sum(t.nbytes for t in (*buffers, self._gate_up_buffer, self._inner_buffer))
 
+    def empty_hidden(self, num_tokens: int) -> torch.Tensor:
+        """Memory for a hidden state of ``num_tokens`` tokens."""
+        shape = (num_tokens, self._spec.num_branches, self._hidden)
+        return torch.zeros(shape, dtype=self._dtype, device=self._embedding.device)
+
     def embed(self, plan: BatchPlan) -> torch.Tensor:
         """Hidden state ``[num_tokens, num_branches, hidden_size]`` of the step's tokens, equal in all branches."""
         rows = self._embedding.index_select(0, plan.token_ids)
@@ -180,8 +187,11 @@ class Backbone:
         cache = self._kv_reads[index]
         queries = self._qkv_buffer[: plan.num_tokens, : self._q_width]
         output = self._attention_buffer[: plan.num_tokens]
-        if plan.decode is not None:
-            self._attend_decode(cache, queries[: plan.decode.count], plan, output[: plan.decode.count])
+        if isinstance(plan.decode, IndexedDecode):
+            part, count = plan.decode, plan.decode.count
+            attend_decode(queries[:count], cache, part.slots, part.lengths, output[:count])
+        elif plan.decode is not None:
+            self._attend_decode(cache, queries[: plan.decode.count], plan.decode, output[: plan.decode.count])
         kv_heads, group, head_dim = self._num_kv_heads, self._group, self._head_dim
         for chunk in plan.chunks:
             rows = slice(chunk.first_row, chunk.first_row + chunk.count)
@@ -205,9 +215,9 @@ class Backbone:
         """Logits of every sampling row, ``[num_samples, vocab_size]``."""
         return self._normed_input(hidden.index_select(0, plan.sample_rows)) @ self._head
 
-    def _attend_decode(self, cache: torch.Tensor, queries: torch.Tensor, plan: BatchPlan, output: torch.Tensor) -> None:
-        part = plan.decode
-        assert part is not None, "a plan without decoding rows has no decode attention"
+    def _attend_decode(
+        self, cache: torch.Tensor, queries: torch.Tensor, part: DecodePart, output: torch.Tensor
+    ) -> None:
         shape = (self._num_kv_heads, self._group, self._head_dim)
         if part.gather is None:
             used = cache[part.first_slot : part.first_slot + part.num_slots, :, : part.context]
@@ -229,6 +239,10 @@ class Backbone:
         normed = self._normed_input(hidden)
         qkv = self._qkv_buffer[: plan.num_tokens]
         torch.mm(normed, self._layers[index].qkv, out=qkv)
+        if self._kernels is not None:
+            cache = self._kv_reads[index]
+            self._kernels.rotate_and_store(qkv, plan.rope, cache, plan.slots, plan.positions, self._num_heads)
+            return
         rotated = qkv[:, : self._rotated_width].view(plan.num_tokens, -1, self._head_dim // 2, 2)
         if self._dtype == torch.float32:
             torch.view_as_complex(rotated).mul_(plan.rope)
@@ -240,19 +254,32 @@ class Backbone:
     def _finish(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Attention output projection, MLP, and both residual additions."""
         num_tokens, weights = hidden.shape[0], self._layers[index]
-        output = self._output_buffer[:num_tokens]
-        torch.mm(self._attention_buffer[:num_tokens], weights.attention_out, out=output)
-        hidden.add_(output.unsqueeze(1))
+        self._add_product(hidden, self._attention_buffer[:num_tokens], weights.attention_out)
         gate_up = self._gate_up_buffer[:num_tokens]
         torch.mm(self._normed_input(hidden), weights.gate_up, out=gate_up)
         inner = self._inner_buffer[:num_tokens]
-        torch.mul(functional.silu(gate_up[:, : self._inner]), gate_up[:, self._inner :], out=inner)
-        torch.mm(inner, weights.down, out=output)
-        return hidden.add_(output.unsqueeze(1))
+        if self._kernels is not None:
+            self._kernels.silu_mul(gate_up, inner)
+        else:
+            torch.mul(functional.silu(gate_up[:, : self._inner]), gate_up[:, self._inner :], out=inner)
+        self._add_product(hidden, inner, weights.down)
+        return hidden
+
+    def _add_product(self, hidden: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add ``inputs @ weights`` to every branch; with one branch on a GPU the product itself adds."""
+        if self._kernels is not None and hidden.shape[1] == 1:
+            hidden[:, 0].addmm_(inputs, weights)
+            return
+        output = self._output_buffer[: hidden.shape[0]]
+        torch.mm(inputs, weights, out=output)
+        hidden.add_(output.unsqueeze(1))
 
     def _normed_input(self, hidden: torch.Tensor) -> torch.Tensor:
         """What a sub-layer reads: the normed mean of the branches."""
         num_branches = hidden.shape[1]
+        if self._kernels is not None:
+            normed: torch.Tensor = self._kernels.rms_norm(hidden, NORM_EPS)
+            return normed
         if num_branches == 1:
             return rms_norm(hidden[:, 0], NORM_EPS)
         # The norm does not see the scale of its input, eps aside: a sum serves for a mean, which costs one call more.

@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from tiercast_profiles.model import ModelSpec
+from tiercast_runtime.decode_attention import has_kernels
 from tiercast_runtime.scheduler import PrefillChunk, PromptPart, Sequence, StepPlan
 from tiercast_runtime.tokens import TokenStore
 
@@ -46,6 +47,19 @@ class DecodePart:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedDecode:
+    """The decoding rows of a step where a kernel finds each one's tokens by itself: slot and length lie on the device.
+
+    ``slots``, ``lengths``: ``[count] int64``. ``context`` is the longest of the lengths; nothing computes with it.
+    """
+
+    count: int
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkPart:
     """One chunk of a prompt: its rows in the step, its slot, and the context before it.
 
@@ -75,7 +89,7 @@ class BatchPlan:
     windows: torch.Tensor
     rope: torch.Tensor
     sample_rows: torch.Tensor
-    decode: DecodePart | None
+    decode: DecodePart | IndexedDecode | None
     chunks: tuple[ChunkPart, ...]
     sampling: tuple[Sequence, ...]
 
@@ -106,7 +120,8 @@ class BatchBuilder:
         self._device = device
         self._dtype = dtype
         length = aligned_context(max_context_tokens)
-        self._rope_table = _rope_table(model.backbone.head_dim, length, device)
+        self._indexes_cache = has_kernels(device)
+        self.rope_table = _rope_table(model.backbone.head_dim, length, device)
         self._mask_table = _mask_table(length, device, dtype)
 
     def build(self, plan: StepPlan, tokens: TokenStore) -> BatchPlan:
@@ -134,7 +149,7 @@ class BatchBuilder:
                 sampling.append(sequence)
                 sample_rows.append(stop - 1)
             row = stop
-        used = _UsedSlots.of(decode_slots, decode_positions, len(self._rope_table))
+        used = None if self._indexes_cache else _UsedSlots.of(decode_slots, decode_positions, len(self.rope_table))
         on_device = self._to_device(
             {
                 "token_ids": tokens.token_ids[index],
@@ -142,7 +157,7 @@ class BatchBuilder:
                 "slots": slots,
                 "windows": tokens.windows[index],
                 "sample_rows": np.array(sample_rows, np.int64),
-                **used.arrays,
+                **({"lengths": positions[:count] + 1} if used is None else used.arrays),
             }
         )
         return BatchPlan(
@@ -151,7 +166,7 @@ class BatchBuilder:
             positions=on_device["positions"],
             slots=on_device["slots"],
             windows=on_device["windows"],
-            rope=self._rope_table.index_select(0, on_device["positions"]).unsqueeze_(1),
+            rope=self.rope_table.index_select(0, on_device["positions"]).unsqueeze_(1),
             sample_rows=on_device["sample_rows"],
             decode=self._decode_part(count, used, max(decode_positions) + 1, on_device) if count else None,
             chunks=tuple(chunks),
@@ -165,8 +180,10 @@ class BatchBuilder:
         return self._to_device({"windows": np.concatenate(pieces)})["windows"]
 
     def _decode_part(
-        self, count: int, used: "_UsedSlots", longest: int, on_device: dict[str, torch.Tensor]
-    ) -> DecodePart:
+        self, count: int, used: "_UsedSlots | None", longest: int, on_device: dict[str, torch.Tensor]
+    ) -> DecodePart | IndexedDecode:
+        if used is None:
+            return IndexedDecode(count, on_device["slots"][:count], on_device["lengths"], longest)
         context = aligned_context(longest)
         mask = self._mask_table[:, :context].index_select(0, on_device["hidden"])
         return DecodePart(

@@ -16,15 +16,19 @@ import torch
 from tiercast_profiles import __version__, stats
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.hardware import Tier as MemoryTier
+from tiercast_profiles.quantiles import is_unstable
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import NS_PER_S, NS_PER_US, bytes_per_s_to_gb_per_s
 from tiercast_profiles.workload import workload_sha256
+from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
+from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 
@@ -40,7 +44,10 @@ def bench(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> RunRecord:
     """Serve the scenario's workload ``repeats`` times with the real runtime.
 
@@ -51,15 +58,27 @@ def bench(
         resolved: what to run; its hardware profile must be of this kind of machine.
         repeats: timed runs, each after its own warm-up.
         folder: where table files are kept; by default :func:`default_table_folder`.
+        tables: the scenario's tables, made before and kept by the caller; by default each run makes its own.
         progress: called with the share done, 0 … 1, at most ten times per repeat.
+        checkpoint: safetensors with the Engram's rows and weights (:mod:`tiercast_runtime.checkpoint`); without one
+            the rows are computed and the weights random.
+        memory: pages and NUMA node of tables in host memory; the record says what was obtained.
 
     Raises:
-        BadInput: ``repeats`` out of range.
+        BadInput: ``repeats`` out of range, or a checkpoint for a scenario without tables.
         MissingCapability: this machine, or the runtime, lacks something the scenario asks for.
         InfeasibleScenario: it does not fit this machine's memory.
-        FileProblem: the table folder cannot be written.
+        FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
-    return bench_in_rounds([resolved], repeats=repeats, folder=folder, progress=progress)[0]
+    return bench_in_rounds(
+        [resolved],
+        repeats=repeats,
+        folder=folder,
+        tables=tables,
+        progress=progress,
+        checkpoint=checkpoint,
+        memory=memory,
+    )[0]
 
 
 def bench_in_rounds(
@@ -67,7 +86,10 @@ def bench_in_rounds(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    tables: Sequence[Table] | None = None,
     progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+    memory: MemoryRequest | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
@@ -78,6 +100,9 @@ def bench_in_rounds(
         raise BadInput(f"repeats={repeats}; must be between 1 and {MAX_REPEATS}")
     for resolved in scenarios:
         check_supported(resolved)
+        if checkpoint is not None and resolved.placement.tier == "none":
+            raise BadInput("placement.tier is none: there are no tables to fill; leave the checkpoint out")
+    opened = [None if checkpoint is None else Checkpoint(checkpoint, resolved.model) for resolved in scenarios]
     devices = [device_of(resolved) for resolved in scenarios]
     previous_threads = torch.get_num_threads()
     num_threads = set_compute_threads()
@@ -85,8 +110,10 @@ def bench_in_rounds(
     try:
         with contextlib.ExitStack() as stack:
             engines = [
-                stack.enter_context(Engine(resolved, device, _prepared(folder, resolved)))
-                for resolved, device in zip(scenarios, devices, strict=True)
+                stack.enter_context(
+                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows, memory=memory)
+                )
+                for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
             num_done = 0
@@ -141,7 +168,7 @@ def _record(resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], n
             prices_sha256=resolved.prices.sha256,
             vocabulary=engine.text.vocabulary,
             text_sha256=engine.text.sha256,
-            facts=_facts(resolved, engine, middle, len(runs), num_threads),
+            facts=_facts(engine, middle, len(runs), num_threads),
             warnings=_warnings(engine, statistics),
         ),
         metrics=_metrics(resolved, engine, runs, statistics),
@@ -235,9 +262,7 @@ def _median_us(per_run: Sequence[Sequence[LayerStep]], value_ns: Callable[[Layer
     return stats.spread_metric([stats.median([value_ns(step) for step in steps]) / NS_PER_US for steps in per_run])
 
 
-def _facts(
-    resolved: ResolvedScenario, engine: Engine, run: EngineRun, repeats: int, num_threads: int
-) -> dict[str, str | int | float | bool]:
+def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> dict[str, str | int | float | bool]:
     facts: dict[str, str | int | float | bool] = {
         "device": describe(engine.device),
         "num_cores": num_cores(),
@@ -245,7 +270,7 @@ def _facts(
         "torch_version": str(torch.__version__),
         "python_version": platform.python_version(),
         "compute_type": str(engine.dtype).removeprefix("torch."),
-        "graph_mode_run": resolved.placement.graph_mode,
+        **engine.graph_facts,
         "repeats": repeats,
         "warm_up_steps": run.num_warm_up_steps,
         "steps": len(run.samples.steps.start_ns),
@@ -260,6 +285,14 @@ def _facts(
     if engine.cache.size_bytes:
         facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
         facts["cache_start"] = "empty"
+    held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
+    if held is not None:
+        facts.update(held.facts)
+    if engine.checkpoint is not None:
+        facts["checkpoint_sha256"] = engine.checkpoint.identity
+        facts["rows_read_in_checkpoint"] = any(
+            isinstance(table, FileTable) and table.is_in_checkpoint for table in engine.tables
+        )
     facts.update({f"path_{key}": value for key, value in engine.path_facts.items()})
     return facts
 
@@ -272,7 +305,7 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics]) -> tuple[s
             f"workload could use {engine.kv.num_wanted_slots}"
         )
     throughputs = [s.output_tokens_per_s for s in statistics]
-    if len(throughputs) > 1 and stats.is_unstable(throughputs):
+    if len(throughputs) > 1 and is_unstable(throughputs):
         warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")
     return tuple(warnings)
 

@@ -77,7 +77,13 @@ def buffer_bytes(resolved: ResolvedScenario, dtype: torch.dtype, max_step_tokens
 
 
 def plan_kv(
-    resolved: ResolvedScenario, requests: Sequence[Request], device: torch.device, dtype: torch.dtype, table_bytes: int
+    resolved: ResolvedScenario,
+    requests: Sequence[Request],
+    device: torch.device,
+    dtype: torch.dtype,
+    table_bytes: int,
+    *,
+    num_spare_slots: int = 0,
 ) -> KvPlan:
     """Slots and tokens of the KV cache for these requests.
 
@@ -87,6 +93,7 @@ def plan_kv(
         device: whose free memory bounds the static cache.
         dtype: compute type.
         table_bytes: bytes of all tables; those in the memory the device uses are taken off.
+        num_spare_slots: slots to leave room for beside those of sequences.
 
     Raises:
         InfeasibleScenario: when not even the longest request fits.
@@ -108,9 +115,9 @@ def plan_kv(
     # What the profile grants, and what is really free now: the tables are allocated already, weights are not.
     allocatable = min(room, free_bytes(device) - fresh - cache)
     slot_bytes = max_context * per_token
-    num_slots = min(wanted, max(0, allocatable) // slot_bytes)
+    num_slots = min(wanted, max(0, allocatable) // slot_bytes - num_spare_slots)
     if num_slots < 1:
-        shortfall = slot_bytes - allocatable
+        shortfall = (1 + num_spare_slots) * slot_bytes - allocatable
         raise InfeasibleScenario(
             f"the KV cache of one request of {longest} tokens needs {format_bytes(slot_bytes)}; weights, buffers and "
             f"tables leave {format_bytes(max(0, allocatable))}: {format_bytes(shortfall)} short; shorten the requests, "

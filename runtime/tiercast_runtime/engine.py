@@ -10,6 +10,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +21,27 @@ import torch
 from tiercast_profiles.record import Samples, Span
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.text import load_text
-from tiercast_profiles.units import NS_PER_MS, ns_to_s
+from tiercast_profiles.units import ns_to_s
 from tiercast_profiles.workload import Request, draw_requests
 from tiercast_runtime.backbone import Backbone, check_runnable, compute_dtype
-from tiercast_runtime.batch import BatchBuilder, BatchPlan
+from tiercast_runtime.batch import BatchBuilder
 from tiercast_runtime.cache_plan import plan_cache
 from tiercast_runtime.capacity import KvPlan, plan_kv
-from tiercast_runtime.early import EarlyLedger, StepSplit
+from tiercast_runtime.checkpoint import Checkpoint
+from tiercast_runtime.early import EarlyLedger
+from tiercast_runtime.graph_backend import CudaGraphs, GraphBackend
+from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.layer import EngramLayer
+from tiercast_runtime.layer_weights import load_weights
+from tiercast_runtime.network import Network
 from tiercast_runtime.paths import open_path
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.recorder import LayerStep, Recorder, StepTimes
 from tiercast_runtime.scheduler import Scheduler
-from tiercast_runtime.table import build_tables
+from tiercast_runtime.step_runner import StepRunner
+from tiercast_runtime.table import Table, build_tables
 from tiercast_runtime.tokens import TokenStore, prepare_tokens
 
 WARM_UP_OUTPUT_TOKENS = 6
@@ -64,9 +72,13 @@ class Engine:
         resolved: the scenario; what the runtime does not have is refused by ``bench``, not here.
         device: where it computes.
         folder: where table files are kept (tier ``nvme``).
+        tables: tables made before, which stay their owner's; by default the engine makes and closes its own.
+        graphs: how to capture decoding steps; by default CUDA graphs where the placement asks for them.
         requests: what to serve; by default the scenario's own workload.
         clock: ns since anything.
         sleep: waits a number of seconds; only an idle engine waiting for an arrival calls it.
+        checkpoint: where the rows and the Engram layers' weights come from; computed and random ones without.
+        memory: what tables in host memory are made of.
 
     Raises:
         MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
@@ -79,25 +91,37 @@ class Engine:
         device: torch.device,
         folder: Path,
         *,
+        tables: Series[Table] | None = None,
         requests: tuple[Request, ...] | None = None,
+        graphs: GraphBackend | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         sleep: Callable[[float], None] = time.sleep,
+        checkpoint: Checkpoint | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
         model, seed = resolved.model, resolved.scenario.seed
         check_runnable(model)
-        self.resolved, self.device = resolved, device
+        self.resolved, self.device, self.checkpoint = resolved, device, checkpoint
         self.requests = draw_requests(resolved.scenario.workload, seed) if requests is None else requests
         self.dtype = compute_dtype(device)
         self._clock, self._sleep = clock, sleep
         self.text = load_text(resolved.scenario.workload.text, model)
         self._tokens = prepare_tokens(self.requests, self.text, model, seed)
         has_tables = resolved.placement.tier != "none"
-        self.tables = build_tables(resolved, device, folder) if has_tables else []
+        layers = range(len(model.engram.layer_ids))
+        sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
+        self._owns_tables = tables is None
+        self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
         self.table_bytes = sum(table.size_bytes for table in self.tables)
         self.cache = plan_cache(resolved)
-        self.kv: KvPlan = plan_kv(resolved, self.requests, device, self.dtype, self.table_bytes)
+        graph_mode, graph_reason = graph_mode_here(resolved.placement, device, has_backend=graphs is not None)
+        num_pad_slots = 0 if graph_mode == "eager" else 1
+        self.kv: KvPlan = plan_kv(
+            resolved, self.requests, device, self.dtype, self.table_bytes, num_spare_slots=num_pad_slots
+        )
+        num_slots = self.kv.num_slots + num_pad_slots
         shape = {
-            "num_slots": self.kv.num_slots,
+            "num_slots": num_slots,
             "max_context_tokens": self.kv.max_context_tokens,
             "max_step_tokens": self.kv.max_step_tokens,
         }
@@ -110,14 +134,37 @@ class Engine:
         if has_tables:
             generator = torch.Generator(device=device).manual_seed(seed + 1)
             self.engram_layers = [
-                EngramLayer(model, i, device, self.dtype, generator, num_slots=self.kv.num_slots)
-                for i in range(len(model.engram.layer_ids))
+                EngramLayer(
+                    model,
+                    layer,
+                    device,
+                    self.dtype,
+                    generator,
+                    num_slots=num_slots,
+                    weights=None if checkpoint is None else load_weights(checkpoint, layer),
+                )
+                for layer in layers
             ]
             self.hasher = EngramHasher(model.engram, device)
             self._path = open_path(resolved, self.tables, device)
             self.path_facts = dict(self._path.facts)
             self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
-        self._engram_at = {layer.layer_id: i for i, layer in enumerate(self.engram_layers)}
+        network = Network(
+            backbone=self.backbone,
+            num_layers=model.backbone.num_layers,
+            rope_table=self.builder.rope_table,
+            engram_layers=tuple(self.engram_layers),
+            hasher=self.hasher,
+            path=self._path if has_tables else None,
+            prefetcher=self.prefetcher,
+            max_order=model.engram.ngram_orders[-1],
+            row_bytes=model.engram.row_bytes,
+            rows_per_token=model.engram.num_rows_per_token,
+            pad_slot=self.kv.num_slots,
+        )
+        self._steps = StepRunner(network, self.builder, device, clock)
+        backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
+        self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +178,8 @@ class Engine:
             self.prefetcher.close()
             self._path.close()
             self.prefetcher = None
-        for table in self.tables:
+        self._steps.release()
+        for table in self.tables if self._owns_tables else ():
             table.close()
 
     @property
@@ -139,12 +187,18 @@ class Engine:
         """Bytes of the Engram projections, gates and convolutions."""
         return sum(layer.weight_bytes for layer in self.engram_layers)
 
+    @property
+    def graph_facts(self) -> dict[str, str | int | float | bool]:
+        """Which graph mode ran, and why where it is not the one asked for."""
+        return self._steps.facts
+
     def run(self, progress: Callable[[float], None] | None = None, *, keeps_cache: bool = False) -> EngineRun:
         """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows.
 
         A row cache starts the run empty, as the simulator's does; with ``keeps_cache`` it starts with what it has.
         """
         with torch.inference_mode(), _without_garbage_collection():
+            self._steps.capture()
             num_warm_up_steps = self._warm_up()
             if self.cache.size_bytes and not keeps_cache and self.prefetcher is not None:
                 self.prefetcher.clear_cache()
@@ -159,54 +213,12 @@ class Engine:
             num_warm_up_steps=num_warm_up_steps,
         )
 
-    def compute(
-        self, batch: BatchPlan, split: StepSplit | None = None, ahead: torch.Tensor | None = None
-    ) -> tuple[list[int], tuple[int, ...], int]:
-        """Everything a step does on the device once its batch is built.
-
-        Args:
-            batch: the step.
-            split: which of its tokens were looked up a step ago (``prev_step``); None for none.
-            ahead: windows of prompt tokens to look up behind the step's own, ``[num_tokens, max_order] int64``.
-
-        Returns:
-            The sampled token ids, the window of each Engram layer in ns, and the time the lookups were issued.
-        """
-        windows: list[_Window] = []
-        windows_own = batch.windows
-        if split is not None and split.num_early:
-            behind = split.first_early + split.num_early
-            windows_own = torch.cat((windows_own[: split.first_early], windows_own[behind:]))
-        row_ids = None if self.hasher is None else self.hasher.row_ids(windows_own)
-        issued_ns = self._clock()
-        begin = _Mark(self.device, issued_ns)
-        if row_ids is not None and self.prefetcher is not None:
-            if split is None:
-                self.prefetcher.begin_step(row_ids)
-            else:
-                self.prefetcher.begin_split_step(row_ids, split.first_early, split.num_early)
-            if ahead is not None and self.hasher is not None:
-                self.prefetcher.look_ahead(self.hasher.row_ids(ahead))
-        hidden = self.backbone.embed(batch)
-        for index in range(self.resolved.model.backbone.num_layers):
-            engram_index = self._engram_at.get(index)
-            if engram_index is not None and self.prefetcher is not None:
-                windows.append(_Window(begin, _Mark(self.device, self._clock())))
-                staged = self.prefetcher.rows_for(engram_index)
-                hidden = self.engram_layers[engram_index].forward(hidden, staged, batch)
-            hidden = self.backbone.layer(index, hidden, batch)
-        sampled: list[int] = []
-        if batch.sampling:
-            sampled = self.backbone.head(hidden, batch).tolist()  # on a GPU this waits for the step
-        elif self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        is_waiting = self.resolved.placement.prefetch == "off"
-        return sampled, tuple(0 if is_waiting else window.duration_ns for window in windows), issued_ns
-
     def _recorder(self) -> Recorder:
         rows_per_token = self.resolved.model.engram.num_rows_per_token
         has_cache = self.cache.size_bytes > 0
-        return Recorder(self._clock(), tuple(self._engram_at), rows_per_token, has_cache=has_cache)
+        return Recorder(
+            self._clock(), tuple(layer.layer_id for layer in self.engram_layers), rows_per_token, has_cache=has_cache
+        )
 
     def _warm_up(self) -> int:
         """Run requests nobody counts; returns the number of steps they took."""
@@ -250,18 +262,15 @@ class Engine:
                     continue
             start_ns = now
             plan = scheduler.plan()
-            batch = self.builder.build(plan, tokens)
             split = None if ledger is None else ledger.split(plan, scheduler.upcoming(plan))
             ahead = self.builder.windows(split.ahead, tokens) if split is not None and split.ahead else None
-            built_ns = clock()
-            sampled, windows_ns, issued_ns = self.compute(batch, split, ahead)
-            computed_ns = clock()
-            lookups = self.prefetcher.take_timings() if self.prefetcher is not None else []
+            ran = self._steps.run(plan, tokens, split, ahead)
             outcome = scheduler.complete(plan)
-            for sequence, token_id in zip(batch.sampling, sampled, strict=True):
+            for sequence, token_id in zip(ran.sampling, ran.sampled, strict=True):
                 outputs[sequence.request.request_id].append(token_id)
             now = clock()
-            recorder.step(plan, StepTimes(start_ns, built_ns, issued_ns, computed_ns, now, windows_ns), lookups)
+            times = StepTimes(start_ns, ran.built_ns, ran.issued_ns, ran.computed_ns, now, ran.windows_ns)
+            recorder.step(plan, times, ran.lookups)
             for sequence in outcome.first_token:
                 recorder.first_token(sequence.request, now - origin)
             for sequence in outcome.finished:
@@ -283,38 +292,6 @@ def _request_id(request: Request) -> int:
 def _arrive(request: Request, at_ns: int, scheduler: Scheduler, recorder: Recorder) -> None:
     scheduler.submit(request)
     recorder.arrived(request, at_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """From the issue of the lookups to the need for rows of one layer."""
-
-    begin: "_Mark"
-    end: "_Mark"
-
-    @property
-    def duration_ns(self) -> int:
-        return self.end.since_ns(self.begin)
-
-
-class _Mark:
-    """A point in the compute stream: a host clock reading, and on a GPU an event, which says when it was reached."""
-
-    __slots__ = ("_event", "_host_ns")
-
-    def __init__(self, device: torch.device, host_ns: int) -> None:
-        self._host_ns = host_ns
-        self._event: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # as torch ships it
-            self._event.record()
-
-    def since_ns(self, earlier: "_Mark") -> int:
-        """Time between two marks; on a GPU only once the stream has passed both."""
-        if self._event is None or earlier._event is None:
-            return self._host_ns - earlier._host_ns
-        elapsed_ms: float = earlier._event.elapsed_time(self._event)
-        return round(elapsed_ms * NS_PER_MS)
 
 
 @contextmanager

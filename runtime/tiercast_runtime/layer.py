@@ -19,6 +19,7 @@ from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.model import ModelSpec
 from tiercast_runtime.backbone import inverse_rms, rms_norm
 from tiercast_runtime.batch import BatchPlan
+from tiercast_runtime.layer_weights import EngramWeights
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.rows import decode_rows
 
@@ -37,6 +38,7 @@ class EngramLayer:
         dtype: compute type.
         generator: source of the random weights, on ``device``.
         num_slots: sequences whose convolution state is kept (dialects with one).
+        weights: those of a checkpoint; random ones without.
 
     Raises:
         MissingCapability: the dialect has no gated module.
@@ -51,6 +53,7 @@ class EngramLayer:
         generator: torch.Generator,
         *,
         num_slots: int,
+        weights: EngramWeights | None = None,
     ) -> None:
         engram, backbone = model.engram, model.backbone
         if not engram.rules.has_gate:
@@ -74,6 +77,13 @@ class EngramLayer:
         self.q_weight = normal(branch_shape, 1.0, 0.1)
         self.k_weight = normal(branch_shape, 1.0, 0.1)
         # Both norms end in one dot product, so their weights and the 1/√d scale fold into one vector per branch.
+        if weights is not None:
+            for mine, given in (
+                (self.projection, weights.projection),
+                (self.q_weight, weights.q_weight),
+                (self.k_weight, weights.k_weight),
+            ):
+                mine.copy_(given)
         folded = self.q_weight.float() * self.k_weight.float() * self._hidden**-0.5
         self._score_weight = folded.to(dtype)
         self.convolution: ShortConvolution | None = None

@@ -1,11 +1,12 @@
-"""Host memory for tables: how much is free, and how to get it in large pages, pinned where a GPU reads it.
+"""Host memory for tables: how much is free, and blocks of it, pinned where a GPU reads them.
 
 Pinned memory is not taken from torch's pinned allocator: that rounds sizes up to a power of two, which would cost a
 96 GiB table 32 GiB.
 """
 
-import contextlib
+import ctypes
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
-from tiercast_profiles.units import format_bytes
+from tiercast_profiles.units import GIB, format_bytes
+from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory, map_memory, read_back
 
+PIN_CHUNK_BYTES = 8 * GIB
 _HOST_REGISTER_PORTABLE_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped
 
 
@@ -53,42 +56,90 @@ def require_bytes(needed_bytes: int, device: torch.device, what: str) -> None:
 
 
 class HostBlock:
-    """A private block of host memory in transparent huge pages where the kernel grants them.
+    """A private block of host memory, by default in transparent huge pages where the kernel grants them.
 
-    ``array`` is ``[size_bytes] uint8``. A lookup touches one random page per row, so page size decides how many of its
-    address translations miss.
+    ``array`` is ``[size_bytes] uint8``; what it is really made of is known once it is filled (``obtained``).
+
+    Raises:
+        BadInput: no such NUMA node here.
+        MissingCapability: pages or a binding that were asked for and are not granted.
     """
 
-    def __init__(self, size_bytes: int) -> None:
-        self._map: mmap.mmap | None = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without transparent huge pages serves small ones
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+    def __init__(self, size_bytes: int, request: MemoryRequest | None = None) -> None:
+        self._map: mmap.mmap | None = map_memory(size_bytes, request or MemoryRequest())
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[:size_bytes]
-        self._pinned_address: int | None = None
+        self._pinned_addresses: list[int] = []
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Address and bytes of the mapping."""
+        assert self._map is not None, "the block was closed"
+        return int(self.array.ctypes.data), len(self._map)
+
+    def huge_page_ratio(self, proc: Path = Path("/proc/self")) -> float | None:
+        """Share of the touched block that really lies in huge pages, by the kernel's own account; None untold.
+
+        Transparent huge pages are granted or not as memory is fragmented, so what was asked for is not what was got.
+        """
+        found = read_back([self.span], proc)
+        return None if found is None else found.huge_ratio
 
     def pin(self) -> None:
         """Page-lock the block and map it into the GPU's address space. Fill it first: faulting in locked pages is slow.
 
+        It is registered in pieces of 8 GiB: a driver refuses one piece far larger than that sooner than many. To the
+        GPU the pieces are neighbours, as registered memory has one address on both sides (unified addressing).
+
         Raises:
-            MissingCapability: the driver refuses, most often for the locked-memory limit of a container.
+            MissingCapability: the driver refuses, most often for the locked-memory limit of a container; nothing of
+                the block stays pinned, and no CUDA error stays behind for the next caller to find.
         """
-        assert self._map is not None, "the block was closed"
-        address, size_bytes = int(self.array.ctypes.data), len(self._map)
+        address, size_bytes = self.span
         cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # Any: torch does not type its CUDA bindings
-        status = int(cudart.cudaHostRegister(address, size_bytes, _HOST_REGISTER_PORTABLE_MAPPED))
-        if status != 0:
-            raise MissingCapability(
-                f"cannot pin {format_bytes(size_bytes)} of host memory (CUDA error {status}); "
-                "raise the locked-memory limit (ulimit -l) or use tier nvme"
-            )
-        self._pinned_address = address
+        for first in range(0, size_bytes, PIN_CHUNK_BYTES):
+            piece = min(PIN_CHUNK_BYTES, size_bytes - first)
+            status = int(cudart.cudaHostRegister(address + first, piece, _HOST_REGISTER_PORTABLE_MAPPED))
+            if status != 0:
+                clear_cuda_error()
+                self._unpin()
+                done = f" after {format_bytes(first)}" if first else ""
+                raise MissingCapability(
+                    f"cannot pin {format_bytes(size_bytes)} of host memory (CUDA error {status}{done}); "
+                    "raise the locked-memory limit (ulimit -l) or use tier nvme"
+                )
+            self._pinned_addresses.append(address + first)
+
+    def _unpin(self) -> None:
+        cudart: Any = torch.cuda.cudart() if self._pinned_addresses else None  # type: ignore[no-untyped-call]  # Any: as above
+        while self._pinned_addresses:
+            if int(cudart.cudaHostUnregister(self._pinned_addresses.pop())) != 0:
+                clear_cuda_error()
 
     def close(self) -> None:
         """Unpin and let go; the memory goes back when the last tensor over it is gone."""
-        if self._pinned_address is not None:
-            cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # Any: as above
-            cudart.cudaHostUnregister(self._pinned_address)
-            self._pinned_address = None
+        self._unpin()
         self.array = np.empty(0, dtype=np.uint8)
         self._map = None
+
+
+def obtained(blocks: Sequence[HostBlock]) -> ObtainedMemory | None:
+    """What filled blocks are really made of, as the kernel says; None where it does not."""
+    return read_back([block.span for block in blocks if len(block.array)])
+
+
+def clear_cuda_error(maps: Path = Path("/proc/self/maps")) -> int | None:
+    """Take the last error of the CUDA runtime away, which a refused call leaves for the next check to trip over.
+
+    torch does not bind ``cudaGetLastError``, so the runtime library that torch has loaded is asked itself.
+
+    Returns:
+        The error that was taken away; None where no CUDA runtime library is loaded.
+    """
+    try:
+        text = maps.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    path = next((line.split(maxsplit=5)[5] for line in text.splitlines() if "/libcudart" in line), None)
+    if path is None:
+        return None
+    return int(ctypes.CDLL(path).cudaGetLastError())

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 
-from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.scenario import Prefetch
 from tiercast_runtime.early_rows import HeldRows
 from tiercast_runtime.paths.base import LookupPath, StagedRows
@@ -69,9 +68,6 @@ class Prefetcher:
 
     Path ``device`` has nothing to fetch ahead: its gather is a kernel like any other, run where the layer needs it. Its
     time is compute and its stall 0 in every mode (INV-6).
-
-    Raises:
-        MissingCapability: mode ``prev_step`` with rows that the host moves to a GPU.
     """
 
     def __init__(self, path: LookupPath, mode: Prefetch, clock: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -82,19 +78,17 @@ class Prefetcher:
         self._ahead: AheadRows | None = None
         if self._is_compute:
             mode = "off"
-        if mode == "prev_step" and path.device.type != "cpu":
-            raise MissingCapability(
-                f"the runtime has no prefetch 'prev_step' on a {path.device.type} device; it has off and step_entry"
-            )
+        lane: AheadLane
         if path.device.type == "cuda":
             from tiercast_runtime.prefetch_cuda import CudaLane
 
-            self._lane = CudaLane(path, mode, clock)
+            lane = CudaLane(path, mode, clock)
+            self._lane, self._ahead = lane, AheadRows(lane) if mode == "prev_step" else None
         elif mode == "off":
             self._lane = InlineLane(path, clock)
         elif isinstance(path, DiskPath) and is_supported() and clock is time.perf_counter_ns:
             # Another process cannot read a clock that is the caller's own: such a caller gets the thread.
-            lane: AheadLane = ProcessLane(path)
+            lane = ProcessLane(path)
             self._lane, self._ahead = lane, AheadRows(lane) if mode == "prev_step" else None
         else:
             lane = WorkerLane(path, clock)

@@ -5,8 +5,9 @@ Paths that only enqueue device work (``device``, ``uva``) are enqueued by the ca
 the host's clock, so a timeline shows both.
 """
 
+from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -45,23 +46,22 @@ class EventClock:
         return self._anchor_ns + round(elapsed_ms * NS_PER_MS)
 
 
-@dataclass(slots=True)
-class _Flight:
-    """One lookup: its job and the events around it."""
-
-    job: Job
-    issued: torch.cuda.Event
-    started: torch.cuda.Event
-    ready: torch.cuda.Event
-    arrived: torch.cuda.Event
-
-
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+@dataclass(slots=True)
+class _Flight(Job):
+    """One lookup and the events around it."""
+
+    issued: torch.cuda.Event = field(default_factory=_event)
+    started: torch.cuda.Event = field(default_factory=_event)
+    ready: torch.cuda.Event = field(default_factory=_event)
+    arrived: torch.cuda.Event = field(default_factory=_event)
+
+
 class CudaLane:
-    """Lookups of a step on one side stream (``step_entry``) or on the compute stream itself (``off``)."""
+    """Lookups of a step on one side stream, those of the next one behind them, or on the compute stream (``off``)."""
 
     def __init__(self, path: LookupPath, mode: Prefetch, clock: Callable[[], int]) -> None:
         self._path = path
@@ -73,63 +73,82 @@ class CudaLane:
         self._worker = Worker(self._serve) if path.is_host_driven and self._is_prefetching else None
         self._row_ids: torch.Tensor | None = None
         self._pending: dict[int, _Flight] = {}
+        self._early: dict[int, deque[_Flight]] = defaultdict(deque)
         self._taken: list[_Flight] = []
 
     def begin_step(self, row_ids: torch.Tensor) -> None:
         """Start the lookups of all layers behind what the compute stream has been given so far."""
         assert not self._pending, "the rows of the step before have not all been taken"
         self._row_ids = row_ids
-        if not self._is_prefetching:
-            return
+        if self._is_prefetching:
+            self._pending = {flight.layer_index: flight for flight in self._start(row_ids, is_early=False)}
+
+    def look_ahead(self, row_ids: torch.Tensor) -> None:
+        """Start lookups for the next step behind those of this one."""
+        for flight in self._start(row_ids, is_early=True):
+            self._early[flight.layer_index].append(flight)
+
+    def _start(self, row_ids: torch.Tensor, *, is_early: bool) -> list[_Flight]:
         issued, issued_ns = _event(), self._clock()
         issued.record()
         if row_ids.is_cuda:
             row_ids.record_stream(self._side)
-        for layer_index in range(len(row_ids)):
-            job = Job(layer_index, row_ids[layer_index], issued_ns)
-            flight = _Flight(job, issued, _event(), _event(), _event())
-            self._pending[layer_index] = flight
+        flights = [
+            _Flight(layer_index, row_ids[layer_index], issued_ns, is_early, issued=issued)
+            for layer_index in range(len(row_ids))
+        ]
+        for flight in flights:
             if self._worker is not None:
-                self._worker.put(job)
+                self._worker.put(flight)
                 continue
             try:
                 self._enqueue(flight)
             except Exception as error:  # as a worker's failure: raised where the rows are asked for
-                job.error = error
+                flight.error = error
+        return flights
 
     def _enqueue(self, flight: _Flight) -> None:
         with torch.cuda.stream(self._side):
             self._side.wait_event(flight.issued)
             flight.started.record()
-            flight.job.staged = self._path.fetch(flight.job.layer_index, flight.job.row_ids)
+            flight.staged = self._path.fetch(flight.layer_index, flight.row_ids)
             flight.ready.record()
 
     def _serve(self, job: Job) -> None:
+        assert isinstance(job, _Flight), "this lane puts flights"
         torch.cuda.set_device(self._path.device)
-        self._enqueue(self._pending[job.layer_index])
+        self._enqueue(job)
 
     def rows_for(self, layer_index: int) -> StagedRows:
         """Make the compute stream wait for the layer's rows, and the host too where the host moves them."""
-        current = torch.cuda.current_stream(self._path.device)
         if not self._is_prefetching:
             assert self._row_ids is not None, "begin_step comes before rows_for"
             issued, ready = _event(), _event()
             issued.record()
-            job = Job(layer_index, self._row_ids[layer_index], self._clock())
-            job.staged = self._path.fetch(layer_index, job.row_ids)
+            row_ids = self._row_ids[layer_index]
+            flight = _Flight(
+                layer_index, row_ids, self._clock(), issued=issued, started=issued, ready=ready, arrived=issued
+            )
+            flight.staged = self._path.fetch(layer_index, row_ids)
             ready.record()
-            self._taken.append(_Flight(job, issued, issued, ready, issued))
-            return job.staged
-        flight = self._pending.get(layer_index)
+            self._taken.append(flight)
+            return flight.staged
+        return self._take(self._pending.pop(layer_index, None))
+
+    def early_rows_for(self, layer_index: int) -> StagedRows:
+        """The same for the layer's oldest lookup that was made ahead; its rows stay valid as long as they are held."""
+        return self._take(self._early[layer_index].popleft())
+
+    def _take(self, flight: _Flight | None) -> StagedRows:
         assert flight is not None, "begin_step comes before rows_for, and a layer's rows are taken once"
+        current = torch.cuda.current_stream(self._path.device)
         flight.arrived.record()
         if self._worker is not None:
-            self._worker.wait(flight.job)
-        del self._pending[layer_index]
-        if flight.job.error is not None:
+            self._worker.wait(flight)
+        if flight.error is not None:
             self._abandon()
-            raise flight.job.error
-        staged = flight.job.staged
+            raise flight.error
+        staged = flight.staged
         assert staged is not None, "a job without an error has rows"
         current.wait_event(flight.ready)
         for tensor in (staged.rows, staged.inverse):
@@ -140,9 +159,10 @@ class CudaLane:
 
     def _abandon(self) -> None:
         if self._worker is not None:
-            for flight in self._pending.values():
-                self._worker.wait(flight.job)
+            for flight in (*self._pending.values(), *(f for flights in self._early.values() for f in flights)):
+                self._worker.wait(flight)
         self._pending.clear()
+        self._early.clear()
 
     def clear_cache(self) -> None:
         """Forget cached rows; between steps the path is idle."""
@@ -154,12 +174,12 @@ class CudaLane:
         for flight in self._taken:
             flight.ready.synchronize()
             flight.arrived.synchronize()
-            staged = flight.job.staged
+            staged = flight.staged
             assert staged is not None, "only lookups with rows are taken"
             ready_ns = self._event_clock.ns(flight.ready)
             timings.append(
                 LookupTiming(
-                    flight.job.layer_index,
+                    flight.layer_index,
                     self._event_clock.ns(flight.issued),
                     self._event_clock.ns(flight.started),
                     ready_ns,
@@ -167,6 +187,7 @@ class CudaLane:
                     staged.num_rows,
                     staged.num_rows_read,
                     staged.num_rows_hit,
+                    flight.is_early,
                 )
             )
         self._taken.clear()

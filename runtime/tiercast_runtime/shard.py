@@ -5,6 +5,7 @@ Columns are order-major, head-minor, and a layer's table is its heads one after 
 a rank owns are one unbroken range of the table.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import torch
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.head_sizes import head_sizes
 from tiercast_profiles.model import Engram, RowLayout
+from tiercast_runtime.row_source import RowSource
 from tiercast_runtime.table import FileTable, HostTable, ResidentTable, Table
 
 
@@ -86,20 +88,27 @@ def build_shard_tables(
     folder: Path,
     *,
     is_pinned: bool = False,
+    sources: Sequence[RowSource] | None = None,
 ) -> list[Table]:
     """The tables of all layers with the rows of one rank only. ``folder`` is where tier ``nvme`` keeps its files.
+
+    ``sources`` gives the rows of each layer's whole table; by default they are those anyone can recompute.
 
     Raises:
         InfeasibleScenario: the rows do not fit where they should go.
         FileProblem: a table file cannot be written or is damaged.
     """
     tables: list[Table] = []
-    for layer in range(len(shard.engram.layer_ids)):
+    engram = shard.engram
+    for layer in range(len(engram.layer_ids)):
+        source = None if sources is None else sources[layer]
         first, count = shard.rows(layer).start, len(shard.rows(layer))
         if tier == "hbm":
-            tables.append(ResidentTable(shard.engram, layer, layout, device, num_rows=count, first_row=first))
+            tables.append(ResidentTable(engram, layer, layout, device, num_rows=count, first_row=first, source=source))
         elif tier == "dram":
-            tables.append(HostTable(shard.engram, layer, layout, is_pinned=is_pinned, num_rows=count, first_row=first))
+            tables.append(
+                HostTable(engram, layer, layout, is_pinned=is_pinned, num_rows=count, first_row=first, source=source)
+            )
         else:
-            tables.append(FileTable(shard.engram, layer, layout, folder, num_rows=count, first_row=first))
+            tables.append(FileTable(engram, layer, layout, folder, num_rows=count, first_row=first, source=source))
     return tables

@@ -43,14 +43,22 @@ def check_supported(resolved: ResolvedScenario) -> None:
             "set 0 or simulate",
         ),
         (
+            scenario.engine.kv_reservation != "full",
+            f"engine.kv_reservation {scenario.engine.kv_reservation!r}: the runtime reserves KV for whole requests; "
+            "set full or simulate",
+        ),
+        (
+            scenario.engine.prefix_caching,
+            "engine.prefix_caching true: the runtime keeps no KV of earlier requests; set false or simulate",
+        ),
+        (
+            scenario.parallel.prefill > 0,
+            f"parallel.prefill={scenario.parallel.prefill}: the runtime uses one device for both; set 0 or simulate",
+        ),
+        (
             scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
             f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
             "device; set both to 1 or simulate",
-        ),
-        (
-            placement.prefetch == "prev_step" and hardware.device.kind != "cpu" and placement.path != "device",
-            f"placement.prefetch 'prev_step' on a {hardware.device.kind} device: the runtime looks ahead on CPUs only; "
-            "set step_entry or off, or simulate",
         ),
         (
             placement.replication == "per_numa" and hardware.host.num_numa_nodes > 1,
@@ -62,8 +70,9 @@ def check_supported(resolved: ResolvedScenario) -> None:
             f"placement.tier {placement.tier!r}: the runtime keeps tables in hbm, dram or nvme; simulate this one",
         ),
         (
-            placement.graph_mode != "eager",
-            f"placement.graph_mode {placement.graph_mode!r}: the runtime captures no graphs yet; set graph_mode: eager",
+            placement.page_cache_residency_ratio > 0,
+            f"placement.page_cache_residency_ratio={placement.page_cache_residency_ratio:g}: the runtime reports what "
+            "the page cache holds and cannot set it; leave it out or simulate",
         ),
     )
     for is_refused, text in refusals:

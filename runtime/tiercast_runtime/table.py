@@ -3,7 +3,7 @@
 Every table of a layer holds the same rows (``content.expected_rows``); only the place and the layout differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram, RowLayout
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_runtime.content import expected_rows
 from tiercast_runtime.device import num_cores
-from tiercast_runtime.memory import HostBlock, require_bytes
+from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory
+from tiercast_runtime.memory import HostBlock, obtained, require_bytes
+from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
-from tiercast_runtime.table_file import TableFile, open_or_write
+from tiercast_runtime.table_file import TableFile, open_or_write, place_in_checkpoint
 
 __all__ = ["FileTable", "HostTable", "MemoryTable", "ResidentTable", "Table", "build_tables", "expected_rows"]
 
@@ -30,15 +32,24 @@ class Table:
     """The rows of one Engram layer, somewhere. ``num_rows`` may be set lower or higher than the model's by a probe.
 
     A rank's part of a table starts at ``first_row`` of the whole one; its row ids start at 0 all the same.
+    ``source`` gives the rows; by default they are those anyone can recompute.
     """
 
     def __init__(
-        self, engram: Engram, layer_index: int, layout: RowLayout, num_rows: int | None, first_row: int = 0
+        self,
+        engram: Engram,
+        layer_index: int,
+        layout: RowLayout,
+        num_rows: int | None,
+        first_row: int = 0,
+        *,
+        source: RowSource | None = None,
     ) -> None:
         self.engram = engram
         self.layer_index = layer_index
         self.layout: RowLayout = layout
         self.first_row = first_row
+        self.source: RowSource = ComputedRows(engram, layer_index) if source is None else source
         self.num_rows = table_rows(engram)[layer_index] - first_row if num_rows is None else num_rows
 
     @property
@@ -65,13 +76,13 @@ class MemoryTable(Table):
     """A table a program can index: ``parts`` are ``[num_rows, width] uint8`` tensors, one per array of the layout."""
 
     parts: tuple[torch.Tensor, ...] = ()
+    obtained: ObtainedMemory | None = None  # of host memory only, as the kernel says it is
 
     def fill(self, store: Callable[[int, tuple[npt.NDArray[np.uint8], ...]], None], num_threads: int) -> None:
         """Compute the content chunk by chunk and hand each chunk, cut by layout, to ``store(first_row, parts)``."""
 
         def one(first: int) -> None:
-            ids = np.arange(first, min(first + _FILL_ROWS, self.num_rows), dtype=np.int64)
-            content = expected_rows(self.engram, self.layer_index, self.first_row + ids)
+            content = self.source.read(self.first_row + first, min(_FILL_ROWS, self.num_rows - first))
             store(first, to_parts(self.engram, self.layout, content))
 
         with ThreadPoolExecutor(num_threads) as pool:
@@ -90,10 +101,19 @@ class HostTable(MemoryTable):
         is_pinned: bool = False,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
-        require_bytes(self.size_bytes, torch.device("cpu"), self.label)
-        self._blocks = [HostBlock(self.num_rows * width) for width in self.part_widths]
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
+        if memory is None or not memory.is_from_pool:
+            require_bytes(self.size_bytes, torch.device("cpu"), self.label)
+        self._blocks: list[HostBlock] = []
+        try:
+            for width in self.part_widths:
+                self._blocks.append(HostBlock(self.num_rows * width, memory))
+        except BaseException:
+            self.close()
+            raise
         arrays = [
             block.array.reshape(self.num_rows, width)
             for block, width in zip(self._blocks, self.part_widths, strict=True)
@@ -114,6 +134,7 @@ class HostTable(MemoryTable):
                 self.close()
                 raise
         self.is_pinned = is_pinned
+        self.obtained = obtained(self._blocks)
         self.parts = tuple(torch.from_numpy(array) for array in arrays)
 
     def close(self) -> None:
@@ -135,12 +156,23 @@ class ResidentTable(MemoryTable):
         *,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
+        memory: MemoryRequest | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
         self.device = device
         self._host: HostTable | None = None
         if device.type == "cpu":
-            self._host = HostTable(engram, layer_index, layout, num_rows=self.num_rows, first_row=first_row)
+            self._host = HostTable(
+                engram,
+                layer_index,
+                layout,
+                num_rows=self.num_rows,
+                first_row=first_row,
+                source=self.source,
+                memory=memory,
+            )
+            self.obtained = self._host.obtained
             self.parts = self._host.parts
             return
         require_bytes(self.size_bytes, device, self.label)
@@ -162,7 +194,10 @@ class ResidentTable(MemoryTable):
 
 
 class FileTable(Table):
-    """A table in a safetensors file in ``folder``: reused when it already holds these rows, else written whole."""
+    """A table in a safetensors file in ``folder``: reused when it already holds these rows, else written whole.
+
+    Rows of a checkpoint that stores this layout are read where they are, and nothing is written.
+    """
 
     def __init__(
         self,
@@ -173,9 +208,14 @@ class FileTable(Table):
         *,
         num_rows: int | None = None,
         first_row: int = 0,
+        source: RowSource | None = None,
     ) -> None:
-        super().__init__(engram, layer_index, layout, num_rows, first_row)
-        self.file: TableFile = open_or_write(engram, layer_index, layout, self.num_rows, folder, first_row=first_row)
+        super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
+        placed = place_in_checkpoint(engram, layout, first_row, self.source)
+        self.is_in_checkpoint = placed is not None
+        self.file: TableFile = placed or open_or_write(
+            engram, layer_index, layout, self.num_rows, folder, first_row=first_row, source=self.source
+        )
 
     @property
     def path(self) -> Path:
@@ -183,35 +223,54 @@ class FileTable(Table):
         return self.file.path
 
 
-def build_tables(resolved: ResolvedScenario, device: torch.device, folder: Path) -> list[Table]:
+def build_tables(
+    resolved: ResolvedScenario,
+    device: torch.device,
+    folder: Path,
+    sources: Sequence[RowSource] | None = None,
+    memory: MemoryRequest | None = None,
+) -> list[Table]:
     """All tables of a scenario in the tier it names; none for tier ``none``.
 
+    ``sources`` gives the rows of each layer; by default they are those anyone can recompute.
+    ``memory`` says what tables in host memory are made of.
+
     Raises:
+        BadInput: ``memory`` asks for something and no table is in host memory.
         InfeasibleScenario: the tables do not fit where they should go.
         FileProblem: a table file cannot be written or is damaged.
         MissingCapability: the runtime cannot serve that tier.
     """
     engram, tier, layout = resolved.model.engram, resolved.placement.tier, resolved.placement.row_layout
     layers = range(len(engram.layer_ids))
+    given: Sequence[RowSource | None] = [None] * len(layers) if sources is None else sources
     if tier in ("cxl", "pool"):
         raise MissingCapability(
             f"the runtime has no {tier} tier; it runs none, hbm, dram and nvme (simulate knows all)"
         )
+    is_in_host_memory = tier == "dram" or (tier == "hbm" and device.type == "cpu")
+    if memory is not None and memory != MemoryRequest() and not is_in_host_memory:
+        raise BadInput(
+            f"page size and NUMA node are of tables in host memory; tier {tier} on a {device.type} device has none: "
+            "leave them out or use tier dram"
+        )
     if tier == "none":
         return []
     if tier == "nvme":
-        return [FileTable(engram, layer, layout, folder) for layer in layers]
+        return [FileTable(engram, layer, layout, folder, source=given[layer]) for layer in layers]
     total_bytes = sum(table_rows(engram)) * engram.stored_row_bytes(layout)
-    memory = device if tier == "hbm" else torch.device("cpu")
-    require_bytes(total_bytes, memory, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
+    if memory is None or not memory.is_from_pool:
+        place = device if tier == "hbm" else torch.device("cpu")
+        require_bytes(total_bytes, place, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
     tables: list[Table] = []
     try:
         for layer in layers:
             if tier == "hbm":
-                tables.append(ResidentTable(engram, layer, layout, device))
+                tables.append(ResidentTable(engram, layer, layout, device, source=given[layer], memory=memory))
             else:
                 # host threads gather from any memory; only a GPU that reads by itself needs it pinned
-                tables.append(HostTable(engram, layer, layout, is_pinned=resolved.placement.path == "uva"))
+                is_pinned = resolved.placement.path == "uva"
+                tables.append(HostTable(engram, layer, layout, is_pinned=is_pinned, source=given[layer], memory=memory))
     except BaseException:
         for table in tables:
             table.close()

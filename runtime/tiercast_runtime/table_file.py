@@ -6,7 +6,6 @@ allows. Rows are read with :mod:`tiercast_runtime.aio`, never through a mapping.
 
 import contextlib
 import fcntl
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from tiercast_profiles.document import canonical_sha256
 from tiercast_profiles.errors import FileProblem
 from tiercast_profiles.model import Engram, RowLayout
 from tiercast_profiles.units import format_bytes
-from tiercast_runtime.content import CONTENT_VERSION, content_seed, expected_rows
+from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
+from tiercast_runtime.safetensors_file import DATA_ALIGNMENT_BYTES, aligned_header, read_header
 
-DATA_ALIGNMENT_BYTES = 4096
-_MAX_HEADER_BYTES = 1 << 20
+__all__ = ["DATA_ALIGNMENT_BYTES", "TableFile", "file_name", "open_or_write", "place_in_checkpoint"]
+
 _CHUNK_ROWS = 32_768
 
 
@@ -43,7 +43,7 @@ class _Content:
     """What belongs in one file."""
 
     engram: Engram
-    layer_index: int
+    source: RowSource
     layout: RowLayout
     num_rows: int
     first_row: int
@@ -52,16 +52,16 @@ class _Content:
     def size_bytes(self) -> int:
         return self.num_rows * sum(part_widths(self.engram, self.layout))
 
-    def parts(self, row_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], ...]:
-        return to_parts(
-            self.engram, self.layout, expected_rows(self.engram, self.layer_index, self.first_row + row_ids)
-        )
+    def parts(self, first: int, count: int) -> tuple[npt.NDArray[np.uint8], ...]:
+        return to_parts(self.engram, self.layout, self.source.read(self.first_row + first, count))
 
 
-def file_name(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, first_row: int = 0) -> str:
+def file_name(
+    engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, first_row: int = 0, *, tag: str = ""
+) -> str:
     """Name of the file of one table: two tables share a name only when they hold the same rows."""
     layer_id = engram.layer_ids[layer_index]
-    start = f"from{first_row}-" if first_row else ""
+    start = (f"{tag}-" if tag else "") + (f"from{first_row}-" if first_row else "")
     return f"engram-{engram_sha256(engram)[:12]}-layer{layer_id}-{start}{num_rows}-{layout}.safetensors"
 
 
@@ -70,17 +70,16 @@ def engram_sha256(engram: Engram) -> str:
     return canonical_sha256(engram.model_dump(mode="json"))
 
 
-def _metadata(engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, first_row: int) -> dict[str, str]:
+def _metadata(content: _Content, layer_id: int) -> dict[str, str]:
     # only a part of a table says where it starts, so that files from before there were parts stay valid
-    start = {"first_row": str(first_row)} if first_row else {}
+    start = {"first_row": str(content.first_row)} if content.first_row else {}
     return start | {
         "format": "tiercast-table",
-        "content_version": str(CONTENT_VERSION),
-        "content_seed": str(content_seed(engram, layer_index)),
-        "engram_sha256": engram_sha256(engram),
-        "layer_id": str(engram.layer_ids[layer_index]),
-        "layout": layout,
-        "num_rows": str(num_rows),
+        **content.source.identity,
+        "engram_sha256": engram_sha256(content.engram),
+        "layer_id": str(layer_id),
+        "layout": content.layout,
+        "num_rows": str(content.num_rows),
     }
 
 
@@ -91,25 +90,31 @@ def _header(metadata: dict[str, str], num_rows: int, widths: tuple[int, ...]) ->
     for name, width in zip(names, widths, strict=True):
         begin, end = end, end + num_rows * width
         entries[name] = {"dtype": "U8", "shape": [num_rows, width], "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    padding = -(8 + len(text)) % DATA_ALIGNMENT_BYTES
-    return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
+    return aligned_header(entries)
 
 
 def open_or_write(
-    engram: Engram, layer_index: int, layout: RowLayout, num_rows: int, folder: Path, *, first_row: int = 0
+    engram: Engram,
+    layer_index: int,
+    layout: RowLayout,
+    num_rows: int,
+    folder: Path,
+    *,
+    first_row: int = 0,
+    source: RowSource | None = None,
 ) -> TableFile:
     """The file of one table in ``folder``: the one that is there if it is the right one and whole, else a new one.
 
-    It holds the rows ``first_row … first_row + num_rows − 1`` of the layer.
+    It holds the rows ``first_row … first_row + num_rows − 1`` of the layer, by default those anyone can recompute.
 
     Raises:
         FileProblem: the file there is truncated or another's, the folder cannot be written, or the disk is full.
     """
-    path = folder / file_name(engram, layer_index, layout, num_rows, first_row)
-    content = _Content(engram, layer_index, layout, num_rows, first_row)
+    rows = ComputedRows(engram, layer_index) if source is None else source
+    path = folder / file_name(engram, layer_index, layout, num_rows, first_row, tag=rows.tag)
+    content = _Content(engram, rows, layout, num_rows, first_row)
     widths = part_widths(engram, layout)
-    metadata = _metadata(engram, layer_index, layout, num_rows, first_row)
+    metadata = _metadata(content, engram.layer_ids[layer_index])
     header = _header(metadata, num_rows, widths)
     size_bytes = len(header) + num_rows * sum(widths)
     offsets = tuple(len(header) + num_rows * sum(widths[:index]) for index in range(len(widths)))
@@ -124,31 +129,22 @@ def open_or_write(
     return file
 
 
-def read_header(path: Path) -> tuple[dict[str, str], int]:
-    """Metadata and header size (length field included) of a safetensors file.
-
-    Raises:
-        FileProblem: not a whole safetensors header.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if 0 < length <= _MAX_HEADER_BYTES else b""
-    except OSError as error:
-        raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        if not 0 < len(text) == length:
-            raise ValueError
-        metadata = json.loads(text)["__metadata__"]
-    except (ValueError, KeyError, TypeError):
-        raise FileProblem(
-            f"{path}: not a table file (no whole safetensors header); delete it to have it written anew"
-        ) from None
-    return {str(key): str(value) for key, value in dict(metadata).items()}, 8 + length
+def place_in_checkpoint(engram: Engram, layout: RowLayout, first_row: int, source: RowSource) -> TableFile | None:
+    """The rows where the checkpoint has them, if it stores this layout and all of a row in one file; else None."""
+    widths = part_widths(engram, layout)
+    places = source.places
+    if len(places) != len(widths) or len({place.path for place in places}) != 1:
+        return None
+    offsets = tuple(place.offset + first_row * width for place, width in zip(places, widths, strict=True))
+    return TableFile(places[0].path, places[0].path.stat().st_size, offsets, widths, was_reused=True)
 
 
 def _check_file(path: Path, wanted: dict[str, str], size_bytes: int) -> None:
-    metadata, _ = read_header(path)
+    try:
+        stored = read_header(path)[0].get("__metadata__")
+    except FileProblem as problem:
+        raise FileProblem(f"{problem}; delete it to have it written anew") from None
+    metadata = {str(key): str(value) for key, value in stored.items()} if isinstance(stored, dict) else {}
     different = sorted(key for key in wanted | metadata if metadata.get(key) != wanted.get(key))
     if different:
         raise FileProblem(
@@ -165,13 +161,12 @@ def _check_file(path: Path, wanted: dict[str, str], size_bytes: int) -> None:
 
 def _check_content(file: TableFile, content: _Content) -> None:
     """Compare first, middle and last row with what they must hold: a right header does not prove written rows."""
-    ids = np.unique(np.array([0, content.num_rows // 2, content.num_rows - 1], dtype=np.int64))
-    parts = content.parts(ids)
     try:
         with file.path.open("rb", buffering=0) as stream:
-            for part, offset, width in zip(parts, file.part_offsets, file.part_widths, strict=True):
-                for row, octets in zip(ids.tolist(), part, strict=True):
-                    if os.pread(stream.fileno(), width, offset + row * width) != octets.tobytes():
+            for row in sorted({0, content.num_rows // 2, content.num_rows - 1}):
+                parts = content.parts(row, 1)
+                for part, offset, width in zip(parts, file.part_offsets, file.part_widths, strict=True):
+                    if os.pread(stream.fileno(), width, offset + row * width) != part.tobytes():
                         raise FileProblem(f"{file.path}: row {row} is damaged; delete the file to have it written anew")
     except OSError as error:
         raise FileProblem(f"{file.path}: cannot be read ({error.strerror or error})") from None
@@ -199,8 +194,8 @@ def _write_file(path: Path, header: bytes, offsets: tuple[int, ...], content: _C
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until the file has its name: see _remove_leftovers
             _write_at(descriptor, header, 0)
             for first in range(0, content.num_rows, _CHUNK_ROWS):
-                ids = np.arange(first, min(first + _CHUNK_ROWS, content.num_rows), dtype=np.int64)
-                for part, offset in zip(content.parts(ids), offsets, strict=True):
+                parts = content.parts(first, min(_CHUNK_ROWS, content.num_rows - first))
+                for part, offset in zip(parts, offsets, strict=True):
                     _write_at(descriptor, np.ascontiguousarray(part).data.cast("B"), offset + first * part.shape[1])
             os.fsync(descriptor)
             if hasattr(os, "posix_fadvise"):

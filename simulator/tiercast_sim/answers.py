@@ -96,7 +96,7 @@ def kv_chain(resolved: ResolvedScenario, nominal: RunResult, hbm: RunResult | No
         except MissingCapability:  # without a curve for tables in HBM there is nothing to set this beside
             return None
     reference = nominal if own_hbm else hbm
-    freed = (sum(other.hbm_per_rank.values()) - sum(nominal.memory.hbm_per_rank.values())) * nominal.memory.num_ranks
+    freed = other.total_bytes()["hbm"] - nominal.memory.total_bytes()["hbm"]
     requests = nominal.data.requests
     mean_tokens = (total(requests.prompt_tokens) + total(requests.output_tokens)) / len(requests.finish_ns)
     return KvChain(

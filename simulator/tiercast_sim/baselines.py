@@ -1,19 +1,24 @@
-"""What a placement is compared with: the same scenario without Engram, or with every table in HBM."""
+"""What a placement is compared with: no Engram, every table in HBM, the same bytes as experts, a cold page cache."""
 
 from typing import Literal
 
 from tiercast_profiles.document import Bound
 from tiercast_profiles.scenario import Placement, ResolvedScenario
 
-Baseline = Literal["no_engram", "hbm"]
+Baseline = Literal["no_engram", "hbm", "moe_offload"]
 
 
 def baselines_of(resolved: ResolvedScenario) -> tuple[Baseline, ...]:
-    """The baselines a placement has: none for a model without Engram, one for tables that are in HBM already."""
+    """The baselines a placement has: none for a model without Engram, one for tables that are in HBM already.
+
+    Without prefetch a placement is its own ``moe_offload``.
+    """
     tier = resolved.placement.tier
     if tier == "none":
         return ()
-    return ("no_engram",) if tier == "hbm" else ("no_engram", "hbm")
+    if tier == "hbm":
+        return ("no_engram",)
+    return ("no_engram", "hbm") if resolved.placement.prefetch == "off" else ("no_engram", "hbm", "moe_offload")
 
 
 def with_baseline(resolved: ResolvedScenario, baseline: Baseline) -> ResolvedScenario:
@@ -26,6 +31,8 @@ def with_baseline(resolved: ResolvedScenario, baseline: Baseline) -> ResolvedSce
         MissingCapability: the machine has no curve for tables in HBM.
     """
     wanted = resolved.scenario.placement
+    if baseline == "moe_offload":
+        return as_experts(resolved)
     if baseline == "no_engram":
         placement = Placement(tier="none", graph_mode=wanted.graph_mode)
     else:
@@ -34,8 +41,19 @@ def with_baseline(resolved: ResolvedScenario, baseline: Baseline) -> ResolvedSce
 
 
 def as_experts(resolved: ResolvedScenario) -> ResolvedScenario:
-    """The same bytes as experts: which ones are needed is known only at their layer, too late to prefetch."""
+    """The same bytes as mixture-of-experts weights, in the same tier by the same path.
+
+    Assumption A81: a router picks experts from the hidden state in front of their own layer, so that nothing can be
+    fetched ahead, where Engram's addresses follow from token ids (arXiv 2601.07372, section 2.5). All else is alike:
+    as many bytes in as many reads, as often the same ones, as much of a cache. Real experts are read in larger pieces
+    and far more bytes a token, so this isolates what knowing early is worth.
+    """
     return resolved.with_placement(resolved.scenario.placement.model_copy(update={"prefetch": "off"}))
+
+
+def with_cold_pages(resolved: ResolvedScenario) -> ResolvedScenario:
+    """The scenario with nothing of the tables in the page cache."""
+    return resolved.with_placement(resolved.scenario.placement.model_copy(update={"page_cache_residency_ratio": 0.0}))
 
 
 def at_row_width(resolved: ResolvedScenario, bound: Bound) -> ResolvedScenario:

@@ -126,7 +126,7 @@ class ComputeModel:
         """
         num_tokens = plan.num_tokens
         self.note_tokens(num_tokens)
-        ended = [chunk.request.prompt_tokens - 1 for chunk in plan.chunks if chunk.is_last]
+        ended = [chunk.end - 1 for chunk in plan.chunks if chunk.is_last]
         num_samples = plan.num_decode_tokens + len(ended)
         decode_ns = self._attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
         linear_ns = self.linear_ns(num_tokens, is_late=False)

@@ -32,7 +32,7 @@ class StepCosts:
         ngrams: RequestNgrams | None,
     ) -> None:
         placement, engram = resolved.placement, resolved.model.engram
-        self._compute = compute
+        self.compute = compute
         self._rows_per_token = engram.num_rows_per_token
         self._num_layers = len(engram.layer_ids)
         self._is_early = placement.prefetch == "prev_step" and placement.path != "device"
@@ -48,7 +48,7 @@ class StepCosts:
             self._counter = RowCounter(
                 engram, ngrams, replica, entries, removes_duplicates=removes_duplicates, policy=placement.cache_policy
             )
-        self._fetched_early: dict[int, int] = {}
+        self._fetched_early: dict[int, tuple[int, int]] = {}  # by request: first token and the one behind the last
 
     @property
     def wants_upcoming(self) -> bool:
@@ -57,10 +57,12 @@ class StepCosts:
 
     def price(self, plan: StepPlan, upcoming: tuple[Chunk, ...]) -> StepWork:
         """Times of a step. ``upcoming`` are the prompt tokens that may come after it."""
-        compute = self._compute.step(plan)
+        for request in plan.preempted:
+            self._fetched_early.pop(request.request_id, None)
+        compute = self.compute.step(plan)
         segments = [round(segment) for segment in compute.segments_ns]
         pre_ns = round(compute.pre_ns)
-        self._compute.ledger.close(pre_ns + sum(segments), 0)
+        self.compute.ledger.close(pre_ns + sum(segments), 0)
         if self.lookups is None:
             return StepWork(pre_ns, tuple(segments))
         num_rows = plan.num_tokens * self._rows_per_token * self._num_layers
@@ -70,7 +72,7 @@ class StepCosts:
             gathers = tuple(lookup.duration_ns for lookup in own)
             for index, gather_ns in enumerate(gathers):
                 segments[index + 1] += gather_ns
-            self._compute.ledger.close(sum(gathers), sum(gathers))
+            self.compute.ledger.close(sum(gathers), sum(gathers))
             return StepWork(
                 pre_ns,
                 tuple(segments),
@@ -101,13 +103,15 @@ class StepCosts:
         """
         chunks = tuple(part for chunk in upcoming if (part := self._rest(chunk)) is not None)
         for chunk in chunks:
-            self._fetched_early[chunk.request.request_id] = chunk.start + chunk.num_tokens
+            first, behind = self._fetched_early.get(chunk.request.request_id, (chunk.start, chunk.start))
+            first = first if behind == chunk.start else chunk.start
+            self._fetched_early[chunk.request.request_id] = (first, chunk.end)
         return TokenBatch(chunks=chunks)
 
     def _rest(self, chunk: Chunk) -> Chunk | None:
-        start = max(chunk.start, self._fetched_early.get(chunk.request.request_id, 0))
-        end = chunk.start + chunk.num_tokens
-        return Chunk(chunk.request, start, end - start) if start < end else None
+        first, behind = self._fetched_early.get(chunk.request.request_id, (0, 0))
+        start = behind if first <= chunk.start < behind else chunk.start
+        return Chunk(chunk.request, start, chunk.end - start) if start < chunk.end else None
 
     def _lookups(self, tokens: TokenBatch, num_ids: int) -> tuple[LookupWork, ...]:
         """One lookup per Engram layer; all layers ask for the same n-grams, hence for equally many rows."""

@@ -29,6 +29,7 @@ from tiercast_sim.tiers import LookupCosts, interference_speeds
 from tiercast_sim.work import SPEED_ONE, LookupWork
 
 Rows = npt.NDArray[np.int64]
+OUTGROWN = "its numbers outgrow exact columns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,12 @@ def needs_events(resolved: ResolvedScenario) -> str | None:
     workload, engine = scenario.workload, scenario.engine
     if workload.kind != "closed_loop":
         return "arrivals depend on time"
-    if scenario.parallel.data > 1:
+    if scenario.parallel.num_replicas > 1:
         return "replicas share the stream of requests"
     if scenario.speculative.draft_tokens > 0:
         return "accepted drafts differ by sequence"
+    if engine.prefix_caching:
+        return "which prefixes are cached depends on the requests before"
     if min(engine.max_num_seqs, workload.concurrency or 0) > engine.max_num_batched_tokens:
         return "decoding sequences take turns"
     if placement.tier == "none":
@@ -65,22 +68,24 @@ def needs_events(resolved: ResolvedScenario) -> str | None:
 
 def fast_run(
     resolved: ResolvedScenario, bound: Bound, compute: ComputeModel, costs: StepCosts, memory: MemoryPlan
-) -> FastRun | None:
-    """The run of a scenario that :func:`needs_events` lets pass, or None where numbers outgrow exact columns."""
+) -> FastRun | str:
+    """The run of a scenario that :func:`needs_events` lets pass, or why it needs events after all."""
     scenario = resolved.scenario
     num_blocks = memory.kv_capacity_tokens // scenario.engine.kv_block_tokens
     schedule = schedule_of(scenario.workload, scenario.seed, scenario.engine, num_blocks)
+    if scenario.engine.kv_reservation == "on_demand" and schedule.peak_blocks > num_blocks:
+        return "sequences may be preempted"  # with room for whole requests nobody ever is, and the plans are equal
     batches = batches_of(schedule, resolved.model.backbone.attention_window_tokens)
     priced = step_columns(compute, schedule, batches)
     if priced is None:
-        return None
+        return OUTGROWN
     pre_ns, segments_ns = priced
     lookups = costs.lookups
     num_layers = len(segments_ns) - 1
     gathers = _lookups(lookups, batches, num_layers)
     timed = _timed(resolved, bound, pre_ns, segments_ns, gathers)
     if timed is None:
-        return None
+        return OUTGROWN
     times, service_ns = timed
     end_ns = np.cumsum(times.duration_ns)
     rows_per_layer = resolved.model.engram.num_rows_per_token if lookups is not None else 0

@@ -1,6 +1,7 @@
 """Does it fit, and how much room is left for KV: bytes by tier, per rank and per host."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
@@ -12,11 +13,21 @@ from tiercast_sim.checked import non_negative, positive
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillPlan:
+    """What the replicas that only prefill hold besides KV on each device, and their KV room."""
+
+    hbm_per_rank: dict[str, int]
+    kv_capacity_tokens: int
+    num_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes of one scenario at one bound.
 
     ``hbm_per_rank`` are the pieces each device holds besides KV; ``per_host`` the pieces each host holds by tier below
     HBM, one entry per host. ``kv_capacity_tokens`` is the KV room of one replica, a whole number of blocks.
+    With replicas that only prefill, ``prefill`` is their part, and the plan itself that of the replicas that decode.
     When it does not fit, ``short_tier`` and ``shortfall_bytes`` name the first tier that is short and by how much.
     """
 
@@ -32,6 +43,7 @@ class MemoryPlan:
     table_bytes: int
     short_tier: Tier | None
     shortfall_bytes: int
+    prefill: PrefillPlan | None = None
 
     @property
     def fits(self) -> bool:
@@ -41,11 +53,17 @@ class MemoryPlan:
     @property
     def total_kv_capacity_tokens(self) -> int:
         """KV room of all replicas."""
-        return self.kv_capacity_tokens * self.num_replicas
+        own = self.kv_capacity_tokens * self.num_replicas
+        return own if self.prefill is None else own + self.prefill.kv_capacity_tokens * self.prefill.num_replicas
 
     def total_bytes(self) -> dict[Tier, int]:
         """Bytes by tier over all ranks and hosts; KV, which takes what is left of HBM, is not counted."""
-        totals: dict[Tier, int] = {"hbm": sum(self.hbm_per_rank.values()) * self.num_ranks}
+        num_prefill = 0 if self.prefill is None else self.prefill.num_replicas
+        ranks_per_replica = self.num_ranks // (self.num_replicas + num_prefill)
+        hbm = sum(self.hbm_per_rank.values()) * self.num_replicas * ranks_per_replica
+        if self.prefill is not None:
+            hbm += sum(self.prefill.hbm_per_rank.values()) * num_prefill * ranks_per_replica
+        totals: dict[Tier, int] = {"hbm": hbm}
         for tier, hosts in self.per_host.items():
             totals[tier] = sum(sum(pieces.values()) for pieces in hosts)
         return totals
@@ -102,15 +120,52 @@ def staging_bytes(resolved: ResolvedScenario) -> int:
     return buffers * resolved.scenario.engine.max_num_batched_tokens * per_token * len(engram.layer_ids)
 
 
+def kv_bytes_per_token_per_rank(resolved: ResolvedScenario, bound: Bound) -> float:
+    """KV of one token on one rank: ranks share the KV heads as far as there are heads."""
+    backbone = resolved.model.backbone
+    kv_bytes = positive(backbone.kv_bytes_per_token, bound, "kv_bytes_per_token", higher_is_better=False)
+    return kv_bytes / min(resolved.scenario.parallel.tensor, backbone.num_kv_heads)
+
+
 def memory_plan(resolved: ResolvedScenario, bound: Bound = "nominal") -> MemoryPlan:
-    """Account for every byte the scenario places.
+    """Account for every byte the scenario places, by role where prefill and decode are apart.
+
+    A replica that only decodes needs activations and staging for its sequences' tokens, not for chunks of prompts,
+    unless preemption makes it compute some again.
+
+    Raises:
+        BadInput: a capacity in the profile is not positive.
+        MissingCapability: the machine does not have the tier.
+    """
+    whole = _plan(resolved, bound)
+    scenario = resolved.scenario
+    if not scenario.parallel.prefill:
+        return whole
+    engine = scenario.engine
+    if engine.kv_reservation == "full":
+        step_tokens = engine.max_num_seqs * (1 + scenario.speculative.draft_tokens)
+        tokens = min(engine.max_num_batched_tokens, step_tokens)
+        engine = engine.model_copy(update={"max_num_batched_tokens": tokens})
+    decode = _plan(resolved.model_copy(update={"scenario": scenario.model_copy(update={"engine": engine})}), bound)
+    return replace(
+        decode,
+        per_host=whole.per_host,  # staging for the larger role
+        num_replicas=scenario.parallel.data,
+        short_tier=whole.short_tier or decode.short_tier,
+        shortfall_bytes=whole.shortfall_bytes or decode.shortfall_bytes,
+        prefill=PrefillPlan(whole.hbm_per_rank, whole.kv_capacity_tokens, scenario.parallel.prefill),
+    )
+
+
+def _plan(resolved: ResolvedScenario, bound: Bound) -> MemoryPlan:
+    """One plan for every replica.
 
     Raises:
         BadInput: a capacity in the profile is not positive.
         MissingCapability: the machine does not have the tier.
     """
     hardware, backbone, placement = resolved.hardware, resolved.model.backbone, resolved.placement
-    tensor, num_replicas = resolved.scenario.parallel.tensor, resolved.scenario.parallel.data
+    tensor, num_replicas = resolved.scenario.parallel.tensor, resolved.scenario.parallel.num_replicas
     hbm = {
         "weights": -(-backbone.weight_bytes // tensor),
         "replicated_weights": backbone.replicated_weight_bytes,
@@ -126,8 +181,7 @@ def memory_plan(resolved: ResolvedScenario, bound: Bound = "nominal") -> MemoryP
     per_host = _host_pieces(resolved, one_copy)
     capacity = gb_to_bytes(positive(hardware.device.memory_capacity_gb, bound, "device.memory_capacity_gb"))
     usable = int(capacity * resolved.scenario.engine.memory_utilization_ratio)
-    kv_bytes = positive(backbone.kv_bytes_per_token, bound, "kv_bytes_per_token", higher_is_better=False)
-    kv_bytes /= min(tensor, backbone.num_kv_heads)
+    kv_bytes = kv_bytes_per_token_per_rank(resolved, bound)
     room = usable - sum(hbm.values())
     short_tier, shortfall = _first_short_tier(resolved, per_host, bound)
     if is_shared_memory(resolved) and "dram" in per_host:
@@ -185,7 +239,7 @@ def num_hosts(resolved: ResolvedScenario) -> int:
 
 
 def _replicas_by_host(resolved: ResolvedScenario) -> list[int]:
-    num_replicas, per_host = resolved.scenario.parallel.data, replicas_per_host(resolved)
+    num_replicas, per_host = resolved.scenario.parallel.num_replicas, replicas_per_host(resolved)
     full, rest = divmod(num_replicas, per_host)
     return [per_host] * full + ([rest] if rest else [])
 
@@ -213,7 +267,27 @@ def _host_pieces(resolved: ResolvedScenario, one_copy: int) -> dict[Tier, tuple[
             pieces["dram"] = tuple({**tables, **ring} for tables, ring in zip(pieces["dram"], by_host, strict=True))
         else:
             pieces["dram"] = tuple(by_host)
+    if resolved.placement.page_cache_residency_ratio > 0:
+        resident = page_cache_bytes(resolved)
+        in_dram = pieces.get("dram", ({},) * len(hosts))
+        pieces["dram"] = tuple({**room, "page_cache": size} for room, size in zip(in_dram, resident, strict=True))
     return pieces
+
+
+def drive_bytes(resolved: ResolvedScenario) -> tuple[int, ...]:
+    """Bytes of the tables on the drive of each host."""
+    whole = table_bytes(resolved)
+    return tuple(whole * num_table_copies(resolved, num_replicas) for num_replicas in _replicas_by_host(resolved))
+
+
+def page_cache_bytes(resolved: ResolvedScenario) -> tuple[int, ...]:
+    """Bytes of the tables that lie in the page cache of each host.
+
+    Assumption A82: hashes scatter the rows that are asked for over all pages, so that a share of the reads needs that
+    share of the tables.
+    """
+    ratio = resolved.placement.page_cache_residency_ratio
+    return tuple(math.ceil(size * ratio) for size in drive_bytes(resolved))
 
 
 def _first_short_tier(

@@ -8,7 +8,7 @@ from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Span
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
-from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
+from tiercast_profiles.units import GB, NS_PER_MS, NS_PER_S, NS_PER_US
 from tiercast_sim.baselines import Baseline
 from tiercast_sim.run import RunResult
 from tiercast_sim.serving_counts import ServingCounts
@@ -68,6 +68,7 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
     # On the device path the gather is compute (A9): nothing was there to hide.
     is_hidden_defined = placement.path != "device"
     has_tables, has_drafts = placement.tier != "none", resolved.scenario.speculative.draft_tokens > 0
+    num_requests = len(runs["nominal"].data.requests.finish_ns)
     penalty: dict[Baseline, Metric] = {}
     for name, throughput in baselines.items():
         ratios: dict[Bound, float] = {}
@@ -94,12 +95,25 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
         unique_row_ratio=statistics["nominal"].unique_row_ratio,
         cache_hit_ratio=statistics["nominal"].cache_hit_ratio,
         wasted_row_ratio=_counted(runs, lambda counts: counts.wasted_ratio) if has_tables and has_drafts else None,
+        preemptions_per_request=_counted(runs, lambda counts: counts.preemptions / num_requests)
+        if resolved.scenario.engine.kv_reservation == "on_demand"
+        else None,
+        prefix_hit_ratio=_counted(runs, lambda counts: counts.prefix_hit_ratio)
+        if resolved.scenario.engine.prefix_caching
+        else None,
+        kv_transfer_ms=optional_band(at_each(runs, _kv_transfer_ms)),
         layers=layer_windows(resolved, runs),
     )
 
 
-def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric | None:
-    return optional_band(at_each(runs, lambda result: None if result.counts is None else read(result.counts)))
+def _kv_transfer_ms(result: RunResult) -> float | None:
+    """Mean over requests whose KV moved between replicas."""
+    times_ns = result.kv_transfer_ns
+    return sum(times_ns) / len(times_ns) / NS_PER_MS if times_ns else None
+
+
+def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric:
+    return band(at_each(runs, lambda result: read(result.counts)))
 
 
 def median_decode_step(steps: Sequence[StepLog]) -> StepLog:
@@ -153,7 +167,7 @@ def spans(resolved: ResolvedScenario, steps: Sequence[StepLog]) -> tuple[Span, .
     layer_ids = resolved.model.engram.layer_ids
     bars: list[Span] = []
     for number, step in enumerate(steps[:MAX_SPAN_STEPS]):
-        replica = f"replica {step.replica} " if resolved.scenario.parallel.data > 1 else ""
+        replica = f"replica {step.replica} " if resolved.scenario.parallel.num_replicas > 1 else ""
         name = f"step {number}: {step.decode_sequences} decode + {step.prefill_tokens} prefill"
         known_ns, end_ns = step.start_ns + step.pre_ns, step.start_ns + step.duration_ns
         rows = [

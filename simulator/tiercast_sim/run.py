@@ -1,7 +1,7 @@
 """One simulation at one bound: replicas, their shared resources and the request stream in one SimPy environment."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tiercast_profiles.columns import SampleColumns
@@ -10,15 +10,17 @@ from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import RequestSamples, Samples, StepSamples
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.text import load_text
+from tiercast_profiles.workload import Request
 from tiercast_sim.baselines import at_row_width
 from tiercast_sim.clock import Clock
 from tiercast_sim.compute import ComputeModel, find_table
 from tiercast_sim.costs import StepCosts, needs_ngrams
-from tiercast_sim.fast_serving import fast_run, needs_events
+from tiercast_sim.fast_serving import FastRun, fast_run, needs_events
+from tiercast_sim.handover import Handover, KvLink, into, out_of
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.reuse import RequestNgrams
-from tiercast_sim.serving import Scheduler, check_requests_fit
+from tiercast_sim.serving import Role, Scheduler, check_requests_fit
 from tiercast_sim.serving_counts import ServingCounts, summed
 from tiercast_sim.source import RequestSource, requests_of
 from tiercast_sim.step import Replica, StepLog, World
@@ -42,8 +44,8 @@ class RunResult:
     """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
 
     ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same.
-    ``shared`` says what each shared resource delivered. ``counts`` are None where arithmetic ran: there is nothing of
-    what they count.
+    ``shared`` says what each shared resource delivered. ``counts`` are zero where arithmetic ran: it serves nothing
+    that they count. ``kv_transfer_ns`` is what moving each prompt's KV between replicas took.
     """
 
     data: Samples | SampleColumns
@@ -54,7 +56,8 @@ class RunResult:
     shared: dict[str, SharedUse]
     is_device_path: bool
     engine: Literal["events", "arithmetic"]
-    counts: ServingCounts | None = None
+    counts: ServingCounts
+    kv_transfer_ns: tuple[int, ...] = ()
 
     @property
     def samples(self) -> Samples:
@@ -91,45 +94,80 @@ def run(
     require_fit(resolved, memory)
     requests = requests_of(scenario.workload, scenario.seed)
     check_requests_fit(requests, scenario.engine, memory.kv_capacity_tokens, memory.kv_bytes_per_token_per_rank)
+    if memory.prefill is not None:
+        prompts = tuple(replace(request, output_tokens=1) for request in requests)
+        prompt_room = memory.prefill.kv_capacity_tokens
+        check_requests_fit(prompts, scenario.engine, prompt_room, memory.kv_bytes_per_token_per_rank)
     if ngrams is None:
         ngrams = request_ngrams(resolved)
     banded = at_row_width(resolved, bound)
     # A measured table belongs to the width it was measured with; a roofline follows the band.
     compute = ComputeModel(banded if find_table(resolved)[0] is None else resolved, bound)
-    num_replicas = scenario.parallel.data
+    num_replicas = scenario.parallel.num_replicas
     costs = [StepCosts(banded, bound, replica, compute, ngrams) for replica in range(num_replicas)]
     reason = needs_events(banded)
     if costs[0].lookups is not None and costs[0].lookups.has_draws:
         reason = "slow reads are drawn one by one"
     if engine != "events" and reason is None:
         fast = fast_run(banded, bound, compute, costs[0], memory)
-        if fast is not None:
+        if isinstance(fast, FastRun):
             lookups = costs[0].lookups
             own = {} if lookups is None else lookups.capacities()
             shared = _shared(fast.used_units, own, {} if lookups is None else lookups.kinds())
             is_device_path = resolved.placement.path == "device"
-            return RunResult(fast.samples, fast.steps, memory, compute, lookups, shared, is_device_path, "arithmetic")
-        reason = "its numbers outgrow exact columns"
+            return RunResult(
+                fast.samples,
+                fast.steps,
+                memory,
+                compute,
+                lookups,
+                shared,
+                is_device_path,
+                "arithmetic",
+                ServingCounts(),
+            )
+        reason = fast
     if engine == "arithmetic":
         raise BadInput(f"engine 'arithmetic' cannot serve this scenario: {reason}")
+    return _by_events(resolved, bound, requests, memory, costs)
+
+
+def _by_events(
+    resolved: ResolvedScenario,
+    bound: Bound,
+    requests: tuple[Request, ...],
+    memory: MemoryPlan,
+    costs: list[StepCosts],
+) -> RunResult:
+    parallel, workload = resolved.scenario.parallel, resolved.scenario.workload
     capacities: dict[str, float] = {}
     kinds: dict[str, ResourceKind] = {}
     for cost in costs:
         if cost.lookups is not None:
             capacities.update(cost.lookups.capacities())
             kinds.update(cost.lookups.kinds())
+    link = KvLink(resolved, bound) if parallel.prefill else None
+    if link is not None:
+        for index in range(parallel.num_replicas):
+            name = into(index) if index < parallel.data else out_of(index)
+            capacities[name], kinds[name] = link.bytes_per_s, "bytes"
     clock = Clock()
     network = Network(clock, capacities)
-    source = RequestSource(scenario.workload, requests, num_replicas)
+    first_replica = parallel.data if parallel.prefill else 0
+    source = RequestSource(workload, requests, parallel.num_replicas - first_replica, first_replica)
+    handover = None
+    if link is not None:
+        handover = Handover(clock, network, link, source, parallel)
     speeds = (SPEED_ONE, SPEED_ONE)
     if resolved.placement.tier != "none" and resolved.placement.path != "device":
         compute_speed, lookup_speed, _ = interference_speeds(resolved, bound)
         speeds = (compute_speed, lookup_speed)
-    world = World(clock, network, source, resolved.placement.prefetch, *speeds)
-    replicas = []
-    schedulers = []
+    replicas: list[Replica] = []
+    schedulers: list[Scheduler] = []
     for index, cost in enumerate(costs):
-        scheduler = Scheduler(scenario.engine, memory.kv_capacity_tokens, scenario.speculative, scenario.seed)
+        scheduler = _scheduler(resolved, memory, index)
+        own = source if handover is None else handover.source_of(index, scheduler)
+        world = World(clock, network, own, resolved.placement.prefetch, *speeds)
         replica = Replica(world, index, scheduler, cost)
         clock.process(replica.run())
         replicas.append(replica)
@@ -142,13 +180,24 @@ def run(
         _samples(source, steps, has_cache=resolved.placement.cache_gib > 0),
         tuple(steps),
         memory,
-        compute,
+        costs[0].compute,
         costs[0].lookups,
         _shared(network.used_units, capacities, kinds),
         resolved.placement.path == "device",
         "events",
         summed(scheduler.counts for scheduler in schedulers),
+        () if handover is None else tuple(handover.transfer_ns),
     )
+
+
+def _scheduler(resolved: ResolvedScenario, memory: MemoryPlan, replica: int) -> Scheduler:
+    scenario = resolved.scenario
+    role: Role = "both"
+    room = memory.kv_capacity_tokens
+    if memory.prefill is not None:
+        role = "decode" if replica < scenario.parallel.data else "prefill"
+        room = room if role == "decode" else memory.prefill.kv_capacity_tokens
+    return Scheduler(scenario.engine, room, scenario.speculative, scenario.seed, role)
 
 
 def _shared(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tiercast_profiles.scenario import Engine
 from tiercast_profiles.workload import Request, Workload
-from tiercast_sim.serving import blocks_of
+from tiercast_sim.kv_blocks import blocks_of
 from tiercast_sim.source import drawn, requests_of
 
 Column = npt.NDArray[np.int64]
@@ -54,8 +54,10 @@ def schedule_of(workload: Workload, seed: int, engine: Engine, num_blocks: int) 
     """The plan of a closed loop on one replica with this many KV blocks, each large enough for every request."""
     texts = (workload.model_dump_json(), seed, engine.model_dump_json())
     roomy = _schedule(*texts, None)
-    # A plan that never used more blocks than there are was never held back by them.
-    return roomy if roomy.peak_blocks <= num_blocks else _schedule(*texts, num_blocks)
+    # A plan that never used more blocks than there are was never held back by them. Blocks taken on demand are not
+    # planned here: the roomy plan says that they could run out.
+    is_enough = roomy.peak_blocks <= num_blocks or engine.kv_reservation == "on_demand"
+    return roomy if is_enough else _schedule(*texts, num_blocks)
 
 
 def forget() -> None:

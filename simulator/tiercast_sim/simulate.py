@@ -4,18 +4,19 @@ from tiercast_profiles import __version__
 from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
-from tiercast_profiles.record import Provenance, RunRecord
+from tiercast_profiles.record import PageCacheUse, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.text import load_text
 from tiercast_profiles.workload import workload_sha256
 from tiercast_sim.answers import kv_chain, offers, resources, time_spent
-from tiercast_sim.baselines import Baseline, baselines_of, with_baseline
+from tiercast_sim.baselines import Baseline, baselines_of, with_baseline, with_cold_pages
 from tiercast_sim.metrics import at_each, metrics, spans
 from tiercast_sim.run import RunResult, request_ngrams, run
 from tiercast_sim.saturation import load_warnings
 from tiercast_sim.startup import start_up
 from tiercast_sim.tiers import interference_speeds
+from tiercast_sim.warm_up import page_cache_use
 
 
 def simulate(
@@ -44,6 +45,9 @@ def simulate(
                 statistics = at_each(others, lambda result: SampleStatistics(result.data))
                 baselines[name] = at_each(statistics, lambda known: known.output_tokens_per_s)
                 in_hbm = others["nominal"] if name == "hbm" else in_hbm
+    page_cache: PageCacheUse | None = None
+    if resolved.placement.page_cache_residency_ratio > 0:
+        page_cache = page_cache_use(resolved, runs, _runs(with_cold_pages(resolved), tuple(runs))[0])
     nominal = runs["nominal"]
     shared = resources(runs)
     if text.is_stand_in:
@@ -84,6 +88,7 @@ def simulate(
                 "kv_chain": kv_chain(resolved, nominal, in_hbm),
                 "resources": shared,
                 "start_up": start_up(resolved, runs),
+                "page_cache": page_cache,
             }
         ),
         samples=nominal.samples if keep_samples else None,

@@ -22,18 +22,20 @@ def drawn(workload_json: str, seed: int, _stamp: tuple[int, int] | None) -> tupl
 
 
 class RequestSource:
-    """Arrivals of a run. Request i belongs to replica i mod ``num_replicas``.
+    """Arrivals of a run. Request i belongs to replica ``first_replica`` + i mod ``num_replicas``.
 
     Closed loop: the first ``concurrency`` requests arrive at 0, each finish lets the next one arrive at that instant.
     Otherwise requests arrive when they were drawn to, or when the trace says.
     """
 
-    def __init__(self, workload: Workload, requests: tuple[Request, ...], num_replicas: int) -> None:
-        self._num_replicas = num_replicas
+    def __init__(
+        self, workload: Workload, requests: tuple[Request, ...], num_replicas: int, first_replica: int = 0
+    ) -> None:
+        self._num_replicas, self._first_replica = num_replicas, first_replica
         self._is_closed = workload.kind == "closed_loop"
         self._pending: deque[Request] = deque(requests)
-        self._arrivals: list[deque[tuple[int, Request]]] = [deque() for _ in range(num_replicas)]
-        self._wakes: list[simpy.Event | None] = [None] * num_replicas
+        self._arrivals: list[deque[tuple[int, Request]]] = [deque() for _ in range(first_replica + num_replicas)]
+        self._wakes: list[simpy.Event | None] = [None] * (first_replica + num_replicas)
         self.arrival_ns = [0] * len(requests)
         self.first_token_ns = [0] * len(requests)
         self.finish_ns = [0] * len(requests)
@@ -54,7 +56,7 @@ class RequestSource:
         queue = self._arrivals[replica]
         if queue:
             return clock.timeout(queue[0][0] - clock.now_ns)
-        if not any(request.request_id % self._num_replicas == replica for request in self._pending):
+        if not any(self._replica_of(request) == replica for request in self._pending):
             return None
         wake = self._wakes[replica] = clock.event()
         return wake
@@ -69,8 +71,19 @@ class RequestSource:
         if self._is_closed and self._pending:
             self._arrive(self._pending.popleft(), now_ns)
 
+    def blocked(self, replica: int) -> simpy.Event:
+        """Nothing but a step of its own helps a replica that computes whole requests."""
+        raise AssertionError(f"replica {replica} has work and computes nothing")
+
+    def load(self, request: Request) -> None:
+        """Nothing travels where prompts are computed in place."""
+        raise AssertionError(f"request {request.request_id} was to be loaded")
+
+    def _replica_of(self, request: Request) -> int:
+        return self._first_replica + request.request_id % self._num_replicas
+
     def _arrive(self, request: Request, now_ns: int) -> None:
-        replica = request.request_id % self._num_replicas
+        replica = self._replica_of(request)
         self.arrival_ns[request.request_id] = now_ns
         self._arrivals[replica].append((now_ns, request))
         wake, self._wakes[replica] = self._wakes[replica], None

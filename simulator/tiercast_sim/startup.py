@@ -51,7 +51,7 @@ def start_up(resolved: ResolvedScenario, runs: Runs) -> StartUp:
 def _sizes(resolved: ResolvedScenario, plan: MemoryPlan) -> dict[str, int]:
     """Bytes of each part on the fullest host; those copied to the devices per device, which share links by group."""
     placement, tensor = resolved.placement, resolved.scenario.parallel.tensor
-    num_replicas = min(resolved.scenario.parallel.data, replicas_per_host(resolved))
+    num_replicas = min(resolved.scenario.parallel.num_replicas, replicas_per_host(resolved))
     per_rank = sum(plan.hbm_per_rank[name] for name in ("weights", "replicated_weights", "tables"))
     in_dram = plan.per_host.get("dram", ({},))[0]
     tables = in_dram.get("tables", 0)

@@ -10,6 +10,7 @@ import simpy
 from tiercast_profiles.scenario import Prefetch
 from tiercast_sim.clock import Clock
 from tiercast_sim.costs import StepCosts
+from tiercast_sim.handover import DecodeSource, PrefillSource
 from tiercast_sim.links import Flow, Network
 from tiercast_sim.serving import Scheduler
 from tiercast_sim.source import RequestSource
@@ -127,7 +128,7 @@ class World:
 
     clock: Clock
     network: Network
-    source: RequestSource
+    source: RequestSource | PrefillSource | DecodeSource
     prefetch: Prefetch
     compute_speed: int = SPEED_ONE
     lookup_speed: int = SPEED_ONE
@@ -159,7 +160,11 @@ class Replica:
                 yield wake
                 continue
             plan = scheduler.plan()
-            assert plan.num_tokens > 0, "a step computes something"
+            for request in scheduler.take_loads():
+                source.load(request)
+            if plan.num_tokens == 0:
+                yield source.blocked(self._index)
+                continue
             upcoming = scheduler.upcoming_chunks() if self._costs.wants_upcoming else ()
             work = self._costs.price(plan, upcoming)
             start_ns = clock.now_ns

@@ -13,6 +13,7 @@ from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.checked import non_negative, positive, speed_ratio
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
+from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
 from tiercast_sim.work import NO_LOOKUP, SPEED_ONE, LookupWork, to_speed
 
@@ -56,6 +57,7 @@ class LookupCosts:
             raise MissingCapability(f"{hardware.name!r} has no curve for {placement.tier}/{placement.path}")
         self.footprint_bytes = max(table_rows(engram)) * engram.stored_row_bytes(placement.row_layout) // self._tensor
         self._curve = CurveTimes(curve, bound, self.footprint_bytes)
+        self._tier_times = PartlyResident(resolved, bound, self._curve, self.footprint_bytes)
         self.removes_duplicates = curve.removes_duplicates
         self._hit_curve = self._hit_times(bound)
         self._remote_factor = _remote_numa_factor(resolved, bound)
@@ -93,7 +95,9 @@ class LookupCosts:
             known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids)
         if self._tail is None or rows_read == 0:
             return known
-        extra_ns = self._tail.slowest_ns(self._on_slowest_rank(rows_read) * len(self._pieces))
+        num_reads = self._on_slowest_rank(rows_read) * len(self._pieces)
+        num_reads = round(num_reads * (1 - self._tier_times.resident_ratio))
+        extra_ns = self._tail.slowest_ns(num_reads) if num_reads else 0
         return replace(known, duration_ns=known.duration_ns + extra_ns) if extra_ns else known
 
     @property
@@ -106,7 +110,7 @@ class LookupCosts:
         self.largest_rows_per_rank = max(self.largest_rows_per_rank, rows)
         tier_ns = 0.0
         if rows:
-            alone_ns = self._curve.time_ns(rows, self._pieces)
+            alone_ns = self._tier_times.time_ns(rows, self._pieces)
             fixed_ns = min(alone_ns, self._curve.fixed_ns)
             tier_ns = fixed_ns + (alone_ns - fixed_ns) * self._remote_factor
         if self._is_staged_by_host:  # its cache lies in host memory, so hits travel up with the rest
@@ -152,23 +156,26 @@ class LookupCosts:
         per_host = replicas_per_host(self._resolved)
         host, first_rank = replica // per_host, replica % per_host * self._tensor
         moved = sum(bytes_moved(piece, self._curve.curve.read_granularity_bytes) for piece in self._pieces)
+        resident = self._tier_times.resident_ratio
         demands = []
-        if placement.tier == "dram":
+        if placement.tier == "dram" or resident > 0:
             rate = (
                 positive(hardware.host.memory_bandwidth_gb_per_s, bound, "host.memory_bandwidth_gb_per_s")
                 * speed_ratio(hardware.host.random_access_ratio, bound, "host.random_access_ratio")
                 * GB
             )
-            demands.append(_Demand(f"dram of host {host}", self._tensor, moved, rate))
-        elif placement.tier != "hbm":
+            size = moved if placement.tier == "dram" else resident * self._tier_times.bytes_of_resident(self._pieces)
+            demands.append(_Demand(f"dram of host {host}", self._tensor, size, rate))
+        if placement.tier not in ("hbm", "dram"):
+            missing = 1 - resident
             storage = _storage(self._resolved)
             rate = positive(storage.read_bandwidth_gb_per_s, bound, f"{placement.tier}.read_bandwidth_gb_per_s") * GB
             amplified = sum(bytes_moved(piece, storage.read_granularity_bytes) for piece in self._pieces)
-            demands.append(_Demand(f"{placement.tier} of host {host}", self._tensor, amplified, rate))
+            demands.append(_Demand(f"{placement.tier} of host {host}", self._tensor, amplified * missing, rate))
             reads = reads_per_s(storage, bound, placement.tier)
             if reads is not None:
                 name = f"{placement.tier} reads of host {host}"
-                demands.append(_Demand(name, self._tensor, len(self._pieces), reads, "reads"))
+                demands.append(_Demand(name, self._tensor, len(self._pieces) * missing, reads, "reads"))
             shared = pool_bandwidth(self._resolved, storage, bound)
             if shared is not None:
                 whole, left = shared

@@ -15,16 +15,26 @@ def to_speed(ratio: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``num_tokens`` prompt tokens of one request in one step, behind ``start`` tokens that were computed before."""
+    """``num_tokens`` prompt tokens of one request in one step, behind ``start`` tokens that were computed before.
+
+    ``goal`` tokens are computed before the request yields its next token: its prompt (None), or after a preemption
+    what it had by then.
+    """
 
     request: Request
     start: int
     num_tokens: int
+    goal: int | None = None
 
     @property
     def is_last(self) -> bool:
-        """True when the prompt is complete after this chunk, so that the request yields its first token."""
-        return self.start + self.num_tokens == self.request.prompt_tokens
+        """True when the prompt is complete after this chunk, so that the request yields its next token."""
+        return self.end == (self.request.prompt_tokens if self.goal is None else self.goal)
+
+    @property
+    def end(self) -> int:
+        """Tokens computed after this chunk."""
+        return self.start + self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +42,14 @@ class StepPlan:
     """What one step computes.
 
     Decoding sequence i belongs to ``decode_requests[i]`` and feeds the token at ``decode_positions[i]``, plus
-    ``num_draft_tokens`` drafts; it attends to position + 1 tokens.
+    ``num_draft_tokens`` drafts; it attends to position + 1 tokens. ``preempted`` gave up their KV to make room.
     """
 
     decode_requests: list[Request]
     decode_positions: list[int]
     chunks: tuple[Chunk, ...] = ()
     num_draft_tokens: int = 0
+    preempted: tuple[Request, ...] = ()
 
     @property
     def num_decodes(self) -> int:

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from tiercast_cli import catalogue_views, render
+from tiercast_profiles.hardware import ProbeResult
+
 KINDS = ("hardware", "models", "prices")
 
 
@@ -77,3 +80,14 @@ def test_parts_as_json_name_their_marks(run):
 def test_show_says_which_curves_are_uncalibrated(run):
     text = " ".join(run("hardware", "show", "mi300x", width=200).stdout.split())
     assert "uncalibrated lookup curves, each a prior with a band: hbm by device, dram by uva" in text
+
+
+def test_a_telemetry_envelope_is_no_case_of_its_own(cpu_hardware):
+    probes = (
+        ProbeResult(name="copy", unit="GB/s", samples=(1.0,), status="invalid", reason="2 link replays"),
+        ProbeResult(name="telemetry.copy", unit="", status="invalid", reason="2 link replays"),
+        ProbeResult(name="telemetry.rates", unit="", status="ok"),
+    )
+    profile = cpu_hardware.model_copy(update={"probes": probes})
+    text = render.to_text(lambda: catalogue_views.profile_summary(profile), 120)
+    assert "cases measured: 1 (1 invalid)\n  invalid: copy, 2 link replays\n" in text

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_cli import demo_job, inputs, probing, validation
 from tiercast_profiles.store import load_hardware, load_record
+from tiercast_runtime.checkpoint import expected_tensors
+from tiercast_runtime.checkpoint_write import write_checkpoint
+from tiercast_runtime.row_source import ComputedRows
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,27 @@ def test_bench_writes_a_measured_record(run, files):
     assert record.kind == "measured"
     assert record.provenance.facts["repeats"] == 2
     assert json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+
+
+def test_bench_serves_the_rows_of_a_checkpoint(run, fails, files):
+    model, folder = inputs.resolve(str(files.scenario), None).model, files.folder / "checkpoint"
+    specs = expected_tensors(model)
+    sizes = {"wkv.weight": 1, "wkv.scale": 1, "q_weight": 2, "k_weight": 2}
+    projections = [
+        {
+            name: np.full(int(np.prod(specs[f"layers.{layer}.engram.{name}"].shape)) * size, 60, dtype=np.uint8)
+            for name, size in sizes.items()
+        }
+        for layer in model.engram.layer_ids
+    ]
+    write_checkpoint(model, folder, [ComputedRows(model.engram, layer) for layer in (0, 1)], projections)
+    result = run("bench", files.scenario, "--checkpoint", folder, "--json")
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["provenance"]["facts"]["checkpoint_sha256"]) == 64
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors: cannot be read" in fails(
+        2, "bench", files.scenario, "--checkpoint", folder
+    )
 
 
 def test_bench_of_a_model_it_cannot_run_says_what_to_do(fails):
@@ -57,18 +82,28 @@ def test_validate_holds_the_error_against_a_limit(run, files):
 def test_profile_writes_what_the_probes_return(run, files, monkeypatch):
     asked = {}
 
-    def probe(models, *, quick, folder=None):
-        asked.update(models=models, quick=quick)
+    def probe(models, *, quick, folder=None, memory_bytes=None, output=None, is_resumed=False):
+        asked.update(models=models, quick=quick, memory_bytes=memory_bytes, is_resumed=is_resumed)
         return load_hardware(str(files.hardware))
 
     monkeypatch.setattr(probing, "probe", probe)
     output = files.folder / "profile.yaml"
     result = run("profile", "--quick", "--model", "tiny", "-o", output)
     assert result.exit_code == 0, result.output
-    assert asked == {"models": ["tiny"], "quick": True}
+    assert asked == {"models": ["tiny"], "quick": True, "memory_bytes": None, "is_resumed": False}
     assert load_hardware(str(output)) == load_hardware(str(files.hardware))
     assert "nvme by disk" in result.stdout
-    assert json.loads(run("profile", "--json").stdout)["name"] == "test-cpu"
+    assert json.loads(run("profile", "--json", "--memory-gib", "2").stdout)["name"] == "test-cpu"
+    assert asked["memory_bytes"] == 2 << 30
+    partial = files.folder / "profile.yaml.partial"
+    partial.write_text("kept")
+    assert run("profile", "-o", output, "--resume").exit_code == 0
+    assert asked["is_resumed"]
+    assert not partial.exists()
+    assert run("profile", "--resume").exit_code == run("profile", "--quick", "-o", output, "--resume").exit_code == 2
+    refused = run("profile", "--memory-gib", "0")
+    assert refused.exit_code == 2
+    assert "must be above 0" in refused.stderr
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from tiercast_runtime.probes import copies, gather, profile, profile_machine  # 
 from tiercast_runtime.probes.layers import LayerGrid  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
+from tiercast_runtime.probes.sweep_grid import SweepPlan  # noqa: E402
+from tiercast_runtime.probes.sweep_stage import SweepStage  # noqa: E402
 from tiercast_runtime.probes.telemetry import Telemetry  # noqa: E402
 from tiercast_runtime.probes.timing import Effort  # noqa: E402
 
@@ -60,6 +62,7 @@ def test_a_whole_profile(tmp_path, mini_model, monkeypatch):
         file_bytes=2 * MIB,
         row_bytes=(64,),
         tokens=(1, 8),
+        sweep=SweepStage(SweepPlan(((64,), (256, 8)), ((64,),), (16, 64), MIB, 2 * MIB), BRIEF, is_quick=True),
         grid=LayerGrid((1, 2), (16, 32), (4, 8), (0,)),
         **dict.fromkeys(EFFORTS, BRIEF),
     )

@@ -10,9 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import BadInput  # noqa: E402
+from tiercast_profiles.errors import BadInput, MissingCapability  # noqa: E402
 from tiercast_runtime import rows, table  # noqa: E402
 from tiercast_runtime.hashing import EngramHasher, build_windows, numpy_row_ids  # noqa: E402
+from tiercast_runtime.paths import uva  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
@@ -40,6 +41,14 @@ assert not complaints[0]
 ids, out = torch.tensor([0, 5, 500, -1, 3]), torch.zeros(5, 33, dtype=torch.uint8)
 launch_gather(rows, ids, out, complaints, 2)
 assert complaints[0] == 1 and not out[[2, 3]].any() and torch.equal(out[[0, 1, 4]], rows[[0, 5, 3]])
+# a row beyond 2**31 bytes and beyond 2**31 of the widest words' bytes: untouched pages of a sparse block cost nothing
+stride, num_rows = 264, (1 << 31) // 264 + 5
+table = torch.empty(num_rows * stride, dtype=torch.uint8).view(num_rows, stride)
+ids = torch.tensor([0, num_rows - 1, num_rows // 2])
+table[ids] = torch.arange(3, dtype=torch.uint8)[:, None] + 7
+out, complaints = torch.zeros(3, stride, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+launch_gather(table, ids, out, complaints, 2)
+assert torch.equal(out, table[ids]) and not complaints[0]
 """
 
 
@@ -124,3 +133,19 @@ def test_decoding_on_the_gpu_equals_the_oracle(mini_model, gpu, row_format):
     octets = np.random.default_rng(0).integers(0, 256, (999, engram.row_bytes), dtype=np.uint8)
     decoded = rows.decode_rows(engram, torch.from_numpy(octets).to(gpu)).cpu().numpy()
     assert np.array_equal(decode_rows(engram, octets), decoded, equal_nan=True)
+
+
+def test_a_table_in_pieces_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr(uva, "_MAPPING_STRIDE_BYTES", 1000)
+    part = torch.zeros((30, 100), dtype=torch.uint8)
+    base, asked = part.data_ptr(), []
+
+    def address_of(address):
+        asked.append(address - base)
+        return address + 4096 + (64 if address - base >= 2000 else 0)
+
+    uva.check_mapping(part[:19], lambda address: address + 4096)
+    uva.check_mapping(part[:0], address_of)
+    with pytest.raises(MissingCapability, match=r"3,000 bytes in pieces \(at 2,000\)"):
+        uva.check_mapping(part, address_of)
+    assert asked == [0, 1000, 2000]

@@ -131,6 +131,35 @@ def test_a_part_that_takes_longer_than_a_lifetime_is_refused(sim_scenario):
         simulate(sim_scenario({"tier": "dram"}, hardware=hardware))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cache_gib": math.nan},
+        {"cache_gib": -1},
+        {"cache_gib": 1e300},
+        {"cache_gib": 1, "cache_policy": "belady"},
+        {"cache_policy": "lfu"},
+        {"page_cache_residency_ratio": math.nan},
+        {"page_cache_residency_ratio": -1e-9},
+        {"page_cache_residency_ratio": 1e15},
+    ],
+    ids=str,
+)
+def test_caches_that_are_none_are_refused(sim_scenario, change):
+    with pytest.raises(ValidationError):
+        sim_scenario({"tier": "nvme", **change})
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "static_hot"])
+@pytest.mark.parametrize("cache_gib", [5e-324, 1e-9, 0.5])
+@pytest.mark.parametrize("resident", [5e-324, 1 - 1e-16, 1.0])
+def test_caches_of_nothing_and_of_everything_are_answers(sim_scenario, policy, cache_gib, resident):
+    placement = {"tier": "nvme", "cache_gib": cache_gib, "cache_policy": policy, "page_cache_residency_ratio": resident}
+    record = simulate(sim_scenario(placement, workload=ONE_TOKEN), with_baselines=False)
+    assert finite(record)
+    assert record.metrics.page_cache.read_ahead_s.value >= 0
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(NUMBERS),

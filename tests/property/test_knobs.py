@@ -52,6 +52,12 @@ BASE = {
 }
 DRAM = {"placement": {"tier": "dram"}}
 DRAFTS = {"speculative": {"draft_tokens": 2}}
+SCARCE_KV = {
+    **DRAM,
+    "backbone": {"kv_bytes_per_token": 12_000_000},
+    "engine": {"max_num_batched_tokens": 64, "max_num_seqs": 8, "kv_block_tokens": 4},
+    "workload": {**CLOSED, "concurrency": 8, "output_tokens": {"fixed": 40}},
+}
 UNEVEN = {"workload": {**CLOSED, "prompt_tokens": {"lognormal": [20, 0.9]}}}
 
 KNOBS = {
@@ -66,6 +72,7 @@ KNOBS = {
     "placement.cache_policy": Knob(
         "lru", "static_hot", "cache_hit_ratio", "up", {"placement": {"tier": "nvme", "cache_gib": 3e-5}}
     ),
+    "placement.page_cache_residency_ratio": Knob(0, 0.9, "lookup_ms_per_step", "down"),
     "placement.graph_mode": Knob("full", "eager", "output_tokens_per_s", "down", DRAM),
     "placement.num_pool_hosts": Knob(
         1, 64, "lookup_ms_per_step", "up", {"placement": {"tier": "pool"}, "pool": {"shared_bandwidth_gb_per_s": 0.5}}
@@ -86,6 +93,9 @@ KNOBS = {
     ),
     "workload.file": Knob(SHORT_TRACE, LONG_TRACE, "ttft_ms.p50", "up", {"workload": {"kind": "trace"}}),
     "workload.trace_speedup": Knob(1.0, 1e5, "ttft_ms.p50", "up", {"workload": {"kind": "trace", "file": SHORT_TRACE}}),
+    "workload.shared_prefix_tokens": Knob(
+        0, 16, "prefix_hit_ratio", "up", {**DRAM, "engine": {"prefix_caching": True, "kv_block_tokens": 4}}
+    ),
     "workload.num_requests": Knob(4, 40, "ttft_ms.p50", "up", {"workload": {**POISSON, "requests_per_s": 1e6}}),
     "workload.prompt_tokens": Knob({"fixed": 4}, {"fixed": 60}, "ttft_ms.p50", "up"),
     "workload.output_tokens": Knob({"fixed": 2}, {"fixed": 30}, "output_tokens_per_s", "up"),
@@ -94,11 +104,16 @@ KNOBS = {
     "engine.max_num_batched_tokens": Knob(8, 64, "ttft_ms.p50", "down"),
     "engine.kv_block_tokens": Knob(4, 4096, "kv_capacity_tokens", "down"),
     "engine.memory_utilization_ratio": Knob(0.9, 0.5, "kv_capacity_tokens", "down"),
+    "engine.kv_reservation": Knob("full", "on_demand", "tpot_ms.p50", "up", SCARCE_KV),
+    "engine.prefix_caching": Knob(
+        False, True, "ttft_ms.p50", "down", {**DRAM, "workload": {**CLOSED, "shared_prefix_tokens": 16}}
+    ),
     "speculative.draft_tokens": Knob(0, 3, "tpot_ms.p50", "down", DRAM),
     "speculative.draft_step_us": Knob(0.0, 500.0, "tpot_ms.p50", "up", DRAFTS),
     "speculative.acceptance_ratio": Knob(0.1, 0.9, "tpot_ms.p50", "down", DRAFTS),
     "parallel.tensor": Knob(1, 2, "memory_bytes.hbm", "up"),
     "parallel.data": Knob(1, 4, "output_tokens_per_s", "up"),
+    "parallel.prefill": Knob(0, 1, "memory_bytes.hbm", "up"),
     "seed": Knob(0, 1, "total_tokens_per_s", "either", UNEVEN),
 }
 IDENTITY = {
@@ -121,14 +136,14 @@ def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def values(sim_scenario, knob, path, value):
     sections = {name: dict(part) if isinstance(part, dict) else part for name, part in {**BASE, **knob.base}.items()}
-    pool = sections.pop("pool", {})
+    pool, backbone = sections.pop("pool", {}), sections.pop("backbone", {})
     section, _, name = path.partition(".")
     if name:
         sections[section][name] = value
     else:
         sections[section] = value
     placement = sections.pop("placement")
-    resolved = sim_scenario(placement, hardware={"pool": pool}, **sections)
+    resolved = sim_scenario(placement, hardware={"pool": pool}, backbone=backbone, **sections)
     metrics = simulate(resolved, with_baselines=False, with_bounds=False).metrics
     known = {name: metric.value for name, (_, metric) in flat_metrics(metrics).items()}
     known |= {f"memory_bytes.{tier}": float(size) for tier, size in metrics.memory_bytes.items()}

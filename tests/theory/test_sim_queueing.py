@@ -1,9 +1,10 @@
-"""The serving loop against queueing theory: an M/D/1 queue and Little's law."""
+"""The serving loop against queueing theory: M/D/1 and M/M/1 queues, processor sharing, Little's law."""
 
 import math
 
 import pytest
 
+from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.workload import Workload, draw_requests
 from tiercast_sim.clock import Clock
@@ -23,7 +24,19 @@ class ConstantCosts:
         return StepWork(0, (STEP_NS,))
 
 
-def sojourn_times_ns(load, seed, num_requests=4000):
+class ExponentialCosts:
+    """Steps of exponential length with mean ``STEP_NS``."""
+
+    wants_upcoming = False
+
+    def __init__(self, seed):
+        self._generator = stream(seed, "service")
+
+    def price(self, _plan, _upcoming):
+        return StepWork(0, (max(1, round(self._generator.exponential(STEP_NS))),))
+
+
+def sojourn_times_ns(load, seed, num_requests=4000, costs=None):
     """Arrival to finish of requests that each take one step of the only slot."""
     workload = Workload.model_validate(
         {
@@ -38,21 +51,63 @@ def sojourn_times_ns(load, seed, num_requests=4000):
     clock = Clock()
     source = RequestSource(workload, requests, 1)
     scheduler = Scheduler(Engine(max_num_seqs=1), 10**9, Speculative(), seed)
-    clock.process(Replica(World(clock, Network(clock, {}), source, "off"), 0, scheduler, ConstantCosts()).run())
+    clock.process(
+        Replica(World(clock, Network(clock, {}), source, "off"), 0, scheduler, costs or ConstantCosts()).run()
+    )
     clock.run()
     return [finish - arrival for finish, arrival in zip(source.finish_ns, source.arrival_ns, strict=True)]
+
+
+def mean_and_error(values_of_seed):
+    """Mean over eight replicates and its standard error; the queue starts empty, so the first 500 are dropped."""
+    means = []
+    for seed in range(8):
+        values = values_of_seed(seed)[500:]
+        means.append(sum(values) / len(values))
+    mean = sum(means) / len(means)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means))
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_mean_wait_of_an_m_d_1_queue(load):
     """Pollaczek–Khinchine with constant service D: mean wait = rho D / (2 (1 − rho))."""
-    means = []
-    for seed in range(8):
-        times = sojourn_times_ns(load, seed)[500:]  # the queue starts empty: drop the warm-up
-        means.append(sum(times) / len(times) - STEP_NS)
-    mean = sum(means) / len(means)
-    error = math.sqrt(sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means))
-    assert mean == pytest.approx(load * STEP_NS / (2 * (1 - load)), abs=4 * error)
+    mean, error = mean_and_error(lambda seed: sojourn_times_ns(load, seed))
+    assert mean - STEP_NS == pytest.approx(load * STEP_NS / (2 * (1 - load)), abs=4 * error)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_time_in_an_m_m_1_queue(load):
+    """Mean D / (1 − rho), and exponential: a share 1/e of the requests stays longer than that."""
+    expected = STEP_NS / (1 - load)
+    times = [sojourn_times_ns(load, seed, costs=ExponentialCosts(seed)) for seed in range(8)]
+    mean, error = mean_and_error(lambda seed: times[seed])
+    assert mean == pytest.approx(expected, abs=4 * error)
+    share, error = mean_and_error(lambda seed: [time > expected for time in times[seed]])
+    assert share == pytest.approx(math.exp(-1), abs=4 * error)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_flows_that_share_a_link_fairly_are_a_processor_sharing_queue(load):
+    """M/G/1-PS: the mean time is D / (1 − rho) whatever the law of the sizes, here constant."""
+
+    def times(seed):
+        clock, found = Clock(), []
+        network = Network(clock, {"link": 1e9})
+        gaps = stream(seed, "arrivals").exponential(STEP_NS / load, size=2500)
+
+        def arrive():
+            for gap in gaps:
+                yield clock.timeout(round(gap))
+                start_ns = clock.now_ns
+                flow = network.start(STEP_NS, (("link", 1e9),), 1e9)
+                flow.done.callbacks.append(lambda _event, start_ns=start_ns: found.append(clock.now_ns - start_ns))
+
+        clock.process(arrive())
+        clock.run()
+        return found
+
+    mean, error = mean_and_error(times)
+    assert mean == pytest.approx(STEP_NS / (1 - load), abs=4 * error)
 
 
 def test_lindley_recursion_gives_every_single_wait():

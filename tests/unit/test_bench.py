@@ -83,7 +83,10 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
     ("placement", "sections", "words"),
     [
         ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
+        ({"tier": "hbm"}, {"engine": {"kv_reservation": "on_demand"}}, "engine.kv_reservation 'on_demand'"),
+        ({"tier": "hbm"}, {"engine": {"prefix_caching": True}}, "engine.prefix_caching true"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),
+        ({"tier": "nvme", "page_cache_residency_ratio": 0.5}, {}, "page_cache_residency_ratio=0.5"),
         ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "lfu"}, {}, "placement.cache_policy='lfu'"),
         ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "static_hot"}, {}, "placement.cache_policy='static_hot'"),
     ],
@@ -107,13 +110,6 @@ def test_a_profile_of_another_kind_of_machine_is_refused(mini_scenario, cpu_hard
     hardware = cpu_hardware.model_copy(update={"device": device})
     with pytest.raises(MissingCapability, match="rocm device"):
         bench(mini_scenario({"tier": "hbm", "graph_mode": "eager"}, hardware=hardware), folder=tmp_path)
-
-
-def test_a_graph_mode_the_runtime_lacks_says_to_ask_for_eager(mini_scenario, cpu_hardware, tmp_path):
-    device = cpu_hardware.device.model_copy(update={"kind": "cuda"})
-    hardware = cpu_hardware.model_copy(update={"device": device})
-    with pytest.raises(MissingCapability, match="set graph_mode: eager"):
-        bench(mini_scenario({"tier": "hbm"}, hardware=hardware), folder=tmp_path)
 
 
 def test_repeats_out_of_range_are_refused(mini_scenario, tmp_path):

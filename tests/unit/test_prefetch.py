@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability  # noqa: E402
+from tiercast_profiles.errors import BadInput, FileProblem  # noqa: E402
 from tiercast_runtime import table  # noqa: E402
 from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
@@ -160,12 +160,6 @@ def test_rows_are_taken_once(prefetcher):
     prefetcher.rows_for(0)
     with pytest.raises(AssertionError, match="taken once"):
         prefetcher.rows_for(0)
-
-
-def test_prev_step_is_refused_beside_a_gpu(path):
-    path.device = torch.device("cuda")
-    with pytest.raises(MissingCapability, match="it has off and step_entry"):
-        Prefetcher(path, "prev_step")
 
 
 def test_rows_looked_up_ahead_are_counted_where_they_are_waited_for(path, clock):

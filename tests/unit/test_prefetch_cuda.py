@@ -165,3 +165,39 @@ def test_a_failure_reaches_the_one_who_asks(gpu, is_host_driven):
     prefetcher.begin_step(ids())
     prefetcher.rows_for(0)
     prefetcher.close()
+
+
+@pytest.mark.parametrize("is_host_driven", [False, True])
+def test_lookups_made_ahead_follow_those_of_the_step_on_the_same_side_stream(gpu, is_host_driven):
+    path = FakePath(gpu, is_host_driven)
+    prefetcher = Prefetcher(path, "prev_step", clock=lambda: 0)
+    lane = prefetcher._lane
+    for step in range(2):
+        lane.begin_step(ids())
+        lane.look_ahead(ids())
+        if step:
+            assert [lane.early_rows_for(layer).num_rows for layer in (0, 1)] == [6, 6]
+        for layer in (0, 1):
+            lane.rows_for(layer)
+        timings = prefetcher.take_timings()
+        assert [(t.layer_index, t.is_early) for t in timings if t.is_early] == ([(0, True), (1, True)] if step else [])
+        for timing in timings:
+            assert timing.issued_ns <= timing.started_ns < timing.ready_ns
+    fetches = [entry for entry in gpu.log if entry[1] == "fetches"]
+    assert [(stream, layer) for stream, _, layer, _ in fetches] == [("side", 0), ("side", 1)] * 4
+    prefetcher.close()
+
+
+def test_a_failed_step_leaves_nothing_in_flight(gpu):
+    path = FakePath(gpu, is_host_driven=True)
+    prefetcher = Prefetcher(path, "prev_step", clock=lambda: 0)
+    path.failures[0] = FileProblem("gone")
+    prefetcher.begin_step(ids())
+    prefetcher.look_ahead(ids())
+    with pytest.raises(FileProblem, match="gone"):
+        prefetcher.rows_for(0)
+    path.failures.clear()
+    prefetcher.take_timings()
+    prefetcher.begin_split_step(ids(), 0, 0)
+    assert prefetcher._lane.rows_for(0).num_rows == 6
+    prefetcher.close()

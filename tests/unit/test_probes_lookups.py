@@ -15,6 +15,7 @@ from tiercast_runtime.aio import RowReader  # noqa: E402
 from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.probes import copies, gather, numa, storage  # noqa: E402
+from tiercast_runtime.probes.block_content import WrongRows  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.table import FileTable  # noqa: E402
 
@@ -118,7 +119,7 @@ def test_wrong_rows_stop_the_probe(monkeypatch):
         return StagedRows(torch.zeros(ids.numel(), 64, dtype=torch.uint8), None, ids.numel(), ids.numel())
 
     monkeypatch.setattr(DevicePath, "fetch", fetch)
-    with pytest.raises(gather.WrongRows, match="other rows"):
+    with pytest.raises(WrongRows, match="other rows"):
         gather.measure_host_gather(gather.GatherPlan(((64, (16,)),), (MIB,)), ("device",), 1, ONCE)
 
 

@@ -17,6 +17,8 @@ from tiercast_runtime.probes import profile, profile_machine, survey  # noqa: E4
 from tiercast_runtime.probes.host import read_host  # noqa: E402
 from tiercast_runtime.probes.layers import LayerGrid  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
+from tiercast_runtime.probes.sweep_grid import Arm, SweepPlan  # noqa: E402
+from tiercast_runtime.probes.sweep_stage import SweepStage  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
 BRIEF = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
@@ -29,6 +31,7 @@ SMALL = dataclasses.replace(
     file_bytes=2 * MIB,
     row_bytes=(64,),
     tokens=(1, 8),
+    sweep=SweepStage(SweepPlan(((64,), (256, 8)), ((64,),), (16, 64), MIB, 2 * MIB), BRIEF, is_quick=True),
     grid=LayerGrid((1, 2), (16, 32), (4, 8), (0,)),
     **dict.fromkeys(EFFORTS, BRIEF),
 )
@@ -39,6 +42,7 @@ def make_small(patch):
     host = dataclasses.replace(read_host(), last_level_cache_bytes=None)
     patch.setattr(survey, "read_host", lambda: host)
     patch.setattr(profile, "QUICK", SMALL)
+    patch.setattr(SweepStage, "arms", lambda _: [Arm("thp"), Arm("4k")])
     for name in ("CPU_SIDE", "CPU_STREAM_SIDE"):
         patch.setattr(f"tiercast_runtime.probes.rates.{name}", 32)
     patch.setattr("tiercast_runtime.probes.storage.SPARE_BYTES", 0)
@@ -78,6 +82,7 @@ class TestProfile:
         assert {(c.tier, c.path) for c in found.lookups} >= {("hbm", "device"), ("dram", "cpu_gather")}
         assert all(curve.is_calibrated and curve.points for curve in found.lookups)
         assert [table.model_name for table in found.compute] == ["mini-v41"]
+        assert {sweep.pages for sweep in found.gather_sweeps} == {"thp", "4k"}
         assert found.host.memory_capacity_gb.value > 0
         assert found.device.dense_tflops["fp32"].value > 0
         ratios = [
@@ -88,6 +93,17 @@ class TestProfile:
         assert all(0 < ratio.value <= 1 for ratio in ratios)
         assert [ratio for _, ratio in seen] == sorted(ratio for _, ratio in seen)
         assert seen[-1][1] == 1.0
+
+    def test_every_stage_keeps_its_telemetry(self, made):
+        found, _, _ = made
+        envelopes = {probe.name: probe for probe in found.probes if probe.name.startswith("telemetry.")}
+        assert {"telemetry.copy.host", "telemetry.rates", "telemetry.lookup.host", "telemetry.layers.mini-v41"} <= set(
+            envelopes
+        )
+        for probe in envelopes.values():
+            assert probe.parameters["duration_s"] >= 0
+            assert {"cpu_clock", "cpu_throttles_rise", "cpu_energy_rise"} <= set(probe.telemetry)
+            assert all((r.value is None) == (r.status != "ok") for r in probe.telemetry.values())
 
     def test_what_is_not_measured_is_said_with_a_reason(self, made):
         found, _, _ = made
@@ -144,7 +160,7 @@ class TestProfile:
         reason = next(probe.reason for probe in found.probes if probe.name == "lookup.nvme.disk")
         assert "larger disk" in reason
 
-    @pytest.mark.parametrize("stage", ["row gathers", "storage", "layers of mini-v41", "interference"])
+    @pytest.mark.parametrize("stage", ["row gathers", "gather sweep", "storage", "layers of mini-v41", "interference"])
     def test_ctrl_c_leaves_no_file_and_no_thread(self, tmp_path, mini_model, stage):
         before, threads = threading.active_count(), torch.get_num_threads()
 

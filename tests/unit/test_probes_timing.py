@@ -60,7 +60,7 @@ def test_the_budget_ends_what_never_settles_and_the_result_says_so():
     assert spread.is_unstable
     result = probe_result("x", spread, "ns", {"n": 1})
     assert result.status == "unstable"
-    assert "10 %" in result.reason
+    assert "5 %" in result.reason
 
 
 def test_few_rounds_are_made_even_past_the_budget():

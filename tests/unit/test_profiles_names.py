@@ -73,6 +73,8 @@ ALLOWED = {
     "uniform": "as fixed",
     "lognormal": "as fixed, and a sigma",
     "concurrency": "requests in flight, as load generators call it",
+    "preemptions_per_request": "a count over a count",
+    "prefill": "replicas, beside data, as engines call the roles",
     "burstiness": "the shape of a gamma law, as vLLM calls it",
     "trace_speedup": "a factor without unit, which may exceed 1",
     "tensor": "ranks, as serving engines call it",

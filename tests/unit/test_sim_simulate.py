@@ -61,8 +61,8 @@ def test_every_predicted_number_has_an_interval_that_holds_it(record):
     assert metrics.output_tokens_per_s.low < metrics.output_tokens_per_s.high
 
 
-def test_penalties_are_against_both_baselines(record, sim_scenario):
-    assert sorted(record.metrics.penalty_ratio) == ["hbm", "no_engram"]
+def test_penalties_are_against_every_baseline(record, sim_scenario):
+    assert sorted(record.metrics.penalty_ratio) == ["hbm", "moe_offload", "no_engram"]
     assert record.metrics.penalty_ratio["no_engram"].value >= record.metrics.penalty_ratio["hbm"].value
     assert sorted(simulate(sim_scenario({"tier": "hbm"})).metrics.penalty_ratio) == ["no_engram"]
     assert simulate(sim_scenario({"tier": "none"})).metrics.penalty_ratio == {}
@@ -82,7 +82,7 @@ def test_a_baseline_that_does_not_fit_is_named_not_faked(sim_scenario):
         {"tier": "dram"}, hardware={"device": {"memory_capacity_gb": 0.2}}, engram={"rows_per_head": [900_001] * 3}
     )
     record = simulate(resolved, with_bounds=False)
-    assert sorted(record.metrics.penalty_ratio) == ["no_engram"]
+    assert sorted(record.metrics.penalty_ratio) == ["moe_offload", "no_engram"]
     assert any(warning.startswith("no penalty against hbm:") for warning in record.provenance.warnings)
 
 
@@ -173,6 +173,17 @@ def test_experts_cannot_be_prefetched(sim_scenario):
     assert quick(as_experts(resolved)).metrics.stall_ms_per_step.value > quick(resolved).metrics.stall_ms_per_step.value
 
 
+def test_the_penalty_against_experts_is_what_prefetch_is_worth(sim_scenario):
+    ahead, late = (
+        simulate(sim_scenario({"tier": "nvme", "prefetch": prefetch}), with_bounds=False).metrics
+        for prefetch in ("step_entry", "off")
+    )
+    ratio = ahead.output_tokens_per_s.value / late.output_tokens_per_s.value
+    assert ahead.penalty_ratio["moe_offload"].value == pytest.approx(1 - ratio)
+    assert ahead.penalty_ratio["moe_offload"].value < 0
+    assert "moe_offload" not in late.penalty_ratio, "without prefetch it would be compared with itself"
+
+
 def test_infeasible_scenarios_say_by_how_much(sim_scenario):
     with pytest.raises(InfeasibleScenario, match="tier 'nvme' is short") as error:
         simulate(sim_scenario({"tier": "nvme"}, hardware={"nvme": {"capacity_gb": 0.0001}}))
@@ -213,7 +224,7 @@ def test_tiers_the_machine_lacks_are_missing_capabilities(sim_scenario):
     with pytest.raises(MissingCapability, match="needs a curve for hbm/device"):
         quick(sim_scenario({"tier": "dram", "cache_gib": 0.01}, hardware={"lookups": lookups}))
     record = simulate(sim_scenario({"tier": "dram"}, hardware={"lookups": lookups}), with_bounds=False)
-    assert sorted(record.metrics.penalty_ratio) == ["no_engram"]
+    assert sorted(record.metrics.penalty_ratio) == ["moe_offload", "no_engram"]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])

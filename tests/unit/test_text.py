@@ -93,3 +93,19 @@ def test_random_text_stays_inside_the_vocabulary() -> None:
 def test_a_missing_text_is_one_clear_line(name: str, words: str) -> None:
     with pytest.raises(FileProblem, match=words):
         load_text(name, store.load_model("tiny"))
+
+
+def test_requests_that_share_a_prefix_read_it_from_one_place(mini_model):
+    model = mini_model()
+    text = load_text("random", model)
+
+    def ids(*arguments):
+        return request_token_ids(text, model, Request(*arguments), 0).tolist()
+
+    one, two, alone = ids(0, 0, 9, 3, (), 5), ids(1, 0, 9, 3, (), 5), ids(0, 0, 9, 3)
+    assert one[:5] == two[:5]
+    assert one[5:] == alone[5:] != two[5:]
+    first, second = ids(0, 0, 600, 1, (7, 8)), ids(1, 0, 700, 1, (7, 9))
+    assert first[:512] == second[:512]
+    assert first[512:600] != second[512:600]
+    assert len(first) == 601

@@ -92,10 +92,10 @@ class CpuGatherPath:
         parts = [part.numpy() for part in table.parts]
         share = max(_MIN_ROWS_PER_THREAD, -(-len(ids) // self._num_threads))
         if self._pool is None or len(ids) <= share:
-            _gather(parts, ids, target)
+            gather_rows(parts, ids, target)
         else:
             pending = [
-                self._pool.submit(_gather, parts, ids[first : first + share], target[first : first + share])
+                self._pool.submit(gather_rows, parts, ids[first : first + share], target[first : first + share])
                 for first in range(0, len(ids), share)
             ]
             for done in pending:
@@ -117,7 +117,10 @@ class CpuGatherPath:
         self._tables, self._caches = (), []
 
 
-def _gather(parts: Sequence[npt.NDArray[np.uint8]], ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
+def gather_rows(
+    parts: Sequence[npt.NDArray[np.uint8]], ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]
+) -> None:
+    """Rows ``ids [n]`` of a table's parts side by side into ``target [n, row width]``; ids must be checked before."""
     if len(parts) == 1:
         # ids were checked; "clip" only spares NumPy the buffered copy that "raise" makes
         np.take(parts[0], ids, axis=0, out=target, mode="clip")

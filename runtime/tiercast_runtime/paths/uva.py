@@ -1,7 +1,8 @@
 """Path ``uva``: the GPU itself reads rows out of pinned host memory over the link."""
 
+import ctypes
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,6 +10,8 @@ from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.table import HostTable
 
+_DEVICE_POINTER_ATTRIBUTE = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER of the CUDA driver
+_MAPPING_STRIDE_BYTES = 256 << 20  # no smaller than what is registered at a time would be
 _WORD_TYPES = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 
 
@@ -33,6 +36,44 @@ def as_words(rows: torch.Tensor) -> torch.Tensor:
     raise AssertionError("every width is a multiple of one byte")
 
 
+def device_address(host_address: int) -> int:
+    """The address at which the GPU sees a byte of pinned host memory.
+
+    Raises:
+        MissingCapability: the driver does not know the byte as pinned memory.
+    """
+    found = ctypes.c_uint64()
+    driver = ctypes.CDLL("libcuda.so.1")
+    status = driver.cuPointerGetAttribute(
+        ctypes.byref(found), ctypes.c_int(_DEVICE_POINTER_ATTRIBUTE), ctypes.c_uint64(host_address)
+    )
+    if status != 0:
+        raise MissingCapability(
+            f"the GPU cannot read host memory at {host_address:#x} (CUDA driver error {status}); it is not pinned: "
+            "use path cpu_gather"
+        )
+    return found.value
+
+
+def check_mapping(part: torch.Tensor, address_of: Callable[[int], int] = device_address) -> None:
+    """Refuse a table whose separately pinned pieces do not follow each other where the GPU sees them.
+
+    The kernel adds a row's distance to the table's first address; with a gap in between it would read other memory.
+
+    Raises:
+        MissingCapability: naming the distance at which the gap is.
+    """
+    if part.numel() == 0:
+        return
+    base, size = part.data_ptr(), (part.shape[0] - 1) * part.stride(0) + part.shape[1]
+    first = address_of(base)
+    for distance in (*range(_MAPPING_STRIDE_BYTES, size, _MAPPING_STRIDE_BYTES), size - 1):
+        if address_of(base + distance) - first != distance:
+            raise MissingCapability(
+                f"the GPU sees a table of {size:,} bytes in pieces (at {distance:,}); use path cpu_gather"
+            )
+
+
 class UvaPath:
     """A Triton gather over mapped host memory.
 
@@ -54,6 +95,9 @@ class UvaPath:
         self._num_programs = max(1, num_units // 2) if num_programs is None else num_programs
         # Pinned, so the kernel's rare complaint costs no copy and the host reads it without one.
         self._complaints = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        parts = {part.data_ptr(): part for table in self._tables for part in table.parts}  # layers may share a table
+        for part in parts.values():
+            check_mapping(part)
 
     @property
     def facts(self) -> Mapping[str, str | int | float | bool]:

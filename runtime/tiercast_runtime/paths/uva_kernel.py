@@ -17,7 +17,8 @@ _ROWS_PER_PROGRAM_SMALL = 2  # tiny batches: more programs, so more reads in fli
 _SMALL_LOOKUP_ROWS = 512
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
+# The number of ids changes from step to step: without this a lookup of another parity would compile in mid-run.
+@triton.jit(do_not_specialize=["num_ids"])  # type: ignore[untyped-decorator]  # triton ships no types
 def _gather_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # a kernel's arguments are its wires
     table,
     ids,

@@ -22,6 +22,9 @@ def profile_machine(
     folder: Path,
     progress: Callable[[str, float], None] | None = None,
     date: datetime.date | None = None,
+    memory_bytes: int | None = None,
+    output: Path | None = None,
+    is_resumed: bool = False,
 ) -> "HardwareProfile":
     """Measure this machine.
 
@@ -32,11 +35,25 @@ def profile_machine(
             system is the one that gets measured.
         progress: called with what is being measured and the share done, 0 … 1.
         date: date of the evidence; today by default.
+        memory_bytes: most host memory that the tables of the gather sweep may take; half of what is free by default.
+        output: where the caller will write the profile; unless ``quick``, finished sweeps are kept in a file beside it
+            (``.partial``) until the caller removes that, so that an interrupted run can go on.
+        is_resumed: take the sweeps of that file instead of repeating them.
 
     Raises:
         MissingCapability: this machine does not say how much memory it has.
-        FileProblem: ``folder`` cannot be written.
+        FileProblem: ``folder`` cannot be written, or there is nothing to resume.
+        BadInput: the file to resume from is of another machine or other options.
     """
     from tiercast_runtime.probes.profile import measure
 
-    return measure(quick=quick, models=models, folder=folder, progress=progress, date=date)
+    return measure(
+        quick=quick,
+        models=models,
+        folder=folder,
+        progress=progress,
+        date=date,
+        memory_bytes=memory_bytes,
+        output=output,
+        is_resumed=is_resumed,
+    )

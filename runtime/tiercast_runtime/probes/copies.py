@@ -19,7 +19,8 @@ from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.hardware import ProbeResult, Reading
 from tiercast_profiles.units import GB, KIB, MIB, NS_PER_MS, NS_PER_S
 from tiercast_runtime.memory import HostBlock, require_bytes
-from tiercast_runtime.probes.telemetry import Telemetry, judge
+from tiercast_runtime.probes.judgement import judge
+from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import (
     Case,
     Clock,

@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.hardware import LookupCurve, LookupPath, LookupPoint, ProbeResult, Tier
 from tiercast_profiles.model import Engram
 from tiercast_profiles.rng import stream
-from tiercast_profiles.units import MIB, NS_PER_MS
+from tiercast_profiles.units import NS_PER_MS
 from tiercast_runtime.memory import HostBlock, available_host_bytes, require_bytes
 from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath, default_gather_threads
 from tiercast_runtime.paths.device import DevicePath
 from tiercast_runtime.paths.uva import UvaPath
+from tiercast_runtime.probes.block_content import WrongRows, fill_random
 from tiercast_runtime.probes.fit import as_quantities
 from tiercast_runtime.probes.lookup_timer import LookupTimer
 from tiercast_runtime.probes.timing import (
@@ -43,15 +42,10 @@ from tiercast_runtime.probes.timing import (
 from tiercast_runtime.table import HostTable, MemoryTable
 
 CPU_LINE_BYTES = 64
-FILL_PIECE_BYTES = 4 * MIB  # small enough to stay in a cache
 GPU_SECTOR_BYTES = 32  # the unit a GPU reads memory in, its own or the host's
 SWEEP_ROWS = (1, 16, 96, 512, 3072)
 
 GatherKey = tuple[LookupPath, int, int, int]  # path, row bytes, rows, footprint bytes
-
-
-class WrongRows(TiercastError):
-    """A lookup path delivered other rows than were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,17 +226,6 @@ def curve_from(
         status="ok",
     )
     return curve, (*probes, residual)
-
-
-def fill_random(array: npt.NDArray[np.uint8]) -> None:
-    """Fill a block with bytes that tell every row from every other: random ones, changed by another key per piece."""
-    generator = stream(0, "probe-bytes")
-    words = array[: len(array) // 8 * 8].view(np.uint64)
-    piece = generator.integers(0, 1 << 63, size=min(len(words), FILL_PIECE_BYTES // 8), dtype=np.uint64)
-    for first in range(0, len(words), max(1, len(piece))):
-        target = words[first : first + len(piece)]
-        key = generator.integers(0, 1 << 63, dtype=np.uint64)
-        np.bitwise_xor(piece[: len(target)], key, out=target)
 
 
 def random_ids(generator: np.random.Generator, num_rows: int, count: int, *, distinct: bool = False) -> torch.Tensor:

@@ -123,7 +123,7 @@ def measure_layers(
         engram_sha256=canonical_sha256(bench.model.engram.model_dump(mode="json")),
         graph_mode="eager",
         num_threads=num_threads,
-        context_statistic="max",
+        context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
     )
     checks = [_whole_probe(bench, step, spreads) for step, _ in wholes]

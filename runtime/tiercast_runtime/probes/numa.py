@@ -105,6 +105,34 @@ def measure_remote_reads(
 
 
 @contextmanager
+def own_and_remote(*, is_remote: bool, root: Path = Path("/")) -> Iterator[None]:
+    """Inside, this thread runs on one NUMA node and memory first touched comes from it, or from another one.
+
+    With one node there is nothing to bind, and nothing remote.
+
+    Raises:
+        MissingCapability: another node is asked for and there is none, or this system cannot bind.
+    """
+    nodes = node_cores(root)
+    if len(nodes) < 2:
+        if is_remote:
+            raise MissingCapability("this host has one NUMA node, so nothing is remote")
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    own = next((node for node in sorted(nodes) if nodes[node] & before), None)
+    if own is None:
+        raise MissingCapability("this process may not run on the cores of any NUMA node with memory of its own")
+    other = max(node for node in nodes if node != own)
+    try:
+        os.sched_setaffinity(0, nodes[own] & before)
+        with _memory_on(other if is_remote else own):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
 def _memory_on(node: int) -> Iterator[None]:
     """Pages first touched inside come from this node."""
     number = _SET_MEMPOLICY.get(platform.machine())

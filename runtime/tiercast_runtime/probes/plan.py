@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from tiercast_profiles.units import GIB, MIB
 from tiercast_runtime.probes.layers import LayerGrid
+from tiercast_runtime.probes.sweep_grid import SweepPlan
+from tiercast_runtime.probes.sweep_stage import SweepStage
 from tiercast_runtime.probes.timing import Effort, seconds
 
 
@@ -14,7 +16,8 @@ class ProbePlan:
     ``copy_bytes`` and ``footprint_bytes`` are least sizes, raised where the last cache is large; ``num_footprints``
     counts footprints on a CPU, each four times the one before. ``gpu_footprints_bytes`` reach past the cache of a GPU
     and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
-    models. Efforts: ``copies`` is per thread count or direction, ``interference`` per path.
+    models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count or direction,
+    ``interference`` per path.
     """
 
     copy_bytes: int
@@ -28,6 +31,7 @@ class ProbePlan:
     copies: Effort
     rates: Effort
     gather: Effort
+    sweep: SweepStage
     reads: Effort
     disk: Effort
     layers: Effort
@@ -54,9 +58,12 @@ QUICK = ProbePlan(
     copies=Effort(seconds(1.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
     rates=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=20),
     gather=Effort(seconds(3.5), num_warm_ups=2, min_rounds=11, max_rounds=60),
+    sweep=SweepStage(
+        SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3), is_quick=True
+    ),
     reads=Effort(seconds(2.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    disk=Effort(seconds(5.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
-    layers=Effort(seconds(19.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
+    disk=Effort(seconds(4.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    layers=Effort(seconds(16.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=11, max_rounds=60),
     interference=Effort(seconds(2.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
@@ -78,6 +85,11 @@ FULL = ProbePlan(
     copies=Effort(seconds(3.0), num_warm_ups=2, min_rounds=11, max_rounds=60),
     rates=Effort(seconds(4.0), num_warm_ups=2, min_rounds=9, max_rounds=60),
     gather=Effort(seconds(12.0), num_warm_ups=2, min_rounds=15, max_rounds=100),
+    sweep=SweepStage(
+        SweepPlan(max_footprint_bytes=64 * GIB),
+        Effort(0, num_warm_ups=1, min_rounds=7, max_rounds=7),
+        is_quick=False,
+    ),
     reads=Effort(seconds(8.0), num_warm_ups=1, min_rounds=9, max_rounds=40),
     disk=Effort(seconds(15.0), num_warm_ups=1, min_rounds=11, max_rounds=100),
     layers=Effort(seconds(80.0), num_warm_ups=1, min_rounds=5, max_rounds=60),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tiercast_profiles.document import Quantity, Source
+from tiercast_profiles.document import Quantity, Source, canonical_sha256
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import Device, HardwareProfile, Host, Link, LookupCurve, LookupPoint
 from tiercast_profiles.model import ModelSpec
@@ -15,6 +15,7 @@ from tiercast_profiles.units import GB, NS_PER_US
 from tiercast_runtime.device import describe, num_cores, pick_device
 from tiercast_runtime.probes.gather import default_threads
 from tiercast_runtime.probes.host import read_host
+from tiercast_runtime.probes.partial import PartialSweeps, side_file
 from tiercast_runtime.probes.plan import FULL, QUICK
 from tiercast_runtime.probes.survey import Findings, survey
 from tiercast_runtime.probes.timing import Spread, rounded
@@ -31,16 +32,41 @@ def measure(
     folder: Path,
     progress: Callable[[str, float], None] | None,
     date: datetime.date | None,
+    memory_bytes: int | None = None,
+    output: Path | None = None,
+    is_resumed: bool = False,
 ) -> HardwareProfile:
     """See :func:`tiercast_runtime.probes.profile_machine`."""
     if read_host().memory_total_bytes is None:
         raise MissingCapability("this system does not say how much memory it has; write the profile by hand")
     report = progress if progress is not None else _silent
     day = date if date is not None else datetime.datetime.now(tz=datetime.UTC).date()
+    partial = None
+    if output is not None and not quick:
+        partial = PartialSweeps(side_file(output), _machine(memory_bytes), is_resumed=is_resumed)
     found = survey(
-        plan=QUICK if quick else FULL, models=models, folder=folder, device=pick_device(), date=day, progress=report
+        plan=QUICK if quick else FULL,
+        models=models,
+        folder=folder,
+        device=pick_device(),
+        date=day,
+        progress=report,
+        memory_bytes=memory_bytes,
+        partial=partial,
     )
     return assemble(found)
+
+
+def _machine(memory_bytes: int | None) -> dict[str, str | int]:
+    """What must be the same for the sweeps of an interrupted run to be worth keeping."""
+    host = read_host()
+    return {
+        "cpu": host.cpu_model,
+        "cores": host.num_cores,
+        "kernel": host.kernel,
+        "memory bytes allowed": "half of what is free" if memory_bytes is None else memory_bytes,
+        "plan": canonical_sha256(repr(FULL.sweep)),
+    }
 
 
 def assemble(found: Findings) -> HardwareProfile:
@@ -63,6 +89,7 @@ def assemble(found: Findings) -> HardwareProfile:
         lookups=tuple(kept),
         compute=found.tables,
         interference=tuple(sorted(found.interference, key=lambda entry: (entry.tier, entry.path))),
+        gather_sweeps=tuple(found.gather_sweeps),
         probes=tuple(found.probes),
     )
 
@@ -244,6 +271,10 @@ def _evidence(found: Findings, curves: list[LookupCurve]) -> dict[str, str]:
     }
     if (found.host.num_numa_nodes or 1) == 1:
         evidence["host.remote_numa_speed_ratio"] = "derived"
+    for index, sweep in enumerate(found.gather_sweeps):
+        if sweep.model is not None:
+            evidence[f"gather_sweeps.{index}.model"] = "derived"
+            evidence[f"gather_sweeps.{index}.score"] = "derived"
     for index in range(len(curves)):
         for name in ("fixed_us", "row_ns", "bandwidth_gb_per_s"):
             evidence[f"lookups.{index}.{name}"] = "derived"

@@ -18,7 +18,7 @@ from tiercast_profiles.model import Engram, ModelSpec
 from tiercast_profiles.units import MIB
 from tiercast_profiles.workload import Request
 from tiercast_runtime.backbone import Backbone, compute_dtype
-from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS, BatchBuilder, BatchPlan
+from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS, BatchBuilder, BatchPlan, IndexedDecode
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.memory import require_bytes
@@ -129,7 +129,8 @@ class StepBench:
         """Run the step once and time each component; a layer's components are means over all layers.
 
         Assumption A39: the time of a decode batch moves with its longest context in steps of the alignment the
-        runtime pads to. A point is placed in the middle of the contexts that one padded length serves.
+        runtime pads to. A point is placed in the middle of the contexts that one padded length serves. Where a kernel
+        reads each sequence's own tokens nothing is padded, and the point lies at the context itself.
         """
         watch, device, clock = Stopwatch(self.device, self.clock), self.device, self.clock
         start_ns = clock()
@@ -217,6 +218,8 @@ class StepBench:
         num_decodes = batch.num_decodes
         if component == "attention_decode":
             assert batch.decode is not None, "a decode step has decoding rows"
+            if isinstance(batch.decode, IndexedDecode):
+                return component, num_decodes, batch.decode.context
             return component, num_decodes, batch.decode.context - CONTEXT_ALIGNMENT_TOKENS // 2
         if component == "attention_prefill":
             return component, batch.chunks[0].count, batch.chunks[0].start

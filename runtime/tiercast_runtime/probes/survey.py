@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import (
     ComputeTable,
     Interference,
@@ -31,12 +32,15 @@ from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.paths.uva import UvaPath, require_uva
 from tiercast_runtime.probes import copies, gather, numa, storage
 from tiercast_runtime.probes.copies import CopyRates
+from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.host import HostFacts, read_host
 from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
+from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
 from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.sweep_stage import split_swept, sweep_arms
 from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import Spread, not_measured
 from tiercast_runtime.table import FileTable, HostTable, Table
@@ -62,6 +66,7 @@ class Findings:
     gpu: dict[str, Reading] = field(default_factory=dict)
     remote_reads: Spread[str] | None = None
     curves: list[LookupCurve] = field(default_factory=list)
+    gather_sweeps: list[GatherSweep] = field(default_factory=list)
     storage: Storage | None = None
     layer_times: list[LayerTimes] = field(default_factory=list)
     empty_layer: LayerTimes | None = None
@@ -89,8 +94,13 @@ def survey(
     device: torch.device,
     date: datetime.date,
     progress: Progress,
+    memory_bytes: int | None = None,
+    partial: PartialSweeps | None = None,
 ) -> Findings:
     """Run every probe. Files, threads and pinned memory are given back whatever happens.
+
+    ``memory_bytes`` is the most host memory that tables of the sweeps may take: half of what is free by default.
+    ``partial`` takes each finished sweep and gives those of an interrupted run.
 
     Raises:
         CopyMismatch: memory delivers wrong bytes.
@@ -99,7 +109,8 @@ def survey(
     """
     previous_threads = torch.get_num_threads()
     try:
-        return _Survey(plan, models, folder, device, progress).run(date)
+        cap = available_host_bytes() // 2 if memory_bytes is None else min(memory_bytes, available_host_bytes())
+        return _Survey(plan, models, folder, device, progress, memory_bytes=cap, partial=partial).run(date)
     finally:
         torch.set_num_threads(previous_threads)
 
@@ -134,16 +145,31 @@ class _Survey:
     """The stages; each adds to ``found``."""
 
     def __init__(
-        self, plan: ProbePlan, models: Sequence[ModelSpec], folder: Path, device: torch.device, progress: Progress
+        self,
+        plan: ProbePlan,
+        models: Sequence[ModelSpec],
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+        *,
+        memory_bytes: int,
+        partial: PartialSweeps | None,
     ) -> None:
+        self._memory_bytes, self._partial = memory_bytes, partial
         self._plan, self._folder, self._device, self._progress = plan, folder, device, progress
         self._models, self._refused = runnable(models)
         reference = [] if self._models else [load_model(REFERENCE_MODEL)]
         self._models += reference
         self._shapes = list(models) or reference
+        self._telemetry = Telemetry()
 
     def run(self, date: datetime.date) -> Findings:
-        """Every stage in turn."""
+        """Every stage in turn, in one telemetry session."""
+        with _telemetry_of(self._device) as self._telemetry:
+            return self._stages(date)
+
+    def _stages(self, date: datetime.date) -> Findings:
+        is_gpu = self._device.type == "cuda"
         self._progress("host", 0.0)
         host = read_host()
         threads = set_compute_threads()
@@ -151,21 +177,28 @@ class _Survey:
         self._progress("copies", 0.02)
         counts = tuple(sorted({threads, gather_threads, num_cores()}))
         size = copies.copy_bytes(self._plan.copy_bytes, host.last_level_cache_bytes)
-        host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+        early: list[ProbeResult] = []
+        with watched(self._telemetry, "copy.host", early):
+            host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+            early += host_copies.probes
         torch.set_num_threads(threads)
-        device_copies, gpu = self._device_copies(size)
+        with watched(self._telemetry, "copy.device", early, is_link_loaded=is_gpu):
+            device_copies, gpu = self._device_copies(size)
+            early += copies.device_copies_missing() if device_copies is None else device_copies.probes
         memory = host_copies.rates[f"threads_{threads}"] if device_copies is None else device_copies.rates["device"]
         self._progress("matrix products", 0.1)
-        rates = measure_rates(self._device, 2 * memory.value, self._plan.rates)
+        with watched(self._telemetry, "rates", early, is_device_loaded=is_gpu):
+            rates = measure_rates(self._device, 2 * memory.value, self._plan.rates)
+            early += rates.probes
         found = Findings(date, host, self._device, threads, host_copies, rates, device_copies, gpu)
-        found.probes += [host.probe_result(), *host_copies.probes, *rates.probes, *self._refused]
-        found.probes += copies.device_copies_missing() if device_copies is None else device_copies.probes
+        found.probes += [host.probe_result(), *early, *self._refused]
         found.probes.append(_gpu_probe(gpu, self._device))
         self._remote_memory(found)
-        self._progress("row gathers", 0.16)
+        self._progress("row gathers", 0.14)
         self._gathers(found, gather_threads)
-        self._progress("storage", 0.28)
-        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found))
+        self._sweeps(found)
+        self._progress("storage", 0.36)
+        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found), "disk")
         self._layers(found)
         for name, reason in (
             ("lookup.cxl", "no probe for CXL memory yet"),
@@ -176,21 +209,29 @@ class _Survey:
         self._progress("", 1.0)
         return found
 
-    def _attempt(self, found: Findings, name: str, stage: Callable[[], None]) -> None:
-        """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason."""
+    def _attempt(self, found: Findings, name: str, stage: Callable[[], None], path: LookupPath | None = None) -> None:
+        """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason.
+
+        Telemetry is read around it. A curve whose link was slow or made errors is not used; its probes stay, flagged.
+        """
+        is_gpu, num_curves = self._device.type == "cuda", len(found.curves)
+        is_link_loaded = is_gpu and path == "uva"
+        is_device_loaded = is_gpu and path in ("uva", "device", None)
         try:
-            stage()
+            with watched(
+                self._telemetry, name, found.probes, is_link_loaded=is_link_loaded, is_device_loaded=is_device_loaded
+            ) as envelope:
+                stage()
+            if is_link_loaded and envelope.judgement()[0] == "invalid":
+                del found.curves[num_curves:]
         except (MissingCapability, InfeasibleScenario) as error:
             found.probes.append(not_measured(name, str(error)))
 
     def _device_copies(self, size: int) -> tuple[CopyRates | None, dict[str, Reading]]:
         if self._device.type != "cuda":
-            with Telemetry() as telemetry:
-                return None, telemetry.read()
-        uuid = str(getattr(torch.cuda.get_device_properties(self._device), "uuid", "")) or None
-        with Telemetry(self._device.index or 0, uuid) as telemetry:
-            measured = copies.measure_device_copies(self._device, size, self._plan.copies, telemetry)
-            return measured, telemetry.read()
+            return None, self._telemetry.read()
+        measured = copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
+        return measured, self._telemetry.read()
 
     def _remote_memory(self, found: Findings) -> None:
         nodes = numa.node_cores()
@@ -202,7 +243,7 @@ class _Survey:
         def stage() -> None:
             found.remote_reads = numa.measure_remote_reads(own, other, nodes[own], self._plan.numa)
 
-        self._attempt(found, "memory.remote_numa", stage)
+        self._attempt(found, "memory.remote_numa", stage, "cpu_gather")
 
     def _gathers(self, found: Findings, gather_threads: int) -> None:
         host = found.host
@@ -213,7 +254,8 @@ class _Survey:
         sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))
         plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         on_host: list[LookupPath] = ["cpu_gather"] if is_gpu else ["device", "cpu_gather"]
-        spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
+        with watched(self._telemetry, "lookup.host", found.probes):
+            spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
         memory = found.host_copies.rates[f"threads_{num_cores()}"].value
         tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
         for name in on_host:
@@ -236,7 +278,16 @@ class _Survey:
                 measured = gather.measure_device_gather(plan, path, self._device, self._plan.gather)
                 self._add_curve(found, measured, tier, gather.GPU_SECTOR_BYTES, fastest)
 
-            self._attempt(found, f"lookup.{tier}.{path}", stage)
+            self._attempt(found, f"lookup.{tier}.{path}", stage, path)
+
+    def _sweeps(self, found: Findings) -> None:
+        def progress(done_ratio: float) -> None:
+            self._progress("gather sweep", 0.2 + 0.16 * done_ratio)
+
+        swept = list(sweep_arms(self._plan.sweep, self._shapes[0], self._memory_bytes, progress, self._partial))
+        sweeps, reasons = split_swept(swept)
+        found.gather_sweeps += sweeps
+        found.probes += reasons
 
     def _add_curve(
         self, found: Findings, spreads: Sequence[Spread[gather.GatherKey]], tier: Tier, granularity: int, fastest: float
@@ -274,9 +325,9 @@ class _Survey:
             yield FileTable(engram, 0, "packed", folder, num_rows=self._plan.file_bytes // engram.row_bytes)
 
     def _layers(self, found: Findings) -> None:
-        share = 0.65 / len(self._models)
+        share = 0.58 / len(self._models)
         for number, model in enumerate(self._models):
-            done = 0.35 + number * share
+            done = 0.42 + number * share
 
             def stage(model: ModelSpec = model, done: float = done, is_first: bool = number == 0) -> None:
                 self._progress(f"layers of {model.name}", done)
@@ -330,12 +381,19 @@ class _Survey:
                     if entry is not None:
                         found.interference.append(entry)
 
-            self._attempt(found, f"interference.{tier}.{name}", stage)
+            self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
 
 
 def _as_text(facts: dict[str, str | int | float | bool]) -> dict[str, str | int | float]:
     """Facts with yes and no instead of true and false, which YAML and integers blur."""
     return {name: ("yes" if fact else "no") if isinstance(fact, bool) else fact for name, fact in facts.items()}
+
+
+def _telemetry_of(device: torch.device) -> Telemetry:
+    if device.type != "cuda":
+        return Telemetry()
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
+    return Telemetry(device.index or 0, uuid)
 
 
 def _gpu_probe(readings: dict[str, Reading], device: torch.device) -> ProbeResult:

@@ -6,47 +6,28 @@ does not have and a call this user may not make are told apart.
 
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from tiercast_profiles.hardware import Reading
+from tiercast_runtime.probes.nvml_calls import (
+    ADDRESSING_MODES,
+    CALLS,
+    FIELDS,
+    SAMPLED,
+    VIRTUALIZATION_MODES,
+    Call,
+    field_number,
+    field_status,
+)
+from tiercast_runtime.probes.pci import read_slot
 
 Status = Literal["ok", "not_supported", "no_permission", "error"]
 ProbeStatus = Literal["ok", "unstable", "invalid", "not_supported", "failed"]
 Nvml = Any  # the pynvml module, which has no types, or a stand-in of the same shape
 
-# Reasons a clock may be low that say nothing against a measurement: idle, and clocks the operator chose.
-HARMLESS_REASONS = 0x1 | 0x2
-EVENT_REASONS = {
-    0x1: "idle",
-    0x2: "application clocks",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "software thermal",
-    0x40: "hardware thermal",
-    0x80: "power brake",
-    0x100: "display",
-}
-ADDRESSING_MODES = {0: "none", 1: "HMM", 2: "ATS"}
-
-# name, unit, call, further arguments (names of constants), factor to the unit, names of the values
-_CALLS: tuple[tuple[str, str, str, tuple[str, ...], float], ...] = (
-    ("link_generation", "gen", "nvmlDeviceGetCurrPcieLinkGeneration", (), 1),
-    ("link_generation_max", "gen", "nvmlDeviceGetMaxPcieLinkGeneration", (), 1),
-    ("link_width", "lanes", "nvmlDeviceGetCurrPcieLinkWidth", (), 1),
-    ("link_width_max", "lanes", "nvmlDeviceGetMaxPcieLinkWidth", (), 1),
-    ("replays", "count", "nvmlDeviceGetPcieReplayCounter", (), 1),
-    ("power", "W", "nvmlDeviceGetPowerUsage", (), 1e-3),
-    ("power_limit", "W", "nvmlDeviceGetEnforcedPowerLimit", (), 1e-3),
-    ("energy", "J", "nvmlDeviceGetTotalEnergyConsumption", (), 1e-3),
-    ("temperature", "C", "nvmlDeviceGetTemperature", ("NVML_TEMPERATURE_GPU",), 1),
-    ("sm_clock", "MHz", "nvmlDeviceGetClockInfo", ("NVML_CLOCK_SM",), 1),
-    ("memory_clock", "MHz", "nvmlDeviceGetClockInfo", ("NVML_CLOCK_MEM",), 1),
-    ("sm_clock_max", "MHz", "nvmlDeviceGetMaxClockInfo", ("NVML_CLOCK_SM",), 1),
-    ("memory_clock_max", "MHz", "nvmlDeviceGetMaxClockInfo", ("NVML_CLOCK_MEM",), 1),
-    ("event_reasons", "bitmask", "nvmlDeviceGetCurrentClocksEventReasons", (), 1),
-)
+_LINK_READINGS = ("link_generation", "link_generation_max", "link_width", "link_width_max")
 
 
 class Telemetry:
@@ -56,10 +37,13 @@ class Telemetry:
         device_index: the GPU as torch counts them.
         uuid: its UUID, which also finds it when some GPUs are hidden from this process.
         nvml: stands in for the pynvml module in tests.
+        root: where ``sys`` lies, which a test may replace.
     """
 
-    def __init__(self, device_index: int = 0, uuid: str | None = None, nvml: Nvml | None = None) -> None:
-        self._index, self._uuid = device_index, uuid
+    def __init__(
+        self, device_index: int = 0, uuid: str | None = None, nvml: Nvml | None = None, root: Path = Path("/")
+    ) -> None:
+        self._index, self._uuid, self._root = device_index, uuid, root
         self._nvml: Any = _find_nvml() if nvml is None else nvml  # a module, or None without one
         self._handle: Any = None  # an opaque NVML handle
         self._status: Status = "not_supported"
@@ -93,12 +77,20 @@ class Telemetry:
 
     def read(self) -> dict[str, Reading]:
         """All readings now."""
-        readings = {}
-        for name, unit, call, constants, factor in _CALLS:
-            readings[name] = self._number(unit, call, constants, factor)
-        readings["addressing_mode"] = self._addressing_mode()
-        readings["driver"] = self._text("nvmlSystemGetDriverVersion")
-        return readings
+        readings = {call.name: self._number(call) for call in CALLS}
+        readings |= self._fields()
+        readings["addressing_mode"] = self._choice("nvmlDeviceGetAddressingMode", ADDRESSING_MODES)
+        readings["virtualization_mode"] = self._choice("nvmlDeviceGetVirtualizationMode", VIRTUALIZATION_MODES)
+        readings["driver"] = self._text(lambda nvml: nvml.nvmlSystemGetDriverVersion())
+        readings["bus_id"] = self._text(lambda nvml: nvml.nvmlDeviceGetPciInfo(self._handle).busId)
+        return _without_false_link(readings | self._slot(readings["bus_id"]))
+
+    def sample(self) -> dict[str, Reading]:
+        """The few readings that change while a probe runs, cheap enough to be taken beside it."""
+        return {call.name: self._number(call) for call in CALLS if call.name in SAMPLED}
+
+    def _slot(self, bus_id: Reading) -> dict[str, Reading]:
+        return read_slot(bus_id.value if isinstance(bus_id.value, str) else None, self._root)
 
     def _find_handle(self) -> Any:  # an opaque NVML handle
         if self._uuid is not None:
@@ -117,59 +109,61 @@ class Telemetry:
         except Exception as error:  # each call stands alone; one failure hides nothing else
             return Reading(value=None, unit=unit, status=_status_of(error))
 
-    def _number(self, unit: str, call: str, constants: tuple[str, ...], factor: float) -> Reading:
+    def _number(self, call: Call) -> Reading:
         def make() -> Any:  # an int of NVML
-            arguments = [getattr(self._nvml, constant) for constant in constants]
-            return getattr(self._nvml, call)(self._handle, *arguments)
+            arguments = [getattr(self._nvml, constant) for constant in call.constants]
+            return getattr(self._nvml, call.function)(self._handle, *arguments)
 
-        return self._call(unit, lambda value: float(value) * factor, make)
+        return self._call(call.unit, lambda value: float(value) * call.factor, make)
 
-    def _addressing_mode(self) -> Reading:
+    def _fields(self) -> dict[str, Reading]:
+        """Counters that only GetFieldValues gives, asked one by one: an old driver refuses the whole list for one."""
+        return {name: self._field(unit, constant) for name, unit, constant in FIELDS}
+
+    def _field(self, unit: str, constant: str) -> Reading:
+        def make() -> Any:  # a c_nvmlFieldValue_t
+            return self._nvml.nvmlDeviceGetFieldValues(self._handle, [getattr(self._nvml, constant)])[0]
+
+        def convert(field: Any) -> float:  # as above
+            status = field_status(field.nvmlReturn)
+            if status != "ok":
+                raise _FieldRefused(status)
+            return field_number(field)
+
+        return self._call(unit, convert, make)
+
+    def _choice(self, function: str, names: Mapping[int, str]) -> Reading:
         def convert(answer: Any) -> str:  # a number, or a structure that holds it
             number = int(getattr(answer, "value", answer))
-            return ADDRESSING_MODES.get(number, str(number))
+            return names.get(number, str(number))
 
-        return self._call("", convert, lambda: self._nvml.nvmlDeviceGetAddressingMode(self._handle))
+        return self._call("", convert, lambda: getattr(self._nvml, function)(self._handle))
 
-    def _text(self, call: str) -> Reading:
+    def _text(self, make: Callable[[Nvml], Any]) -> Reading:
         def convert(answer: Any) -> str:  # str, or bytes in old versions
             return answer.decode() if isinstance(answer, bytes) else str(answer)
 
-        def make() -> Any:  # an attribute a version may lack is looked up inside the wrapped call
-            return getattr(self._nvml, call)()
-
-        return self._call("", convert, make)
+        return self._call("", convert, lambda: make(self._nvml))
 
 
-def judge(
-    before: Mapping[str, Reading], under_load: Mapping[str, Reading], after: Mapping[str, Reading]
-) -> tuple[ProbeStatus, str]:
-    """Whether a link measurement between these readings may be trusted: ``ok``, or ``invalid`` with every reason.
+class _FieldRefused(Exception):
+    """A field that NVML does not give, with the status of its return code."""
 
-    What NVML does not say cannot speak against a measurement. A GPU that shares the host's address space (ATS) is not
-    behind PCIe, whatever link it reports.
-    """
-    reasons = []
-    if under_load.get("addressing_mode") != Reading(value="ATS", unit="", status="ok"):
-        for name, noun in (("link_generation", "generation"), ("link_width", "width")):
-            now, most = _value(under_load, name), _value(under_load, f"{name}_max")
-            if now is not None and most is not None and now < most:
-                reasons.append(f"link {noun} {now:g} under load is below its maximum {most:g}")
-    first, last = _value(before, "replays"), _value(after, "replays")
-    if first is not None and last is not None and last > first:
-        reasons.append(f"{last - first:g} link replays during the measurement")
-    mask = _value(under_load, "event_reasons")
-    if mask is not None and int(mask) & ~HARMLESS_REASONS:
-        held = [text for bit, text in EVENT_REASONS.items() if int(mask) & ~HARMLESS_REASONS & bit]
-        reasons.append(f"clocks held down by {', '.join(held) or hex(int(mask))}")
-    return ("invalid", "; ".join(reasons)) if reasons else ("ok", "")
+    def __init__(self, status: Status) -> None:
+        self.status: Status = status
+        super().__init__(status)
 
 
-def _value(readings: Mapping[str, Reading], name: str) -> float | None:
-    reading = readings.get(name)
-    if reading is None or reading.status != "ok" or not isinstance(reading.value, float):
-        return None
-    return reading.value
+def _without_false_link(readings: dict[str, Reading]) -> dict[str, Reading]:
+    """What a GPU behind a chip-to-chip link says of PCIe is not its link: GB10 reports Gen1 x1 as a success."""
+    links = readings["c2c_links"].value
+    is_chip_link = (isinstance(links, float) and links > 0) or readings["addressing_mode"].value == "ATS"
+    kind = "C2C, not PCIe" if is_chip_link else "PCIe" if readings["link_generation"].status == "ok" else None
+    readings["link_kind"] = Reading(value=kind, unit="", status="not_supported" if kind is None else "ok")
+    if is_chip_link:
+        for name in _LINK_READINGS:
+            readings[name] = Reading(value=None, unit=readings[name].unit, status="not_supported")
+    return readings
 
 
 def _find_nvml() -> Nvml:
@@ -182,6 +176,8 @@ def _find_nvml() -> Nvml:
 def _status_of(error: Exception) -> Status:
     """The status an exception of NVML stands for, by its class name: the classes are made at import time."""
     name = type(error).__name__
+    if isinstance(error, _FieldRefused):
+        return error.status
     if name in ("NVMLError_NoPermission", "NVMLError_InsufficientPermissions"):
         return "no_permission"
     absent = ("NotSupported", "FunctionNotFound", "LibraryNotFound", "DriverNotLoaded", "GpuNotFound", "NotFound")

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tiercast_profiles.hardware import ProbeResult
-from tiercast_profiles.stats import is_unstable, median, quantile
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median, quantile
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Spread(Generic[KeyT]):
 
     @property
     def is_unstable(self) -> bool:
-        """True when the interquartile range exceeds a tenth of the median."""
-        return is_unstable(self.samples)
+        """True when the interquartile range exceeds a twentieth of the median."""
+        return is_unstable(self.samples, PROBE_UNSTABLE_RATIO)
 
     def scaled(self, factor: float) -> "Spread[KeyT]":
         """The same samples in another unit."""
@@ -94,7 +94,9 @@ def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.per
                     samples.setdefault(key, []).append(value)
             if number + 1 < effort.min_rounds:
                 continue
-            if clock() - start_ns >= effort.budget_ns or not any(is_unstable(values) for values in samples.values()):
+            if clock() - start_ns >= effort.budget_ns:
+                break
+            if not any(is_unstable(values, PROBE_UNSTABLE_RATIO) for values in samples.values()):
                 break
     return [Spread(key, tuple(values)) for key, values in samples.items()]
 
@@ -127,7 +129,7 @@ def probe_result(
         unit=unit,
         samples=tuple(rounded(sample) for sample in spread.samples),
         status="unstable" if spread.is_unstable else "ok",
-        reason=reason or ("interquartile range above 10 % of the median" if spread.is_unstable else ""),
+        reason=reason or ("interquartile range above 5 % of the median" if spread.is_unstable else ""),
     )
 
 

@@ -1,0 +1,143 @@
+"""``python -m gpu_evidence``: runs what is still to do, one process per stage, until the time budget is used."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from gpu_evidence import stage_arms, stage_environment, stage_lookups, stage_predict, stage_probe, summary
+from gpu_evidence.context import Context, environment_of, plain
+from gpu_evidence.plan import Case
+from gpu_evidence.state import State
+from tiercast_profiles.errors import MissingCapability
+from tiercast_profiles.units import gib_to_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES: dict[str, Callable[[Context], list[Case]]] = {
+    "environment": stage_environment.cases,
+    "probe": stage_probe.probe_cases,
+    "arms": stage_arms.arm_cases,
+    "disk": stage_arms.disk_cases,
+    "lookups": stage_lookups.cases,
+    "sweep": stage_probe.sweep_cases,
+    "predict": stage_predict.cases,
+}
+LEAST_SECONDS = 20  # a stage is not started with less
+EXIT_MACHINE_LACKS = 4  # as the command line has it
+GRACE_SECONDS = 45  # past the budget, for a case that takes longer than expected; then it is cut off
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="gpu_evidence", description=__doc__)
+    parser.add_argument("--rehearse", action="store_true", help="the same stages on the CPU with the tiny model")
+    parser.add_argument("--out", type=Path, default=None, help="where everything is kept (out/gpu, out/rehearsal)")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds this call may take")
+    parser.add_argument("--table-gib", type=float, default=None, help="size of the table, instead of what fits")
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"only these, in order: {', '.join(STAGES)}")
+    parser.add_argument("--collect", type=Path, default=None, help="copy summary and packed records here at the end")
+    parser.add_argument("--retry-failed", action="store_true", help="run cases that failed once more")
+    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    unknown = set(options.stages.split(",")) - set(STAGES)
+    if unknown:
+        parser.error(f"no stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}")
+    if options.out is None:
+        options.out = Path("out") / ("rehearsal" if options.rehearse else "gpu")
+    return options
+
+
+def context_of(options: argparse.Namespace) -> Context:
+    """The context of a stage, over the state as it is on disk now."""
+    asked = None if options.table_gib is None else gib_to_bytes(options.table_gib)
+    return Context(options.out, options.rehearse, asked, State.load(options.out / "state.json"))
+
+
+def run_stage(
+    context: Context, cases: Sequence[Case], until: float, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Run pending cases in order while each is expected to end in time; a failure is recorded and the rest go on."""
+    state = context.state
+    try:
+        for case in cases:
+            if not state.is_pending(case.key) or clock() + case.seconds > until:
+                continue
+            print(f"{case.key} …", flush=True)
+            begin = clock()
+            state.begin(case.key)
+            try:
+                numbers = {name: plain(value) for name, value in case.run(context).items()}
+                state.end(case.key, "done", clock() - begin, "", numbers)
+            except Exception as error:  # whatever a case dies of is its result
+                message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                context.write(f"logs/{case.key.replace('/', '-')}-failed.txt", traceback.format_exc())
+                status = "lacking" if isinstance(error, MissingCapability) else "failed"
+                state.end(case.key, status, clock() - begin, message, {})
+                print(f"  {status}: {message}", flush=True)
+                if _is_context_lost(message):
+                    break  # nothing more runs on this device in this process; the next one goes on
+    finally:
+        context.close()
+
+
+def _is_context_lost(message: str) -> bool:
+    """Whether a CUDA error has made every later call of this process fail too."""
+    lasting = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+    return any(text in message for text in lasting)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every stage in a process of its own: a lost CUDA context or a crash ends one stage, not the evidence."""
+    until = time.monotonic() + options.budget_s
+    if options.retry_failed:
+        State.load(options.out / "state.json").forget_failed()
+    for stage in options.stages.split(","):
+        before = None
+        while until - time.monotonic() > LEAST_SECONDS:
+            context = context_of(options)
+            pending = [case.key for case in STAGES[stage](context) if context.state.is_pending(case.key)]
+            if not pending or pending == before:
+                break
+            before = pending
+            command = [sys.executable, "-m", "gpu_evidence", *sys.argv[1:], "--out", str(options.out)]
+            command += ["--child", stage, "--until", str(until)]
+            try:
+                limit = until - time.monotonic() + GRACE_SECONDS
+                subprocess.run(command, cwd=ROOT, env=environment_of(ROOT), check=False, timeout=limit)
+            except subprocess.TimeoutExpired:
+                print(f"{stage}: cut off", flush=True)
+    context = context_of(options)
+    cases = [case for stage in options.stages.split(",") for case in STAGES[stage](context)]
+    data = summary.as_data(context.state, cases, is_rehearsal=options.rehearse)
+    print("\n".join(summary.lines(data)))
+    for path in summary.pack(options.out, data, options.collect or options.out / "packed"):
+        print(f"packed {path} ({path.stat().st_size:,} B)")
+    print(
+        json.dumps({name: data[name] for name in ("num_done", "num_failed", "num_pending", "throughput_error_median")})
+    )
+    return 1 if data["num_failed"] else 0
+
+
+def main() -> int:
+    """Parent or, with ``--child``, one stage."""
+    options = parse()
+    options.out = options.out.resolve()
+    if not options.rehearse and not torch.cuda.is_available():
+        print("no CUDA GPU that torch can use on this machine; rehearse on the CPU with --rehearse", file=sys.stderr)
+        return EXIT_MACHINE_LACKS
+    if options.child is None:
+        return run(options)
+    context = context_of(options)
+    run_stage(context, STAGES[options.child](context), options.until)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Stages ``arms`` and ``disk``: the same work with no Engram, in device memory, in host memory and on the drive.
+
+All arms of one process share one table in host memory; the copy in device memory is made from it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu_evidence.context import Context
+from gpu_evidence.plan import Case
+from tiercast_profiles.scenario import Placement, ResolvedScenario, Scenario, combine
+from tiercast_profiles.store import load_prices
+from tiercast_profiles.timeline import chrome_trace
+from tiercast_profiles.workload import Workload
+from tiercast_runtime.bench import bench
+from tiercast_runtime.paths import open_path
+from tiercast_runtime.table import HostTable, Table, expected_rows
+
+SAMPLED_ROWS = 100_000
+TRACED = "decode-64"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A placement by a short name."""
+
+    name: str
+    placement: dict[str, Any]
+
+
+NO_ENGRAM = Arm("no_engram", {"tier": "none"})
+HBM = Arm("hbm", {"tier": "hbm", "path": "device"})
+UVA = Arm("uva", {"tier": "dram", "path": "uva", "prefetch": "step_entry"})
+OTHERS = (
+    Arm("uva-off", {"tier": "dram", "path": "uva", "prefetch": "off"}),
+    Arm("cpu_gather", {"tier": "dram", "path": "cpu_gather", "prefetch": "step_entry"}),
+    Arm("cpu_gather-off", {"tier": "dram", "path": "cpu_gather", "prefetch": "off"}),
+)
+# A profile has component times of single calls only so far: what runs as graphs cannot be predicted from it, these can.
+EAGER = (
+    Arm("no_engram-eager", {"tier": "none", "graph_mode": "eager"}),
+    Arm("hbm-eager", {**HBM.placement, "graph_mode": "eager"}),
+    Arm("uva-eager", {**UVA.placement, "graph_mode": "eager"}),
+)
+DISK = (
+    Arm("disk", {"tier": "nvme", "path": "disk", "prefetch": "step_entry"}),
+    Arm("disk-off", {"tier": "nvme", "path": "disk", "prefetch": "off"}),
+)
+BY_NAME = {arm.name: arm for arm in (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER, *DISK)}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A workload by a short name, with the seconds a run of it takes on an H200 and the repeats to make."""
+
+    name: str
+    workload: dict[str, Any]
+    seconds: float
+    repeats: int = 3
+
+
+def _closed(concurrency: int, count: int, lengths: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "closed_loop", "concurrency": concurrency, "num_requests": count, "text": "random", **lengths}
+
+
+def decode_work(batch: int) -> Work:
+    """Short requests, three times as many as run at once: a decode batch of this size most of the time."""
+    lengths = {"prompt_tokens": {"fixed": 64}, "output_tokens": {"fixed": 96}}
+    return Work(f"decode-{batch}", _closed(batch, 3 * batch, lengths), 20 + batch / 25)
+
+
+PAPER = Work(
+    "paper-512",
+    {
+        "kind": "closed_loop",
+        "concurrency": 512,
+        "num_requests": 512,
+        "prompt_tokens": {"uniform": [100, 1024]},
+        "output_tokens": {"uniform": [100, 1024]},
+        "text": "random",
+    },
+    110,
+    repeats=2,
+)
+PREFILL = Work(
+    "prefill-8192",
+    {
+        "kind": "closed_loop",
+        "concurrency": 1,
+        "num_requests": 12,
+        "prompt_tokens": {"fixed": 8192},
+        "output_tokens": {"fixed": 1},
+        "text": "random",
+    },
+    30,
+)
+TINY = Work("tiny-2", {**PAPER.workload, "concurrency": 2, "num_requests": 4}, 5, repeats=2)
+WORKS = {work.name: work for work in (PAPER, PREFILL, *map(decode_work, (1, 8, 32, 64, 128, 256, 512)))}
+
+
+def arm_cases(context: Context) -> list[Case]:
+    """Arms by workload, what matters most first; then the rows of the table are checked."""
+    if context.is_rehearsal:
+        rehearsed = (NO_ENGRAM, HBM, BY_NAME["cpu_gather"], UVA)
+        return [*(_case("arms", arm, rehearsal_work()) for arm in rehearsed), Case("arms", "rows", 5, check_rows)]
+    order: list[tuple[Work, tuple[Arm, ...]]] = [
+        (WORKS["decode-64"], (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER)),
+        (WORKS["decode-32"], (NO_ENGRAM, HBM, UVA)),
+        (WORKS["decode-256"], (NO_ENGRAM, HBM, UVA, *OTHERS)),
+        (PAPER, (NO_ENGRAM, UVA, HBM)),
+        (WORKS["decode-1"], (NO_ENGRAM, HBM, UVA, *OTHERS)),
+        (PREFILL, (NO_ENGRAM, HBM, UVA, *OTHERS)),
+        *((WORKS[f"decode-{batch}"], (NO_ENGRAM, HBM, UVA)) for batch in (8, 128, 512)),
+        *((WORKS[f"decode-{batch}"], EAGER) for batch in (32, 256, 1)),
+        (PAPER, OTHERS[:2]),
+    ]
+    cases = [_case("arms", arm, work) for work, arms in order for arm in arms]
+    return [*cases[:6], Case("arms", "rows", 10, check_rows), *cases[6:]]
+
+
+def disk_cases(context: Context) -> list[Case]:
+    """The drive's arms beside a baseline with the same model; their table is smaller where the drive is."""
+    if context.is_rehearsal:
+        return [_case("disk", arm, rehearsal_work(), is_disk=True) for arm in DISK]
+    works = (WORKS["decode-64"], WORKS["decode-1"], PREFILL)
+    return [_case("disk", arm, work, is_disk=True) for work in works for arm in DISK]
+
+
+def rehearsal_work() -> Work:
+    """A few short requests."""
+    lengths = {"prompt_tokens": {"uniform": [16, 48]}, "output_tokens": {"uniform": [4, 12]}}
+    return Work(TINY.name, {**TINY.workload, **lengths}, TINY.seconds, TINY.repeats)
+
+
+def resolve(context: Context, arm: Arm, work: Work, *, is_disk: bool) -> ResolvedScenario:
+    """The scenario of one case on the profile measured here."""
+    model = context.disk_model() if is_disk else context.model()
+    scenario = Scenario(
+        schema_version=1,
+        hardware="measured-here",
+        model=model.name,
+        placement=Placement.model_validate(arm.placement),
+        workload=Workload.model_validate(work.workload),
+    )
+    return combine(scenario, context.profile(), model, load_prices("default"))
+
+
+def _tables(context: Context, arm: Arm, *, is_disk: bool) -> list[Table] | None:
+    """The shared tables an arm reads; None where it makes its own (the drive) or has none."""
+    tier = arm.placement["tier"]
+    if tier != "hbm":
+        context.drop_resident()
+    if is_disk or tier == "none":
+        return None
+    return list(context.resident_tables() if tier == "hbm" else context.host_tables())
+
+
+def _case(stage: str, arm: Arm, work: Work, *, is_disk: bool = False) -> Case:
+    return Case(stage, f"{work.name}/{arm.name}", work.seconds, _run(arm, work, is_disk=is_disk))
+
+
+def _run(arm: Arm, work: Work, *, is_disk: bool) -> Callable[[Context], dict[str, Any]]:
+    def run(context: Context) -> dict[str, Any]:
+        resolved = resolve(context, arm, work, is_disk=is_disk)
+        tables = _tables(context, arm, is_disk=is_disk)
+        try:
+            record = bench(resolved, repeats=work.repeats, folder=context.tables_folder, tables=tables)
+        finally:
+            context.free()
+        name = f"{work.name}-{arm.name}"
+        context.write(f"measured/{name}.json", record.to_json())
+        if work.name in (TRACED, TINY.name):
+            context.write(f"traces/{name}.json", chrome_trace([record]))
+        metrics, facts = record.metrics, record.provenance.facts
+        found: dict[str, Any] = {
+            "output_tokens_per_s": metrics.output_tokens_per_s.value,
+            "total_tokens_per_s": metrics.total_tokens_per_s.value,
+            "low": metrics.output_tokens_per_s.low,
+            "high": metrics.output_tokens_per_s.high,
+            "stall_ms_per_step": metrics.stall_ms_per_step.value,
+            "lookup_ms_per_step": metrics.lookup_ms_per_step.value,
+            "kv_slots": facts["kv_slots"],
+            "graph_mode": facts["graph_mode_run"],
+        }
+        if metrics.tpot_ms is not None:
+            found["tpot_ms"] = metrics.tpot_ms.p50.value
+        if "graph_mode_reason" in facts:
+            found["graph_mode_reason"] = facts["graph_mode_reason"]
+        return found
+
+    return run
+
+
+def check_rows(context: Context) -> dict[str, Any]:
+    """Sampled rows of the shared table, as it lies in memory and as the GPU reads it, against what they must be.
+
+    Raises:
+        AssertionError: a row is not what was written.
+    """
+    generator = np.random.default_rng(1)
+    checked = {}
+    tables = [table for table in context.host_tables() if isinstance(table, HostTable)]
+    for index, table in enumerate(tables):
+        ids = generator.integers(0, table.num_rows, SAMPLED_ROWS, dtype=np.int64)
+        ids[:2] = 0, table.num_rows - 1
+        expected = expected_rows(table.engram, index, ids)
+        rows = table.parts[0].index_select(0, torch.from_numpy(ids)).numpy()[:, : table.engram.row_bytes]
+        assert np.array_equal(rows, expected), f"rows of table {index} in host memory are not what was written"
+        checked[f"table_{index}_rows"] = len(ids)
+        if context.device.type == "cuda":
+            path = open_path(resolve(context, UVA, WORKS[TRACED], is_disk=False), tables, context.device)
+            staged = path.fetch(index, torch.from_numpy(ids)[None].to(context.device))
+            torch.cuda.synchronize()
+            path.check()
+            assert np.array_equal(staged.rows.cpu().numpy(), expected), f"the GPU reads other rows of table {index}"
+            path.close()
+            checked[f"table_{index}_rows_by_gpu"] = len(ids)
+    context.write("rows.json", json.dumps(checked))
+    return checked

@@ -1,0 +1,37 @@
+"""Stage ``predict``: every measured arm predicted from the profile alone, and put beside the measurement."""
+
+import json
+from typing import Any
+
+from gpu_evidence.context import Context
+from gpu_evidence.plan import Case
+from gpu_evidence.stage_arms import BY_NAME, WORKS, rehearsal_work, resolve
+from tiercast_profiles.compare import compare
+from tiercast_profiles.store import load_record
+from tiercast_sim.simulate import simulate
+
+
+def cases(context: Context) -> list[Case]:
+    """One case per arm that was measured."""
+    keys = [key for key in context.state.cases if key.startswith(("arms/", "disk/")) and key.count("/") == 2]
+    return [Case("predict", key, 15, _predict(key)) for key in keys if context.state.numbers(key) is not None]
+
+
+def _predict(key: str) -> Any:
+    def run(context: Context) -> dict[str, Any]:
+        stage, work_name, arm_name = key.split("/")
+        work = rehearsal_work() if context.is_rehearsal else WORKS[work_name]
+        resolved = resolve(context, BY_NAME[arm_name], work, is_disk=stage == "disk")
+        measured = load_record(context.out / "measured" / f"{work_name}-{arm_name}.json")
+        predicted = simulate(resolved)
+        context.write(f"simulated/{work_name}-{arm_name}.json", predicted.to_json())
+        comparison = compare(measured, predicted)
+        path = context.write(f"compared/{work_name}-{arm_name}.json", comparison.model_dump_json(indent=1))
+        throughput = comparison.metric("output_tokens_per_s")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "throughput_error_ratio": None if throughput is None else throughput.error_ratio,
+            "num_differing_inputs": len(found.get("differing_inputs", [])),
+        }
+
+    return run

@@ -1,0 +1,97 @@
+"""What comes back: a table for people, one JSON summary, and the records packed into a few files."""
+
+import json
+import shutil
+import statistics
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpu_evidence.plan import Case
+from gpu_evidence.state import State
+
+BASELINES = ("no_engram", "hbm")
+FOLDERS = ("measured", "simulated", "compared", "traces", "sweep", "logs")
+MAX_PACK_BYTES = 15 << 20  # of one packed file
+
+
+def penalties(state: State) -> dict[str, dict[str, float]]:
+    """Throughput lost by each measured arm against both baselines, per workload; only where both were measured.
+
+    Work that only prefills is compared by all tokens, the rest by output tokens.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for key in state.cases:
+        if not key.startswith("arms/") or key.count("/") != 2:
+            continue
+        _, work, arm = key.split("/")
+        for baseline in BASELINES:
+            mine, base = state.numbers(key), state.numbers(f"arms/{work}/{baseline}")
+            if mine is None or base is None or arm == baseline:
+                continue
+            unit = "total_tokens_per_s" if work.startswith("prefill") else "output_tokens_per_s"
+            found.setdefault(f"{work}/{arm}", {})[baseline] = round(1 - mine[unit] / base[unit], 5)
+    return found
+
+
+def as_data(state: State, cases: Sequence[Case], *, is_rehearsal: bool) -> dict[str, Any]:
+    """The summary: counts, every case, penalties and how far the predictions are off."""
+    keys = [case.key for case in cases]
+    errors = [
+        abs(numbers["throughput_error_ratio"])
+        for key in state.cases
+        if key.startswith("predict/")
+        and (numbers := state.numbers(key)) is not None
+        and numbers["throughput_error_ratio"] is not None
+    ]
+    status = {key: entry["status"] for key, entry in state.cases.items()}
+    return {
+        "is_rehearsal": is_rehearsal,
+        "num_done": sum(value == "done" for value in status.values()),
+        "num_lacking": sum(value == "lacking" for value in status.values()),
+        "num_failed": sum(value == "failed" for value in status.values()),
+        "num_pending": sum(state.is_pending(key) for key in keys),
+        "penalties": penalties(state),
+        "throughput_error_median": statistics.median(errors) if errors else None,
+        "throughput_error_worst": max(errors) if errors else None,
+        "cases": state.cases,
+    }
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """A short table: every case with its first numbers or its reason."""
+    found = []
+    for key, entry in data["cases"].items():
+        numbers = entry.get("numbers") or {}
+        shown = "  ".join(f"{name}={value}" for name, value in list(numbers.items())[:4])
+        found.append(f"{entry['status']:8} {key:44} {shown if entry['status'] == 'done' else entry['message']}")
+    found += [f"penalty  {name:44} {values}" for name, values in data["penalties"].items()]
+    return found
+
+
+def pack(out: Path, data: dict[str, Any], target: Path) -> list[Path]:
+    """Write the summary and the packed records to ``target``; returns the files, at most eight."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+    written = [target / "summary.json"]
+    for name in ("state.json", "environment.json", "profile-quick.yaml", "profile-full.yaml"):
+        if (out / name).exists():
+            written.append(Path(shutil.copy2(out / name, target / name)))
+    packs: list[list[Path]] = [[]]
+    size = 0
+    for folder in FOLDERS:
+        for path in sorted((out / folder).glob("*")) if (out / folder).is_dir() else ():
+            # records shrink to a tenth or less
+            if size + path.stat().st_size > 8 * MAX_PACK_BYTES:
+                packs.append([])
+                size = 0
+            packs[-1].append(path)
+            size += path.stat().st_size
+    for number, paths in enumerate(pack for pack in packs if pack):
+        archive = target / f"records-{number}.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            for path in paths:
+                tar.add(path, arcname=str(path.relative_to(out)))
+        written.append(archive)
+    return written

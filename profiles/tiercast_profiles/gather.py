@@ -1,0 +1,193 @@
+"""A sweep of scattered row reads, and the small physical model fitted to it.
+
+The model is what a row costs where it lies: instructions, requests, and the address translation of its pages, each
+growing with the footprint of the table in its own way. It is fitted to four fifths of the points and scored on the
+rest (:class:`GatherScore`); both are kept with every sample.
+"""
+
+import math
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from tiercast_profiles.document import Strict
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median, quantile
+
+PageKind = Literal["4k", "thp", "1g", "device"]
+RowOrder = Literal["random", "sorted", "text"]
+MemoryPlace = Literal["local", "remote"]
+FloatArray = npt.NDArray[np.float64]
+
+LINE_BYTES = 64  # rows that start elsewhere than on a line are copied piecemeal
+SMALL_PAGE_BYTES = 4096
+
+
+class GatherPoint(Strict):
+    """Times of one gather: ``num_rows`` rows, each in the separate reads ``piece_bytes`` (values and scales apart).
+
+    ``num_workers`` gather at the same time: threads of a host, or rows that the programs of a GPU kernel hold in
+    flight. ``residual_ratio`` is (fitted − measured) ÷ measured.
+    """
+
+    piece_bytes: tuple[int, ...] = Field(min_length=1)
+    footprint_bytes: int = Field(gt=0)
+    num_rows: int = Field(gt=0)
+    num_workers: int = Field(gt=0)
+    samples_us: tuple[float, ...] = Field(min_length=1)
+    is_held_out: bool = False
+    residual_ratio: float | None = None
+
+    @property
+    def time_us(self) -> float:
+        """Median."""
+        return median(self.samples_us)
+
+    @property
+    def low_us(self) -> float:
+        """Lower quartile."""
+        return quantile(self.samples_us, 0.25)
+
+    @property
+    def high_us(self) -> float:
+        """Upper quartile."""
+        return quantile(self.samples_us, 0.75)
+
+    @property
+    def is_unstable(self) -> bool:
+        """True when the quartiles lie further apart than 5 % of the median."""
+        return is_unstable(self.samples_us, PROBE_UNSTABLE_RATIO)
+
+
+class GatherModel(Strict):
+    """Time of a gather: ``call_us + num_rows × row_ns(…) ÷ speedup(num_workers)``.
+
+    A row of ``b`` bytes touches ``q`` requests of ``request_bytes``. They cost ``request_ns`` each (a round trip over
+    the requests outstanding) up to about ``num_run_requests``; by then the machine fetches ahead, and what is left is
+    ``byte_ns`` for every byte carried. With the footprint F both grow by ``1 + memory_ratio × F ÷ (F +
+    cache_reach_bytes)``, and every page touched adds ``walk_ns × F ÷ (F + translation_reach_bytes)``. ``row_ns`` is
+    what a row costs whatever its size, ``unaligned_row_ns`` what it costs not to start on a line. A row in ``n`` pieces
+    pays ``piece_row_ns`` and ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another.
+    ``num_distinct_rows``, where the rows asked for are few (those of a text), bounds F by the bytes they lie in.
+
+    Assumption A80: F ÷ (F + reach) is the share of accesses that miss: exact for a reach that is drawn from at random,
+    and without the kink that a cache of fixed size would have. The run of requests ends as a hyperbolic tangent does.
+    """
+
+    call_us: float = Field(ge=0)
+    row_ns: float = Field(ge=0)
+    request_bytes: int = Field(gt=0)
+    request_ns: float = Field(ge=0)
+    byte_ns: float = Field(ge=0)
+    num_run_requests: float = Field(gt=0)
+    memory_ratio: float = Field(ge=0)
+    cache_reach_bytes: float = Field(gt=0)
+    walk_ns: float = Field(ge=0)
+    translation_reach_bytes: float = Field(gt=0)
+    unaligned_row_ns: float = Field(default=0.0, ge=0)
+    piece_row_ns: float = Field(default=0.0, ge=0)
+    piece_call_us: float = Field(default=0.0, ge=0)
+    num_workers_max: float | None = Field(default=None, gt=0)
+    num_distinct_rows: int | None = Field(default=None, gt=0)
+
+    def time_us(self, piece_bytes: tuple[int, ...], footprint_bytes: float, num_rows: float, num_workers: int) -> float:
+        """Time of one gather."""
+        per_row_ns = self.per_row_ns(piece_bytes, footprint_bytes) / self.speedup(num_workers)
+        return self.call_us + (len(piece_bytes) - 1) * self.piece_call_us + num_rows * per_row_ns / 1e3
+
+    def per_row_ns(self, piece_bytes: tuple[int, ...], footprint_bytes: float) -> float:
+        """Time of a row in a long gather by one worker."""
+        total_ns = self.row_ns + (len(piece_bytes) - 1) * self.piece_row_ns
+        for size in piece_bytes:
+            requests, pages = requests_of(size, self.request_bytes), pages_of(size)
+            run = self.num_run_requests * math.tanh(requests / self.num_run_requests)
+            share = missing(self._touched(footprint_bytes, requests * self.request_bytes), self.cache_reach_bytes)
+            total_ns += (run * self.request_ns + size * self.byte_ns) * (1 + self.memory_ratio * share)
+            touched = self._touched(footprint_bytes, pages * SMALL_PAGE_BYTES)
+            total_ns += self.walk_ns * pages * missing(touched, self.translation_reach_bytes)
+            total_ns += self.unaligned_row_ns if is_unaligned(size) else 0.0
+        return total_ns
+
+    def _touched(self, footprint_bytes: float, row_span_bytes: float) -> float:
+        """Bytes that are ever read, where rows take whole blocks or pages."""
+        if self.num_distinct_rows is None:
+            return footprint_bytes
+        return min(footprint_bytes, self.num_distinct_rows * row_span_bytes)
+
+    def speedup(self, num_workers: int) -> float:
+        """How much faster this many workers are than one: all of them, up to ``num_workers_max``, without a kink."""
+        if self.num_workers_max is None:
+            return 1.0
+        return 1 / math.hypot(1 / num_workers, 1 / self.num_workers_max)
+
+
+class GatherScore(Strict):
+    """How well the model predicts points it was not fitted to: quantiles of |predicted − measured| ÷ measured.
+
+    ``num_unused`` points are unstable: kept, flagged, and neither fitted nor scored; ``is_unstable`` says that most
+    were, so that all had to be used.
+    """
+
+    num_fitted: int = Field(ge=0)
+    num_held_out: int = Field(ge=0)
+    num_unused: int = Field(ge=0)
+    fitted_median_ratio: float = Field(ge=0)
+    fitted_p90_ratio: float = Field(ge=0)
+    held_out_median_ratio: float | None = None
+    held_out_p90_ratio: float | None = None
+    is_unstable: bool = False
+
+
+class GatherSweep(Strict):
+    """All points of one way to gather, its fitted model and its score.
+
+    ``round_trip_ns`` is the time of one dependent read at the largest footprint, measured by itself; with it
+    ``num_requests_outstanding`` says how many reads overlap: round trip over the time each request takes in a gather.
+    """
+
+    path: Literal["device", "uva", "cpu_gather"]
+    pages: PageKind
+    order: RowOrder
+    place: MemoryPlace
+    num_threads: int | None = Field(default=None, gt=0)
+    huge_page_ratio: float | None = Field(default=None, ge=0, le=1)
+    unique_row_ratio: float | None = Field(default=None, gt=0, le=1)
+    round_trip_ns: float | None = Field(default=None, gt=0)
+    num_requests_outstanding: float | None = Field(default=None, gt=0)
+    model: GatherModel | None = None
+    score: GatherScore | None = None
+    points: tuple[GatherPoint, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _a_model_has_a_score(self) -> Self:
+        if (self.model is None) != (self.score is None):
+            raise ValueError("model and score come together")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What tells this sweep from the others of a profile."""
+        threads = "" if self.num_threads is None else f"/{self.num_threads} threads"
+        return f"{self.path}/{self.pages}/{self.order}/{self.place}{threads}"
+
+
+def missing(footprint_bytes: float, reach_bytes: float) -> float:
+    """Share of random accesses to a footprint that miss what keeps ``reach_bytes`` of it."""
+    return footprint_bytes / (footprint_bytes + reach_bytes)
+
+
+def requests_of(piece_bytes: int, request_bytes: int) -> float:
+    """Mean number of blocks that a piece touches when pieces lie back to back: 264 B touch 5 of 64 B, not 4.125."""
+    step = math.gcd(piece_bytes, request_bytes)
+    return 1 + (piece_bytes - step) / request_bytes
+
+
+def pages_of(piece_bytes: int) -> float:
+    """Mean number of small pages that a piece touches."""
+    return requests_of(piece_bytes, SMALL_PAGE_BYTES)
+
+
+def is_unaligned(piece_bytes: int) -> bool:
+    """True when pieces that lie back to back straddle lines."""
+    return piece_bytes > LINE_BYTES and piece_bytes % LINE_BYTES != 0

@@ -1,0 +1,38 @@
+"""Quantiles of plain numbers, and when samples lie too far apart to be trusted."""
+
+import math
+from collections.abc import Sequence
+
+PROBE_UNSTABLE_RATIO = 0.05  # interquartile range over median above which a probe is flagged
+
+
+def quantile(values: Sequence[float], ratio: float) -> float:
+    """Linear-interpolated quantile (the usual definition 7) of a non-empty sequence.
+
+    Raises:
+        ValueError: when ``values`` is empty or ``ratio`` lies outside [0, 1].
+    """
+    if not values:
+        raise ValueError("no values to take a quantile of")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio} must lie in [0, 1]")
+    return quantile_of_sorted(sorted(values), ratio)
+
+
+def quantile_of_sorted(ordered: Sequence[float], ratio: float) -> float:
+    """As :func:`quantile`, of values that ascend already."""
+    position = ratio * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle value."""
+    return quantile(values, 0.5)
+
+
+def is_unstable(values: Sequence[float], limit_ratio: float = 0.10) -> bool:
+    """True when the interquartile range exceeds ``limit_ratio`` of the median: such samples need a flag."""
+    middle = median(values)
+    return middle <= 0 or (quantile(values, 0.75) - quantile(values, 0.25)) / middle > limit_ratio

@@ -1,0 +1,60 @@
+"""The rows a sweep asks for: random, random in ascending order, or those that real text asks for."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercast_profiles.gather import RowOrder
+from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.rng import stream
+from tiercast_profiles.text import load_text
+from tiercast_runtime.hashing import build_windows, numpy_row_ids
+from tiercast_runtime.probes.sweep_grid import Spot
+
+Ids = npt.NDArray[np.int64]
+
+TEXT_NAME = "docs"
+MAX_TEXT_TOKENS = 50_000
+
+
+@dataclass(slots=True)
+class RowSource:
+    """Draws row ids ``[num_rows] int64``, fresh ones each time; ``text_ids`` are rows as text asks for them."""
+
+    order: RowOrder
+    text_ids: Ids | None = None
+    _generator: np.random.Generator = field(default_factory=lambda: stream(0, "gather-sweep"))
+
+    def draw(self, spot: Spot, table_rows: int) -> Ids:
+        """Rows of one gather from a table of ``table_rows``."""
+        if self.order == "text":
+            assert self.text_ids is not None, "text order comes with the rows of a text"
+            first = int(self._generator.integers(0, len(self.text_ids) - spot.num_rows))
+            return self.text_ids[first : first + spot.num_rows] % table_rows
+        ids = self._generator.integers(0, table_rows, size=spot.num_rows, dtype=np.int64)
+        return np.sort(ids) if self.order == "sorted" else ids
+
+    @property
+    def num_distinct_rows(self) -> int | None:
+        """How many rows are ever asked for, where they are those of a text."""
+        return None if self.order != "text" or self.text_ids is None else len(np.unique(self.text_ids))
+
+    def unique_ratio(self, spot: Spot) -> float:
+        """Share of distinct rows in one gather."""
+        ids = self.draw(spot, spot.footprint_bytes // spot.row_bytes)
+        return len(np.unique(ids)) / len(ids)
+
+
+def text_rows(model: ModelSpec) -> Ids:
+    """Rows of the model's first Engram layer that the Python manual asks for, token after token.
+
+    Raises:
+        MissingCapability: no vocabulary is installed, or the model's hash is not known.
+        BadInput: the vocabulary does not match what the model file states.
+    """
+    text = load_text(TEXT_NAME, model)
+    folded = text.folded_ids[:MAX_TEXT_TOKENS] % model.engram.compressed_vocab_size
+    windows = build_windows(folded, 0, len(folded), model.engram.ngram_orders[-1])
+    rows: Ids = numpy_row_ids(model.engram, windows)[0].reshape(-1)
+    return rows

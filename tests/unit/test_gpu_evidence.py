@@ -1,0 +1,129 @@
+"""The GPU evidence script: what it plans, how it resumes, what it keeps when something fails. Nothing is measured."""
+
+import itertools
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from gpu_evidence import plan, stage_arms, summary  # noqa: E402
+from gpu_evidence.__main__ import STAGES, parse, run_stage  # noqa: E402
+from gpu_evidence.context import Context  # noqa: E402
+from gpu_evidence.plan import Case, Room  # noqa: E402
+from gpu_evidence.state import State  # noqa: E402
+from tiercast_profiles.head_sizes import table_rows  # noqa: E402
+from tiercast_profiles.units import GIB, MIB  # noqa: E402
+
+H200 = Room(host_bytes=124 * GIB, device_bytes=139 * GIB, disk_bytes=60 * GIB)
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(tmp_path, True, None, State(tmp_path / "state.json"))
+
+
+def test_the_paper_s_table_fits_an_h200_and_is_cut_where_the_host_is_smaller():
+    full = plan.host_table_bytes(H200)
+    assert 96 * GIB < full == plan.paper_table_bytes() < 97 * GIB
+    assert plan.fits_device(full, H200)
+    assert not plan.fits_device(full, Room(124 * GIB, 80 * GIB, 60 * GIB))
+    assert plan.host_table_bytes(Room(40 * GIB, 139 * GIB, 60 * GIB)) == 26 * GIB
+    assert plan.host_table_bytes(Room(4 * GIB, 16 * GIB, 60 * GIB)) == 64 * MIB
+    assert plan.host_table_bytes(H200, 93 * GIB) == 93 * GIB
+    assert plan.disk_table_bytes(H200, full) == 24 * GIB
+    assert plan.disk_table_bytes(Room(1, 1, 10 * GIB), full) == 4 * GIB
+
+
+def test_the_sweep_reaches_from_64_mib_to_the_table():
+    sizes = plan.footprints(93 * GIB)
+    assert (sizes[0], sizes[-1]) == (64 * MIB, 93 * GIB)
+    assert all(second <= 4 * first for first, second in itertools.pairwise(sizes))
+
+
+def test_the_model_has_the_table_that_was_planned():
+    for name in ("paper-4b-100b", "paper-8b-100b"):
+        model = plan.paper_model(name, 24 * GIB)
+        assert model.engram.row_bytes == 264
+        assert sum(table_rows(model.engram)) * 264 == pytest.approx(24 * GIB, rel=1e-4)
+        assert model.name.endswith("-24gib")
+
+
+def test_every_arm_of_the_issue_is_there_at_every_batch(tmp_path):
+    context = Context(tmp_path, False, None, State(tmp_path / "state.json"))
+    names = {case.name for case in stage_arms.arm_cases(context)}
+    for batch in (1, 8, 32, 64, 128, 256, 512):
+        assert {f"decode-{batch}/{arm}" for arm in ("no_engram", "hbm", "uva")} <= names
+    for work in ("decode-1", "decode-64", "decode-256", "prefill-8192", "paper-512"):
+        assert {f"{work}/{arm}" for arm in ("no_engram", "hbm", "uva", "uva-off", "cpu_gather")} <= names
+    disk = {case.name for case in stage_arms.disk_cases(context)}
+    assert {"decode-64/disk", "decode-64/disk-off"} <= disk
+    assert all(case.seconds < 540 for case in stage_arms.arm_cases(context))
+
+
+def test_a_failure_is_kept_and_the_rest_goes_on_and_a_second_call_resumes(context):
+    ran, now = [], [0.0]
+
+    def case(name, seconds=10.0, error=None):
+        def work(_context):
+            ran.append(name)
+            now[0] += seconds
+            if error is not None:
+                raise error
+            return {"value": 1 / 3}
+
+        return Case("stage", name, seconds, work)
+
+    cases = [case("a"), case("b", error=ValueError("bad\nmore")), case("c", 100.0), case("d")]
+    run_stage(context, cases, until=60, clock=lambda: now[0])
+    assert ran == ["a", "b", "d"]
+    again = Context(context.out, True, None, State.load(context.state.path))
+    assert again.state.numbers("stage/a") == {"value": 0.33333}
+    assert again.state.cases["stage/b"]["message"] == "ValueError: bad"
+    assert again.state.numbers("stage/b") is None
+    run_stage(again, cases, until=500, clock=lambda: now[0])
+    assert ran == ["a", "b", "d", "c"]
+    again.state.forget_failed()
+    assert again.state.is_pending("stage/b")
+    assert not again.state.is_pending("stage/a")
+
+
+def test_a_lost_device_ends_the_process_s_share_of_a_stage(context):
+    def lost(_context):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    cases = [Case("stage", "first", 1, lost), Case("stage", "second", 1, lambda _context: {})]
+    run_stage(context, cases, until=1e9)
+    assert context.state.cases["stage/first"]["status"] == "failed"
+    assert context.state.is_pending("stage/second")
+
+
+def test_a_case_that_was_cut_off_is_tried_once_more_and_then_given_up(context):
+    state = context.state
+    for attempt in range(2):
+        assert state.is_pending("stage/x"), attempt
+        state.begin("stage/x")
+    assert not State.load(state.path).is_pending("stage/x")
+
+
+def test_the_summary_has_the_penalties_and_little_files(context):
+    speeds = {"no_engram": 100.0, "hbm": 99.0, "uva": 98.0}
+    for arm, speed in speeds.items():
+        key = f"arms/decode-64/{arm}"
+        context.state.begin(key)
+        context.state.end(key, "done", 1, "", {"output_tokens_per_s": speed, "total_tokens_per_s": speed})
+    context.write("measured/decode-64-uva.json", "{}")
+    data = summary.as_data(context.state, [], is_rehearsal=True)
+    assert data["penalties"]["decode-64/uva"] == {"no_engram": 0.02, "hbm": pytest.approx(1 - 98 / 99, abs=1e-5)}
+    files = summary.pack(context.out, data, context.out / "packed")
+    assert {path.name for path in files} == {"summary.json", "state.json", "records-0.tar.gz"}
+    assert json.loads(files[0].read_text())["is_rehearsal"] is True
+    assert any("penalty" in line for line in summary.lines(data))
+
+
+def test_options(capsys):
+    assert str(parse(["--rehearse"]).out) == "out/rehearsal"
+    assert parse([]).stages.split(",") == list(STAGES)
+    with pytest.raises(SystemExit):
+        parse(["--stages", "arms,sleep"])
+    assert "no stage sleep" in capsys.readouterr().err

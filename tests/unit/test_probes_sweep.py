@@ -1,0 +1,280 @@
+"""The gather sweep: which points, which are held out, that a known machine is found again, and small real gathers."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
+from tiercast_profiles.gather import GatherModel, GatherPoint, is_unaligned, pages_of, requests_of
+from tiercast_profiles.units import MIB
+from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.memory import HostBlock
+from tiercast_runtime.probes import numa, sweep_host, sweep_stage
+from tiercast_runtime.probes.block_content import WrongRows
+from tiercast_runtime.probes.partial import PartialSweeps, side_file
+from tiercast_runtime.probes.round_trip import lay_ring, round_trip_ns
+from tiercast_runtime.probes.sweep_fit import MIN_POINTS, fit_sweep
+from tiercast_runtime.probes.sweep_grid import HELD_OUT_OF, Arm, Spot, SweepPlan, is_held_out, refine
+from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
+from tiercast_runtime.probes.timing import Effort
+
+ONCE = Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1)
+TINY = SweepPlan(((64,), (256, 8)), ((64,),), (16, 64), MIB, 2 * MIB, num_refined_ratio=0)
+TRUTH = GatherModel(
+    call_us=1.5,
+    row_ns=5.0,
+    request_bytes=128,
+    request_ns=20.0,
+    byte_ns=0.02,
+    num_run_requests=12.0,
+    memory_ratio=0.5,
+    cache_reach_bytes=256.0 * MIB,
+    walk_ns=30.0,
+    translation_reach_bytes=1024.0 * MIB,
+    unaligned_row_ns=12.0,
+)
+GRID = SweepPlan(max_footprint_bytes=16384 * MIB, max_row_total_bytes=1 << 40)
+
+
+def steady(step_ns):
+    ticks = itertools.count(0, step_ns)
+    return lambda: next(ticks)
+
+
+def points_of(model, spots, noise=0.0):
+    generator = np.random.default_rng(0)
+    return [
+        GatherPoint(
+            piece_bytes=spot.piece_bytes,
+            footprint_bytes=spot.footprint_bytes,
+            num_rows=spot.num_rows,
+            num_workers=spot.num_workers,
+            samples_us=tuple(
+                model.time_us(spot.piece_bytes, spot.footprint_bytes, spot.num_rows, spot.num_workers)
+                * np.exp(noise * generator.normal(size=5))
+            ),
+            is_held_out=is_held_out("test", spot),
+        )
+        for spot in spots
+    ]
+
+
+def test_rows_touch_the_blocks_their_layout_makes_them():
+    assert [requests_of(size, 64) for size in (64, 128, 256, 264, 8)] == [1, 2, 4, 5, 1]
+    assert requests_of(264, 128) == 3.0
+    assert pages_of(4096) == 1
+    assert [is_unaligned(size) for size in (8, 64, 264, 320)] == [False, False, True, False]
+
+
+def test_the_coarse_grid_spans_what_memory_allows():
+    assert SweepPlan(max_footprint_bytes=1024 * MIB).footprints(1 << 40) == (64 * MIB, 256 * MIB, 1024 * MIB)
+    assert GRID.footprints(600 * MIB) == (64 * MIB, 256 * MIB, 600 * MIB)
+    assert GRID.footprints(63 * MIB) == ()
+    spots = SweepPlan().coarse((64 * MIB,), (1,), is_full=True)
+    assert {spot.piece_bytes for spot in spots} == set(SweepPlan().payloads)
+    assert all(spot.num_rows * spot.row_bytes <= 4 * MIB for spot in spots)
+    workers = {spot.num_workers for spot in SweepPlan().coarse((64 * MIB,), (64, 1024), is_full=False)}
+    assert workers == {16, 64, 96, 768, 1024}
+
+
+def test_refinement_asks_where_the_curve_bends():
+    sizes = (64, 256, 1024, 4096)
+    bent = {Spot((64,), size * MIB, 16): time for size, time in zip(sizes, (10, 10, 20, 20), strict=True)}
+    wanted = refine(bent, 10)
+    assert [spot.footprint_bytes // MIB for spot in wanted] == [128, 512, 2048]
+    assert refine(bent, 1)[0].footprint_bytes == 512 * MIB
+    flat = dict.fromkeys(bent, 10.0)
+    assert refine(flat, 10) == []
+
+
+def test_a_fifth_is_held_out_by_coordinates_alone():
+    spots = [Spot((size,), step * MIB, rows) for size in range(64, 576, 8) for step in (64, 256) for rows in (1, 2, 3)]
+    held = [spot for spot in spots if is_held_out("a", spot)]
+    assert len(held) == pytest.approx(len(spots) / HELD_OUT_OF, rel=0.2)
+    always = [5, 23, 26, 32, 34, 37]  # in every process and every version: the salt changes when this does
+    assert [count for count in range(1, 41) if is_held_out("a", Spot((264,), 1 << 26, count))] == always
+    assert held != [spot for spot in spots if is_held_out("b", spot)]
+
+
+def test_a_known_machine_is_found_again_and_scored_on_points_it_was_not_fitted_to():
+    spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)
+    fitted = fit_sweep(points_of(TRUTH, spots))
+    assert fitted.model.request_bytes == 128
+    assert fitted.score.held_out_p90_ratio < 0.01
+    assert fitted.score.num_fitted + fitted.score.num_held_out == len(spots)
+    assert all(abs(point.residual_ratio) < 0.02 for point in fitted.points)
+    assert fitted.model.call_us == pytest.approx(1.5, rel=0.05)
+    unseen = ((384,), 700 * MIB, 1000, 1)
+    assert fitted.model.time_us(*unseen) == pytest.approx(TRUTH.time_us(*unseen), rel=0.03)
+
+
+def test_workers_and_distinct_rows_are_terms_of_the_model():
+    truth = TRUTH.model_copy(update={"num_workers_max": 300.0, "unaligned_row_ns": 0.0})
+    spots = GRID.coarse(GRID.footprints(16384 * MIB), (1, 16, 256, 2048), is_full=False)
+    fitted = fit_sweep(points_of(truth, spots))
+    assert fitted.model.num_workers_max == pytest.approx(300.0, rel=0.1)
+    assert truth.speedup(1) == pytest.approx(1.0, rel=1e-4)
+    few = TRUTH.model_copy(update={"num_distinct_rows": 1000})
+    assert few.per_row_ns((64,), 1 << 34) == few.per_row_ns((64,), 1 << 40) < TRUTH.per_row_ns((64,), 1 << 34)
+    known = fit_sweep(points_of(few, GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)), 1000)
+    assert known.score.held_out_p90_ratio < 0.01
+
+
+def test_outliers_pull_with_a_bounded_force_and_unstable_points_not_at_all():
+    spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)
+    points = points_of(TRUTH, spots)
+    wild = points[3].model_copy(update={"samples_us": tuple(5 * time for time in points[3].samples_us)})
+    shaky = points[7].model_copy(update={"samples_us": (1.0, 9.0, 90.0)})
+    fitted = fit_sweep([*points[:3], wild, *points[4:7], shaky, *points[8:]])
+    assert fitted.score.num_unused == 1
+    assert not fitted.score.is_unstable
+    assert fitted.score.fitted_median_ratio < 0.02
+    assert fit_sweep(points_of(TRUTH, spots, noise=0.2)).score.is_unstable
+
+
+def test_too_few_points_give_no_model():
+    spots = [Spot((64,), MIB, count) for count in range(1, MIN_POINTS)]
+    assert fit_sweep(points_of(TRUTH, spots)).model is None
+
+
+def test_a_sweep_of_real_gathers_keeps_every_sample():
+    with sweep_host.placed_block(2 * MIB, Arm("thp")) as block:
+        found = sweep_host.sweep_host(block, Arm("thp"), TINY, ONCE, RowSource("random"), clock=steady(4096_000))
+    assert {point.piece_bytes for point in found.points} == {(64,), (256, 8)}
+    assert {point.time_us for point in found.points if point.num_rows == 64} <= {64.0, 66.065}
+    assert found.place == "local"
+    assert found.round_trip_ns > 0
+    assert found.model is None
+    assert block.array.size == 0, "the block was given back"
+
+
+def test_unstable_points_are_measured_again():
+    times = iter([1e3, 9e3, 2e3, 7e3])
+    effort = Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1)
+    spot = Spot((64,), MIB, 16)
+    found = sweep_host.measure_spots([spot], TINY, effort, lambda _: lambda: [(spot, next(times))])
+    assert found == {spot: (1.0, 9.0, 2.0)}
+
+
+def test_threads_share_a_gather_and_wrong_rows_are_an_error(monkeypatch):
+    with sweep_host.placed_block(MIB, Arm("4k", num_threads=3)) as block, sweep_host._gatherer(3) as gather:
+        parts = sweep_host.parts_of(block.array, Spot((256, 8), MIB, 10))
+        assert [part.shape[1] for part in parts] == [256, 8]
+        ids, out = np.arange(10) * 7, np.zeros((10, 264), dtype=np.uint8)
+        gather(parts, ids, out)
+        assert np.array_equal(out, np.concatenate([part[ids] for part in parts], axis=1))
+        monkeypatch.setattr(sweep_host, "gather_rows", lambda *_: None)
+        with pytest.raises(WrongRows):
+            sweep_host.sweep_host(block, Arm("4k"), TINY, ONCE, RowSource("random"))
+
+
+def test_rows_come_in_the_order_asked_for(mini_model):
+    spot = Spot((64,), MIB, 50)
+    assert np.all(np.diff(RowSource("sorted").draw(spot, 1000)) >= 0)
+    assert RowSource("random").draw(spot, 7).max() < 7
+    assert not np.array_equal(*(source.draw(spot, 1 << 40) for source in [RowSource("random")] * 2))
+    ids = np.arange(100) * 3
+    drawn = RowSource("text", ids).draw(spot, 1 << 20)
+    assert np.all(np.diff(drawn) == 3)
+    assert RowSource("text", np.zeros(100, dtype=np.int64)).unique_ratio(spot) == 1 / 50
+    assert RowSource("text", ids).num_distinct_rows == 100
+    assert RowSource("random").num_distinct_rows is None
+    pytest.importorskip("tiktoken", reason="the text extra is not installed")
+    rows = text_rows(mini_model("v41"))
+    assert 0 < len(np.unique(rows)) < len(rows)
+
+
+def test_a_ring_visits_every_place_once():
+    words = np.zeros(4096, dtype=np.int64)
+    place, seen = lay_ring(words, 100), set()
+    while place not in seen:
+        seen.add(place)
+        place = int(words[place])
+    assert len(seen) == 100
+    assert max(seen) > 3900
+    assert round_trip_ns(np.zeros(MIB, dtype=np.uint8), steady(1000)) > 0
+
+
+def test_what_cannot_be_swept_has_a_reason(mini_model, monkeypatch):
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=False)
+    monkeypatch.setattr(sweep_stage, "num_cores", lambda: 2)
+    sweeps, reasons = sweep_stage.split_swept(list(sweep_stage.sweep_arms(stage, mini_model("v41"), 4 * MIB, print)))
+    assert {sweep.label for sweep in sweeps} >= {
+        "cpu_gather/thp/random/local/1 threads",
+        "cpu_gather/thp/sorted/local/1 threads",
+        "cpu_gather/thp/random/local/2 threads",
+        "cpu_gather/4k/random/local/1 threads",
+    }
+    assert all(probe.status == "not_supported" and probe.reason for probe in reasons)
+    ((nothing,)) = sweep_stage.sweep_arms(stage, mini_model("v41"), MIB - 1, print)
+    assert "allowed" in nothing.reason
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(mini_model, monkeypatch, tmp_path):
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
+    monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp"), Arm("thp", "sorted"), Arm("4k")])
+    path, machine, started = side_file(tmp_path / "p.yaml"), {"cpu": "x", "cores": 2}, []
+    real = sweep_stage.sweep_host
+
+    def sweep(block, arm, *rest, **options):
+        started.append(arm.label)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return real(block, arm, *rest, **options)
+
+    monkeypatch.setattr(sweep_stage, "sweep_host", sweep)
+    model = mini_model("v41")
+    with pytest.raises(KeyboardInterrupt):
+        list(sweep_stage.sweep_arms(stage, model, 4 * MIB, print, PartialSweeps(path, machine, is_resumed=False)))
+    assert [file.name for file in tmp_path.iterdir()] == ["p.yaml.partial"]
+    resumed = PartialSweeps(path, machine, is_resumed=True)
+    found = [one.label for one in sweep_stage.sweep_arms(stage, model, 4 * MIB, print, resumed)]
+    assert found == [arm.label for arm in stage.arms()]
+    assert started == [found[0], found[1], found[1], found[2]]
+    assert resumed.get(found[0]) == PartialSweeps(path, machine, is_resumed=True).get(found[0])
+
+
+def test_partial_results_of_another_machine_or_none_are_one_line(tmp_path):
+    path = tmp_path / "p.yaml.partial"
+    with pytest.raises(FileProblem, match="no partial results"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+    path.write_text('{"machine": {"cores": 4}, "sweeps": []}')
+    with pytest.raises(BadInput, match=r"cores 4 \(now 2\)"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+    path.write_text('{"machine": ')
+    with pytest.raises(FileProblem, match="damaged"):
+        PartialSweeps(path, {"cores": 2}, is_resumed=True)
+
+
+def test_memory_of_another_node_needs_another_node(tmp_path):
+    (tmp_path / "sys/devices/system/node/node0").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/node/node0/cpulist").write_text("0-1\n")
+    with pytest.raises(MissingCapability, match="one NUMA node"), numa.own_and_remote(is_remote=True, root=tmp_path):
+        pass
+    with numa.own_and_remote(is_remote=False, root=tmp_path):
+        pass
+
+
+def test_pages_that_are_not_reserved_are_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("tiercast_runtime.memory.mmap.mmap", refuse)
+    with pytest.raises(MissingCapability, match="hugepages-1048576kB/nr_hugepages"):
+        HostBlock(1, MemoryRequest("1g"))
+
+
+def test_the_kernel_says_what_pages_a_block_got(tmp_path):
+    block = HostBlock(4 * MIB, MemoryRequest("4k"))
+    block.array[:] = 1
+    address = block.array.ctypes.data
+    smaps = tmp_path / "smaps"
+    span = f"{address:x}-{address + 4 * MIB:x} rw-p 00000000 00:00 0\n"
+    smaps.write_text(f"{span}Rss:                4096 kB\nAnonHugePages:      2048 kB\n")
+    assert block.huge_page_ratio(tmp_path) == 0.5
+    assert block.huge_page_ratio(tmp_path / "missing") is None
+    assert block.huge_page_ratio() in (0.0, None)
+    block.close()
