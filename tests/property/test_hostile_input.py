@@ -4,11 +4,12 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tiercast_profiles.errors import BadInput, InfeasibleScenario, TiercastError
+from tiercast_profiles.scenario import Scenario
 from tiercast_profiles.workload import Workload
 from tiercast_sim.simulate import simulate
 
@@ -179,6 +180,41 @@ def test_a_number_no_machine_has_is_an_error_or_an_answer(sim_scenario, name, va
             sim_scenario(placement, hardware=hardware, parallel={"tensor": tensor}, workload=ONE_TOKEN),
             with_baselines=False,
         )
+    except (TiercastError, ValidationError):
+        return
+    assert finite(record)
+
+
+def dotted_fields(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted path of every field of the sections of a scenario."""
+    found = []
+    for name, info in schema.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found += dotted_fields(info.annotation, f"{prefix}{name}.")
+        elif prefix or name == "seed":
+            found.append(prefix + name)
+    return found
+
+
+HOSTILE = [0, -1, 1, 0.5, 5e-324, 1e-12, 10**6, 10**15, 2**63, 1e300, math.nan, math.inf, -math.inf, "", "x", None, []]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    path=st.sampled_from(dotted_fields(Scenario)),
+    value=st.sampled_from(HOSTILE),
+    placement=st.sampled_from([*PLACEMENTS, {"tier": "nvme", "cache_gib": 0.001, "cache_policy": "lfu"}]),
+)
+def test_a_field_with_a_value_nobody_means_is_an_error_or_an_answer(sim_scenario, path, value, placement):
+    assume((path, value) != ("workload.num_requests", 10**6))  # a right answer, in minutes where events are needed
+    section, _, name = path.partition(".")
+    sections: dict = {"workload": ONE_TOKEN}
+    if section == "placement":
+        placement = {**placement, name: value}
+    else:
+        sections[section] = {**sections.get(section, {}), name: value} if name else value
+    try:
+        record = simulate(sim_scenario(placement, **sections), with_baselines=False)
     except (TiercastError, ValidationError):
         return
     assert finite(record)
