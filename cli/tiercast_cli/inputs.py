@@ -37,15 +37,24 @@ def resolve(name_or_path: str, profile: str | None = None) -> "ResolvedScenario"
     Raises:
         FileProblem: a file is missing; for a profile the message says how to make one.
     """
-    from tiercast_profiles import store
-
     scenario = load_scenario(name_or_path)
     if profile is not None:
         scenario = scenario.model_copy(update={"hardware": profile})
+    return resolve_scenario(scenario, name_or_path)
+
+
+def resolve_scenario(scenario: "Scenario", label: str) -> "ResolvedScenario":
+    """A scenario with its documents loaded; ``label`` names it in an error.
+
+    Raises:
+        FileProblem: a file is missing; for a profile the message says how to make one.
+    """
+    from tiercast_profiles import store
+
     wanted = Path(scenario.hardware)
     if scenario.hardware not in store.shipped_names("hardware") and wanted.suffix and not wanted.exists():
         raise FileProblem(
-            f"scenario {name_or_path}: hardware {scenario.hardware}: no such file; "
+            f"scenario {label}: hardware {scenario.hardware}: no such file; "
             f"write one with: tiercast profile --quick -o profile.yaml, and give it as --profile profile.yaml"
         )
     return store.resolve(scenario)

@@ -5,9 +5,11 @@ from typing import Annotated
 import typer
 
 from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, Repeats, examples
+from tiercast_profiles.errors import BadInput
 
 EPILOG = examples(
     "tiercast validate --profile profile.yaml",
+    "tiercast validate --suite --profile profile.yaml --folder out/suite",
     "tiercast validate my.yaml --profile profile.yaml --repeats 5 --max-error 0.2",
 )
 
@@ -21,6 +23,12 @@ def command(
     ] = None,
     *,
     profile: ProfileFile = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Run the shipped suite and score it, held-out cases apart.")
+    ] = False,
+    folder: Annotated[
+        str | None, typer.Option("--folder", metavar="DIR", help="With --suite: write every record and the page here.")
+    ] = None,
     repeats: Repeats = 3,
     max_error: Annotated[
         float | None,
@@ -38,6 +46,12 @@ def command(
 
     inputs.require_runtime("validate")
     check_writable(output)
+    if suite:
+        _check_suite(scenarios, profile)
+        _suite(str(profile), folder, repeats=repeats, max_error=max_error, output=output, as_json=as_json)
+        return
+    if folder is not None:
+        raise BadInput("--folder belongs to --suite; for scenarios of your own write the result with -o FILE")
     resolved = {name: inputs.resolve(name, profile) for name in scenarios or validation.DEMO_ARMS}
     with progress("validate") as report:
         cases = validation.run_cases(resolved, repeats=repeats, folder=None, report=report)
@@ -46,6 +60,34 @@ def command(
         save(output, to_json(result))
     emit(result, lambda: validation_views.cases(cases), as_json=as_json)
     validation.check_error(cases, max_error)
+
+
+def _check_suite(scenarios: list[str] | None, profile: str | None) -> None:
+    if scenarios:
+        raise BadInput(f"--suite runs its own scenarios; leave out {', '.join(scenarios)}, or leave out --suite")
+    if profile is None:
+        raise BadInput("--suite needs --profile FILE; write one with: tiercast profile --quick -o profile.yaml")
+
+
+def _suite(
+    profile: str, folder: str | None, *, repeats: int, max_error: float | None, output: str | None, as_json: bool
+) -> None:
+    from pathlib import Path
+
+    from tiercast_cli import suite, suite_views
+    from tiercast_cli.output import emit, make_folder, progress, save, to_json
+
+    target = None if folder is None else Path(folder)
+    if target is not None:
+        make_folder(target)
+    with progress("suite") as report:
+        result = suite.run(profile, repeats=repeats, folder=target, report=report)
+    if target is not None:
+        suite_views.write(target, result)
+    if output is not None:
+        save(output, to_json(result))
+    emit(result, lambda: suite_views.page(result), as_json=as_json)
+    suite_views.check(result, max_error)
 
 
 def register(app: typer.Typer) -> None:

@@ -32,10 +32,12 @@ from tiercast_profiles.prices import PriceBook
 from tiercast_profiles.published import PublishedCase
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario, combine
+from tiercast_profiles.suite import HeldOut, Suite
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SUITE_FILES = ("suite.yaml", "held-out.yaml")
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -96,6 +98,21 @@ def load_published(name_or_path: str) -> PublishedCase:
         BadInput: the file does not follow the schema.
     """
     return _load("published", name_or_path, PublishedCase, UnknownCase)
+
+
+def load_suite() -> tuple[Suite, HeldOut]:
+    """The shipped validation suite and the cases of it that are held out.
+
+    Raises:
+        BadInput: a held-out case is none of the suite's.
+    """
+    folder = resources.files("tiercast_profiles") / "data" / "validation"
+    data = [yaml.load((folder / name).read_text(encoding="utf-8"), Loader=_LOADER) for name in SUITE_FILES]
+    suite, held_out = parse(Suite, data[0], SUITE_FILES[0]), parse(HeldOut, data[1], SUITE_FILES[1])
+    unknown = sorted(set(held_out.cases) - set(suite.case_names()))
+    if unknown:
+        raise BadInput(f"{SUITE_FILES[1]}: no case of the suite: {', '.join(unknown)}")
+    return suite, held_out
 
 
 def load_scenario(path: str | Path) -> Scenario:
