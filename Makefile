@@ -13,7 +13,7 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Tiercast needs Python 3.11 or newer; this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,text,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,text,report,cluster,dev]'
 	@touch $@
 
 setup: $(READY) ## make .venv with the pinned versions (every other target does it by itself)
@@ -23,6 +23,15 @@ demo: $(READY) ## the main job: probe this machine, run, simulate, compare, pric
 
 test: $(READY) ## all tests that need no GPU
 	$(BIN)/python -m pytest
+
+browser: $(READY) ## what the browser test of the report needs: playwright, and Chromium (installed where apt-get and root are at hand)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@command -v chromium || command -v chromium-browser || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	  || { echo "no Chromium here: install it with the machine's package manager"; exit 1; }
+
+screenshot: browser ## draw docs/report.png anew
+	$(BIN)/python docs/screenshot.py
 
 check: $(READY) ## format, lint, types, import walls
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from tiercast_cli import (
     catalogue,
     cost,
     demo,
+    diff,
     locality,
     profile,
     published,
@@ -28,6 +29,7 @@ from tiercast_cli import (
     validate,
     what_if,
 )
+from tiercast_cli.report import command as report
 from tiercast_profiles import __version__
 from tiercast_profiles.errors import FileProblem, TiercastError
 
@@ -153,6 +155,8 @@ simulate.register(app)
 validate.register(app)
 published.register(app)
 what_if.register(app)
+diff.register(app)
+report.register(app)
 cost.register(app)
 locality.register(app)
 rows.register(app)

@@ -5,12 +5,20 @@ from collections.abc import Sequence
 
 from tiercast_cli import inputs, pricing_views, render, views
 from tiercast_cli.output import progress
-from tiercast_plan.sweep import SweepRow, sweep
+from tiercast_plan.sweep import SoFar, SweepRow, sweep
 from tiercast_profiles.errors import InfeasibleScenario
 
 
 def run(
-    name_or_path: str, sets: Sequence[str], varies: Sequence[str], profile: str | None, num_jobs: int = 1
+    name_or_path: str,
+    sets: Sequence[str],
+    varies: Sequence[str],
+    profile: str | None,
+    *,
+    num_jobs: int = 1,
+    cluster: str | None = None,
+    state: str | None = None,
+    is_nominal: bool = False,
 ) -> tuple[SweepRow, ...]:
     """Predict and price every combination.
 
@@ -22,13 +30,21 @@ def run(
         scenario = scenario.model_copy(update={"hardware": profile})
     today = datetime.datetime.now(tz=datetime.UTC).date()
     with progress("what-if") as report:
+
+        def listen(far: SoFar) -> None:
+            best = "" if far.best is None else f", best {far.best}"
+            report(f"{far.done} of {far.total}, {far.failed} without a result{best}", far.done / far.total)
+
         return sweep(
             scenario,
             sets,
             varies,
             today=today,
-            progress=lambda done, total: report(f"{done} of {total}", done / total),
+            progress=listen,
             num_jobs=num_jobs,
+            cluster=cluster,
+            state=state,
+            is_nominal=is_nominal,
         )
 
 
@@ -61,6 +77,31 @@ def view(rows: Sequence[SweepRow]) -> None:
     problems(rows)
     for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
         render.line(views.WARNING_SIGN + warning)
+
+
+def to_csv(rows: Sequence[SweepRow]) -> str:
+    """One line per point."""
+    from tiercast_cli.sweep_csv import to_csv
+
+    return to_csv(rows)
+
+
+def require_charts() -> None:
+    """Fail before a long sweep, not after it, when its page could not be drawn.
+
+    Raises:
+        MissingCapability: the report extra is not installed.
+    """
+    from tiercast_cli.report.page import plotly_js
+
+    plotly_js()
+
+
+def page(rows: Sequence[SweepRow], name: str) -> str:
+    """The sweep as a page of HTML."""
+    from tiercast_cli.report.whole import sweep_page
+
+    return sweep_page(rows, name)
 
 
 def problems(rows: Sequence[SweepRow]) -> None:

@@ -2,14 +2,15 @@
 
 A setting is ``path=value`` with the path as the scenario file spells it (``placement.tier=nvme``). A variation is
 ``path=value,value,…`` where a value may be a range: ``8..64..8`` counts up by 8, ``8..64*2`` doubles, ``1..4`` counts.
-Several variations give every combination, the last one changing fastest.
+Several variations give every combination, the last one changing fastest. A path that goes on behind ``hardware``,
+``model`` or ``prices`` means a value of the document that the scenario names there (:mod:`tiercast_plan.documents`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -18,19 +19,33 @@ from tiercast_profiles.errors import BadInput
 from tiercast_profiles.scenario import Scenario
 from tiercast_profiles.store import parse
 
-MAX_POINTS = 10_000
+MAX_POINTS = 200_000
 # A law of lengths is one of these keys; naming another one replaces the law.
 _LAWS = ("fixed", "uniform", "lognormal")
 
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None  # Any: nested YAML, checked by the schema
 
 
+DocumentKind = Literal["hardware", "model", "prices"]
+DOCUMENT_KINDS: tuple[DocumentKind, ...] = get_args(DocumentKind)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSetting:
+    """A value to replace in a document; ``path`` is dotted and starts inside it."""
+
+    kind: DocumentKind
+    path: str
+    value: Value
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One combination of settings and the scenario they give."""
+    """One combination of settings, the scenario they give, and the values to replace in what it names."""
 
     settings: dict[str, Value]
     scenario: Scenario
+    documents: tuple[DocumentSetting, ...] = ()
 
 
 def points(scenario: Scenario, sets: Sequence[str], varies: Sequence[str]) -> tuple[Point, ...]:
@@ -49,17 +64,29 @@ def points(scenario: Scenario, sets: Sequence[str], varies: Sequence[str]) -> tu
     if count > MAX_POINTS:
         raise BadInput(f"the variations make {count} points; at most {MAX_POINTS} run in one sweep")
     base = scenario.model_dump(mode="json", context=WITH_ADDITIONS)
-    for path, text in fixed:
-        base = apply(base, path, _scalar(text))
+    always = {path: _scalar(text) for path, text in fixed}
+    for path, value in always.items():
+        if document_setting(path, value) is None:
+            base = apply(base, path, value)
     result = []
     for combination in product(*(values for _, values in axes)):
         data = base
         settings = {path: value for (path, _), value in zip(axes, combination, strict=True)}
         for path, value in settings.items():
-            data = apply(data, path, value)
+            if document_setting(path, value) is None:
+                data = apply(data, path, value)
         label = ", ".join(f"{path}={value}" for path, value in settings.items()) or "scenario"
-        result.append(Point(settings, parse(Scenario, data, label)))
+        asked = (document_setting(path, value) for path, value in (always | settings).items())
+        result.append(
+            Point(settings, parse(Scenario, data, label), tuple(setting for setting in asked if setting is not None))
+        )
     return tuple(result)
+
+
+def document_setting(path: str, value: Value) -> DocumentSetting | None:
+    """The setting as one of a document, or None where it is one of the scenario itself."""
+    head, _, rest = path.partition(".")
+    return DocumentSetting(head, rest, value) if head in DOCUMENT_KINDS and rest else None
 
 
 def apply(data: Mapping[str, Any], path: str, value: Value) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Names of options follow vLLM and SGLang where those have a word for the thing.
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, InstanceOf, field_validator, model_validator
 
 from tiercast_profiles.document import Grown, Strict, canonical_sha256
 from tiercast_profiles.errors import BadInput, MissingCapability
@@ -165,12 +165,15 @@ class ResolvedPlacement(Grown):
 
 
 class ResolvedScenario(Strict):
-    """A scenario with its documents loaded: what the runtime and the simulator both take."""
+    """A scenario with its documents loaded: what the runtime and the simulator both take.
+
+    Its documents were validated when they were loaded; they are frozen, and not validated again with every placement.
+    """
 
     scenario: Scenario
-    hardware: HardwareProfile
-    model: ModelSpec
-    prices: PriceBook
+    hardware: InstanceOf[HardwareProfile]
+    model: InstanceOf[ModelSpec]
+    prices: InstanceOf[PriceBook]
     placement: ResolvedPlacement
 
     @property

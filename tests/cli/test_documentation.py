@@ -67,7 +67,8 @@ def test_every_command_on_a_page_is_accepted(run, accepting, command):
 
 
 @pytest.mark.parametrize(
-    "command", ["profile", "bench", "simulate", "validate", "what-if", "cost", "locality", "rows", "published"]
+    "command",
+    ["profile", "bench", "simulate", "validate", "what-if", "diff", "report", "cost", "locality", "rows", "published"],
 )
 def test_every_example_in_the_help_is_accepted(run, accepting, command):
     text = run(command, "--help", width=200).stdout
