@@ -3,10 +3,14 @@
 Timed: steps of one run (draw, plan, price, add up; warm, best of three), columns of independent steps (best of five),
 and whole commands from the shell in a fresh process, start-up included. Peers' figures are constants: nothing of
 theirs is run here. They were measured on another machine of two cores, so that they give an order of magnitude and no
-ratio.
+ratio. ``--record FILE`` writes every figure with the machine it was measured on.
 """
 
+import argparse
+import datetime
+import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -32,6 +36,9 @@ placement: {{tier: dram}}
 workload:
   {{kind: closed_loop, concurrency: 100, num_requests: {count}, prompt_tokens: {prompt}, output_tokens: {output}}}
 """
+
+
+FIGURES: dict[str, float] = {}
 
 
 def scenario(
@@ -87,6 +94,7 @@ def one_run() -> None:
     same = run(long, "nominal", engine="arithmetic").samples == run(long, "nominal", engine="events").samples
     assert same, "the engines differ"
     fast, events = steps_per_s(long, "arithmetic"), steps_per_s(long, "events")
+    FIGURES.update(decode_steps_per_s=fast, decode_steps_per_s_by_events=events)
     print(f"decode steps/s of one run        {fast:14,.0f}   target 1,000,000")
     print(f"  the same by SimPy events       {events:14,.0f}   ratio {fast / events:.0f}")
 
@@ -106,6 +114,7 @@ def sweep() -> None:
         )
         assert maxplus.step(times, "step_entry", maxplus.Carry())[0].now_ns == found.duration_ns[index]
     seconds = best_s(lambda: maxplus.step_columns(pre, segments, lookups, "step_entry"), 5)
+    FIGURES["step_scenarios_per_s"] = count / seconds
     print(f"step-scenarios/s in a sweep      {count / seconds:14,.0f}   target 10,000,000")
 
 
@@ -124,6 +133,7 @@ def from_the_shell(what: str, text: str | None, target: str, peer: str) -> None:
         assert status == 0, "the command failed"
         cpu = used.ru_utime + used.ru_stime
         size = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20
+        FIGURES.update({f"{what}: wall_s": elapsed, f"{what}: cpu_s": cpu, f"{what}: peak_mib": size})
         print(f"{what:38} {elapsed:7.2f} s wall, {cpu:6.2f} s CPU, {size:5.0f} MiB peak   target {target}   {peer}")
 
 
@@ -135,10 +145,33 @@ def growth() -> None:
         for value in values:
             resolved = scenario(256, 128, **{**base, name: value})
             fast, events = (1e6 / steps_per_s(resolved, engine) for engine in ("arithmetic", "events"))
+            FIGURES[f"{name} {value}: us_per_step"] = fast
+            FIGURES[f"{name} {value}: us_per_step_by_events"] = events
             print(f"  {name:8} {value:4}   {fast:8.2f} | {events:8.2f}")
 
 
+def write_record(path: Path) -> None:
+    """Every figure, when and on what machine: a file to commit, from which the documentation quotes."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "git_commit": commit + ("+changes" if changed.strip() else ""),
+        "cpu_model": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "num_cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "figures": {name: float(f"{value:.4g}") for name, value in FIGURES.items()},
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures as JSON")
+    record = parser.parse_args().record
     one_run()
     sweep()
     from_the_shell("first answer (tiercast simulate)", None, "1 s", "")
@@ -150,6 +183,8 @@ def main() -> None:
     text = SCENARIO.format(count=100_000, prompt="{uniform: [512, 1536]}", output="{uniform: [64, 192]}")
     from_the_shell("100,000 requests × 64–192 tokens", text, "–", "")
     growth()
+    if record is not None:
+        write_record(record)
 
 
 if __name__ == "__main__":

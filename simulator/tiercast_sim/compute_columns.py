@@ -14,13 +14,29 @@ from tiercast_sim.compute_table import Line
 from tiercast_sim.schedule_columns import Batches, Column, Schedule, longest_positions
 
 Times = npt.NDArray[np.float64]
+MARKS_PER_COUNT = 4  # a table this much longer than the column is still faster than a sort
 EXACT = 2**53
 """Whole numbers below this are the same in float64; above it columns and Python's integers part."""
 
 
+def distinct_of(counts: Column) -> tuple[Column, npt.NDArray[np.intp]]:
+    """Distinct values of non-negative ``counts``, ascending, and where among them each count is.
+
+    As ``np.unique`` with its inverse, without the sort where the counts are dense enough to be marked in a table.
+    """
+    size = int(counts.max(initial=0)) + 1
+    if size > MARKS_PER_COUNT * len(counts) + 1024:
+        distinct, where = np.unique(counts, return_inverse=True)
+        return distinct, where
+    is_there = np.zeros(size, dtype=np.bool_)
+    is_there[counts] = True
+    place = np.cumsum(is_there, dtype=np.intp) - 1
+    return np.flatnonzero(is_there).astype(np.int64), place[counts]
+
+
 def each(counts: Column, price: Callable[[int], float]) -> Times:
     """``price`` of every count, asked for once a distinct count."""
-    distinct, where = np.unique(counts, return_inverse=True)
+    distinct, where = distinct_of(counts)
     return np.array([price(count) for count in distinct.tolist()], dtype=np.float64)[where]
 
 

@@ -16,7 +16,7 @@ from tiercast_profiles.document import Bound
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import NS_PER_S
 from tiercast_sim.compute import ComputeModel
-from tiercast_sim.compute_columns import step_columns
+from tiercast_sim.compute_columns import distinct_of, step_columns
 from tiercast_sim.costs import StepCosts, needs_ngrams
 from tiercast_sim.interference_columns import LookupColumns, interfering_columns
 from tiercast_sim.links import lone_speed
@@ -137,7 +137,7 @@ class _Lookups:
 
 
 def _lookups(lookups: LookupCosts | None, batches: Batches, num_layers: int) -> _Lookups:
-    distinct, which = np.unique(batches.num_tokens, return_inverse=True)
+    distinct, which = distinct_of(batches.num_tokens)
     if lookups is None:
         return _Lookups((), which, {})
     counts = distinct.tolist()

@@ -11,6 +11,7 @@ from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
 from tiercast_sim.compute import engram_sha256
+from tiercast_sim.compute_columns import distinct_of
 from tiercast_sim.fast_serving import needs_events
 from tiercast_sim.metrics import median_decode_step
 from tiercast_sim.run import run
@@ -258,3 +259,12 @@ def test_numbers_beyond_exact_columns_go_step_by_step(sim_scenario):
         },
     )
     assert run(resolved, "nominal").engine == "events"
+
+
+@pytest.mark.parametrize("counts", [[0], [3, 3, 0, 7], [10**9, 5, 5], list(range(50, 0, -3))], ids=str)
+def test_distinct_counts_are_those_of_a_sort(counts):
+    column = np.array(counts, dtype=np.int64)
+    distinct, where = distinct_of(column)
+    expected, inverse = np.unique(column, return_inverse=True)
+    assert distinct.tolist() == expected.tolist()
+    assert where.tolist() == inverse.tolist()
