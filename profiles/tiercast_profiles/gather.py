@@ -28,13 +28,15 @@ class GatherPoint(Strict):
     """Times of one gather: ``num_rows`` rows, each in the separate reads ``piece_bytes`` (values and scales apart).
 
     ``num_workers`` gather at the same time: threads of a host, or rows that the programs of a GPU kernel hold in
-    flight. ``residual_ratio`` is (fitted − measured) ÷ measured.
+    flight. ``unique_row_ratio`` is the share of different rows among those of one gather. ``residual_ratio`` is
+    (fitted − measured) ÷ measured.
     """
 
     piece_bytes: tuple[int, ...] = Field(min_length=1)
     footprint_bytes: int = Field(gt=0)
     num_rows: int = Field(gt=0)
     num_workers: int = Field(gt=0)
+    unique_row_ratio: float = Field(default=1.0, gt=0, le=1)
     samples_us: tuple[float, ...] = Field(min_length=1)
     is_held_out: bool = False
     residual_ratio: float | None = None
@@ -63,15 +65,20 @@ class GatherPoint(Strict):
 class GatherModel(Strict):
     """Time of a gather: ``call_us + num_rows × row_ns(…) ÷ speedup(num_workers)``.
 
-    A row of ``b`` bytes touches ``q`` requests of ``request_bytes``. They cost ``request_ns`` each (a round trip over
-    the requests outstanding) up to about ``num_run_requests``; by then the machine fetches ahead, and what is left is
-    ``byte_ns`` for every byte carried. With the footprint F both grow by ``1 + memory_ratio × F ÷ (F +
-    cache_reach_bytes)``, and every page touched adds ``walk_ns × F ÷ (F + translation_reach_bytes)``. ``row_ns`` is
-    what a row costs whatever its size, ``unaligned_row_ns`` what it costs not to start on a line. A row in ``n`` pieces
-    pays ``piece_row_ns`` and ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another.
-    ``num_distinct_rows``, where the rows asked for are few (those of a text), bounds F by the bytes they lie in.
+    Moving: a row of ``b`` bytes touches ``q`` requests of ``request_bytes``. They cost ``request_ns`` each (a round
+    trip over the requests outstanding) up to about ``num_run_requests``; by then the machine fetches ahead, and what is
+    left is ``byte_ns`` for every byte carried. With the footprint F both grow by ``1 + memory_ratio × F ÷ (F +
+    cache_reach_bytes)``. Finding: ``row_ns`` of instructions whatever the size, and for every page touched ``walk_ns ×
+    F ÷ (F + translation_reach_bytes)``. Rows overlap, so the finding of one hides behind the moving of another:
+    together they take ``(finding^overlap_power + moving^overlap_power)^(1 ÷ overlap_power)``, their sum where the power
+    is 1 and nearly the longer of the two where it is large.
 
-    Assumption A80: F ÷ (F + reach) is the share of accesses that miss: exact for a reach that is drawn from at random,
+    Nothing hides the last reads of a call: ``last_read_ns × F ÷ (F + cache_reach_bytes)`` on top of ``call_us``.
+    ``unaligned_row_ns`` is what a row costs not to start on a line. A row in ``n`` pieces pays ``piece_row_ns`` and
+    ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another. ``num_distinct_rows``,
+    where the rows asked for are few (those of a text), bounds F by the bytes they lie in.
+
+    Assumption A96: F ÷ (F + reach) is the share of accesses that miss: exact for a reach that is drawn from at random,
     and without the kink that a cache of fixed size would have. The run of requests ends as a hyperbolic tangent does.
     """
 
@@ -85,35 +92,49 @@ class GatherModel(Strict):
     cache_reach_bytes: float = Field(gt=0)
     walk_ns: float = Field(ge=0)
     translation_reach_bytes: float = Field(gt=0)
+    overlap_power: float = Field(default=1.0, ge=1)
+    last_read_ns: float = Field(default=0.0, ge=0)
     unaligned_row_ns: float = Field(default=0.0, ge=0)
     piece_row_ns: float = Field(default=0.0, ge=0)
     piece_call_us: float = Field(default=0.0, ge=0)
     num_workers_max: float | None = Field(default=None, gt=0)
     num_distinct_rows: int | None = Field(default=None, gt=0)
 
-    def time_us(self, piece_bytes: tuple[int, ...], footprint_bytes: float, num_rows: float, num_workers: int) -> float:
+    def time_us(
+        self,
+        piece_bytes: tuple[int, ...],
+        footprint_bytes: float,
+        num_rows: float,
+        num_workers: int,
+        unique_row_ratio: float = 1.0,
+    ) -> float:
         """Time of one gather."""
-        per_row_ns = self.per_row_ns(piece_bytes, footprint_bytes) / self.speedup(num_workers)
-        return self.call_us + (len(piece_bytes) - 1) * self.piece_call_us + num_rows * per_row_ns / 1e3
+        far_ns, near_ns = self.per_row_ns(piece_bytes, footprint_bytes), self.per_row_ns(piece_bytes, 0)
+        per_row_ns = unique_row_ratio * far_ns + (1 - unique_row_ratio) * near_ns
+        last_ns = self.last_read_ns * self._far_ratio(piece_bytes[0], footprint_bytes)
+        call_us = self.call_us + (len(piece_bytes) - 1) * self.piece_call_us
+        return call_us + (last_ns + num_rows * per_row_ns / self.speedup(num_workers)) / 1e3
 
     def per_row_ns(self, piece_bytes: tuple[int, ...], footprint_bytes: float) -> float:
         """Time of a row in a long gather by one worker."""
-        total_ns = self.row_ns + (len(piece_bytes) - 1) * self.piece_row_ns
+        total_ns = (len(piece_bytes) - 1) * self.piece_row_ns
         for size in piece_bytes:
-            requests, pages = requests_of(size, self.request_bytes), pages_of(size)
-            run = self.num_run_requests * math.tanh(requests / self.num_run_requests)
-            share = missing(self._touched(footprint_bytes, requests * self.request_bytes), self.cache_reach_bytes)
-            total_ns += (run * self.request_ns + size * self.byte_ns) * (1 + self.memory_ratio * share)
-            touched = self._touched(footprint_bytes, pages * SMALL_PAGE_BYTES)
-            total_ns += self.walk_ns * pages * missing(touched, self.translation_reach_bytes)
+            pages = pages_of(size)
+            finding_ns = self.row_ns + self.walk_ns * pages * missing(footprint_bytes, self.translation_reach_bytes)
+            run = self.num_run_requests * math.tanh(requests_of(size, self.request_bytes) / self.num_run_requests)
+            moving_ns = run * self.request_ns + size * self.byte_ns
+            moving_ns *= 1 + self.memory_ratio * self._far_ratio(size, footprint_bytes)
+            total_ns += overlapped(finding_ns, moving_ns, self.overlap_power)
             total_ns += self.unaligned_row_ns if is_unaligned(size) else 0.0
         return total_ns
 
-    def _touched(self, footprint_bytes: float, row_span_bytes: float) -> float:
-        """Bytes that are ever read, where rows take whole blocks or pages."""
-        if self.num_distinct_rows is None:
-            return footprint_bytes
-        return min(footprint_bytes, self.num_distinct_rows * row_span_bytes)
+    def _far_ratio(self, piece_bytes: int, footprint_bytes: float) -> float:
+        """Share of requests that come from memory and not from a cache."""
+        touched = footprint_bytes
+        if self.num_distinct_rows is not None:
+            span = requests_of(piece_bytes, self.request_bytes) * self.request_bytes
+            touched = min(touched, self.num_distinct_rows * span)
+        return missing(touched, self.cache_reach_bytes)
 
     def speedup(self, num_workers: int) -> float:
         """How much faster this many workers are than one: all of them, up to ``num_workers_max``, without a kink."""
@@ -175,6 +196,11 @@ class GatherSweep(Strict):
 def missing(footprint_bytes: float, reach_bytes: float) -> float:
     """Share of random accesses to a footprint that miss what keeps ``reach_bytes`` of it."""
     return footprint_bytes / (footprint_bytes + reach_bytes)
+
+
+def overlapped(first_ns: float, second_ns: float, power: float) -> float:
+    """Time of two kinds of work that overlap: their sum at power 1, towards the longer one at high powers."""
+    return float((first_ns**power + second_ns**power) ** (1 / power))
 
 
 def requests_of(piece_bytes: int, request_bytes: int) -> float:

@@ -18,7 +18,7 @@ from tiercast_runtime.probes.partial import PartialSweeps, side_file
 from tiercast_runtime.probes.round_trip import lay_ring, round_trip_ns
 from tiercast_runtime.probes.sweep_fit import MIN_POINTS, fit_sweep
 from tiercast_runtime.probes.sweep_grid import HELD_OUT_OF, Arm, Spot, SweepPlan, is_held_out, refine
-from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
+from tiercast_runtime.probes.sweep_ids import RowSource, scattered, text_rows
 from tiercast_runtime.probes.timing import Effort
 
 ONCE = Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1)
@@ -34,6 +34,8 @@ TRUTH = GatherModel(
     cache_reach_bytes=256.0 * MIB,
     walk_ns=30.0,
     translation_reach_bytes=1024.0 * MIB,
+    overlap_power=2.0,
+    last_read_ns=300.0,
     unaligned_row_ns=12.0,
 )
 GRID = SweepPlan(max_footprint_bytes=16384 * MIB, max_row_total_bytes=1 << 40)
@@ -118,9 +120,29 @@ def test_workers_and_distinct_rows_are_terms_of_the_model():
     assert fitted.model.num_workers_max == pytest.approx(300.0, rel=0.1)
     assert truth.speedup(1) == pytest.approx(1.0, rel=1e-4)
     few = TRUTH.model_copy(update={"num_distinct_rows": 1000})
-    assert few.per_row_ns((64,), 1 << 34) == few.per_row_ns((64,), 1 << 40) < TRUTH.per_row_ns((64,), 1 << 34)
+    cached = {"walk_ns": 0.0}  # few rows lie in few lines, but in as many pages as many rows do
+    near, far = (model.model_copy(update=cached) for model in (few, TRUTH))
+    assert near.per_row_ns((64,), 1 << 34) == near.per_row_ns((64,), 1 << 40) < far.per_row_ns((64,), 1 << 34)
+    assert few.per_row_ns((64,), 1 << 40) > few.per_row_ns((64,), 1 << 34)
     known = fit_sweep(points_of(few, GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)), 1000)
     assert known.score.held_out_p90_ratio < 0.01
+
+
+def test_finding_hides_behind_moving_but_not_behind_nothing():
+    alone = TRUTH.model_copy(update={"request_ns": 0.0, "byte_ns": 0.0})
+    bare = TRUTH.model_copy(update={"row_ns": 0.0, "walk_ns": 0.0})
+    finding, moving = (model.per_row_ns((256,), 1 << 34) for model in (alone, bare))
+    assert TRUTH.per_row_ns((256,), 1 << 34) == pytest.approx(np.hypot(finding, moving))
+    old = TRUTH.model_copy(update={"overlap_power": 1.0, "last_read_ns": 0.0})  # models of before read as a sum
+    assert old.per_row_ns((256,), 1 << 34) == pytest.approx(finding + moving)
+    assert GatherModel(**old.model_dump(exclude={"overlap_power", "last_read_ns"})) == old
+
+
+def test_a_call_waits_for_its_last_reads_and_rows_asked_for_again_are_near():
+    near, far = (TRUTH.time_us((64,), footprint, 0, 1) for footprint in (1, 1 << 50))
+    assert far - near == pytest.approx(TRUTH.last_read_ns / 1e3, rel=1e-3)
+    half = TRUTH.time_us((64,), 1 << 34, 1000, 1, 0.5) - TRUTH.time_us((64,), 1 << 34, 0, 1)
+    assert half == pytest.approx(500 * (TRUTH.per_row_ns((64,), 1 << 34) + TRUTH.per_row_ns((64,), 0)) / 1e3)
 
 
 def test_outliers_pull_with_a_bounded_force_and_unstable_points_not_at_all():
@@ -152,11 +174,12 @@ def test_a_sweep_of_real_gathers_keeps_every_sample():
 
 
 def test_unstable_points_are_measured_again():
-    times = iter([1e3, 9e3, 2e3, 7e3])
-    effort = Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1)
+    looks = [5e3] * sweep_host.NUM_LOOKS  # that decide where to refine, and are no samples
+    times = iter([*looks, 1e3, 9e3, 2e3, 7e3])
+    effort = Effort(0, num_warm_ups=0, min_rounds=2, max_rounds=2)
     spot = Spot((64,), MIB, 16)
     found = sweep_host.measure_spots([spot], TINY, effort, lambda _: lambda: [(spot, next(times))])
-    assert found == {spot: (1.0, 9.0, 2.0)}
+    assert found == {spot: (1.0, 9.0, 2.0, 7.0)}
 
 
 def test_threads_share_a_gather_and_wrong_rows_are_an_error(monkeypatch):
@@ -177,8 +200,12 @@ def test_rows_come_in_the_order_asked_for(mini_model):
     assert RowSource("random").draw(spot, 7).max() < 7
     assert not np.array_equal(*(source.draw(spot, 1 << 40) for source in [RowSource("random")] * 2))
     ids = np.arange(100) * 3
-    drawn = RowSource("text", ids).draw(spot, 1 << 20)
-    assert np.all(np.diff(drawn) == 3)
+    text = RowSource("text", ids)
+    assert set(text.draw(spot, 1 << 20)) <= set(scattered(ids, 1 << 20))  # the same place for the same row
+    assert np.ptp(text.draw(spot, 1 << 20)) > 1 << 19  # all over the table, though the ids are small
+    repeated = RowSource("text", np.repeat(ids, 2))
+    assert repeated.unique_ratio(spot) == pytest.approx(0.5, abs=0.02)
+    assert text.unique_ratio(spot) == 1.0
     assert RowSource("text", np.zeros(100, dtype=np.int64)).unique_ratio(spot) == 1 / 50
     assert RowSource("text", ids).num_distinct_rows == 100
     assert RowSource("random").num_distinct_rows is None

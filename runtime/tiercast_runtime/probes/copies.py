@@ -1,8 +1,9 @@
 """Copy bandwidth and latency: host memory, and on a GPU the link in both directions, pinned and pageable.
 
-A rate counts the bytes copied once. Bytes are verified after every timed copy; the source changes before each, so that
-yesterday's bytes cannot pass. Device copies follow nvbandwidth: warm-up copies in the stream, then several copies
-between two events (facts: NVIDIA/nvbandwidth v0.8).
+A rate counts the bytes copied once. In host memory the source changes before every timed copy, a word in each page of
+it, and those words are compared after it, so that yesterday's bytes cannot pass; all bytes are compared after the last.
+Device copies follow nvbandwidth: warm-up copies in the stream, then several copies between two events (facts:
+NVIDIA/nvbandwidth v0.8).
 """
 
 import time
@@ -19,6 +20,7 @@ from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.hardware import ProbeResult, Reading
 from tiercast_profiles.units import GB, KIB, MIB, NS_PER_MS, NS_PER_S
 from tiercast_runtime.memory import HostBlock, require_bytes
+from tiercast_runtime.probes.block_content import fill_random
 from tiercast_runtime.probes.judgement import judge
 from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import (
@@ -36,6 +38,7 @@ from tiercast_runtime.probes.timing import (
 MAX_COPY_BYTES = 2048 * MIB
 SMALL_COPY_BYTES = 4 * KIB
 NUM_SMALL_COPIES = 512  # per sample: one takes about as long as reading the clock
+STAMP_WORDS = 512  # one word in 4 KiB changes before every copy
 NUM_STREAM_WARM_UPS = 4
 NUM_STREAM_COPIES = 16
 
@@ -93,7 +96,8 @@ def measure_host_copies(
     # Blocks as tables have them, in huge pages where granted: address translation is not what is measured here.
     blocks = [HostBlock(num_bytes) for _ in range(2)]
     source, target = (block.array.view(np.int64) for block in blocks)
-    source[:] = np.arange(num_bytes // 8)
+    fill_random(blocks[0].array)
+    stamps, arrived = source[::STAMP_WORDS], target[::STAMP_WORDS]
     small, small_target = (
         torch.ones(SMALL_COPY_BYTES, dtype=torch.uint8),
         torch.zeros(SMALL_COPY_BYTES, dtype=torch.uint8),
@@ -102,11 +106,11 @@ def measure_host_copies(
 
     def large(key: str, copy: Callable[[], None]) -> Case[str]:
         def case() -> list[tuple[str, float]]:
-            np.add(source, 1, out=source)
+            np.add(stamps, 1, out=stamps)
             start_ns = clock()
             copy()
             elapsed_ns = clock() - start_ns
-            _verify(np.array_equal(source, target))
+            _verify(np.array_equal(stamps, arrived))
             return [(key, num_bytes / max(1, elapsed_ns) * NS_PER_S / GB)]
 
         return case
@@ -126,6 +130,7 @@ def measure_host_copies(
             probes.append(
                 probe_result("copy.host", rate, "GB/s", {"threads": count, "bytes": num_bytes, "verified": "yes"})
             )
+        _verify(np.array_equal(source, target))
         (latency,) = collect([little], effort, clock)
         _verify(torch.equal(small, small_target))
         latencies["small"] = to_us(latency)

@@ -59,11 +59,11 @@ QUICK = ProbePlan(
     rates=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=20),
     gather=Effort(seconds(3.5), num_warm_ups=2, min_rounds=11, max_rounds=60),
     sweep=SweepStage(
-        SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3), is_quick=True
+        SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=6, max_rounds=6), is_quick=True
     ),
     reads=Effort(seconds(2.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
     disk=Effort(seconds(4.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
-    layers=Effort(seconds(16.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
+    layers=Effort(seconds(14.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=11, max_rounds=60),
     interference=Effort(seconds(2.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
@@ -87,7 +87,7 @@ FULL = ProbePlan(
     gather=Effort(seconds(12.0), num_warm_ups=2, min_rounds=15, max_rounds=100),
     sweep=SweepStage(
         SweepPlan(max_footprint_bytes=64 * GIB),
-        Effort(0, num_warm_ups=1, min_rounds=7, max_rounds=7),
+        Effort(0, num_warm_ups=1, min_rounds=15, max_rounds=15),
         is_quick=False,
     ),
     reads=Effort(seconds(8.0), num_warm_ups=1, min_rounds=9, max_rounds=40),

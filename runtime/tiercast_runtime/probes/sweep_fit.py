@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.gather import (
-    SMALL_PAGE_BYTES,
     GatherModel,
     GatherPoint,
     GatherScore,
@@ -29,6 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 
 REQUEST_BYTES = (32, 64, 128, 256)
 HUBER_RATIO = 0.05
+OVERLAP_POWER = 2.0  # between the sum and the longer one: held, since the footprints cannot tell it from the reaches
 ANCHOR = 0.003  # pull towards the start, per factor e
 MIN_POINTS = 16
 NUM_STEPS = 200
@@ -42,6 +42,7 @@ STARTS = {
     "cache_reach_bytes": 128.0 * MIB,
     "walk_ns": 15.0,
     "translation_reach_bytes": 512.0 * MIB,
+    "last_read_ns": 200.0,
 }
 EXTRA_STARTS = {"unaligned_row_ns": 10.0, "piece_row_ns": 20.0, "piece_call_us": 1.0, "num_workers_max": 256.0}
 
@@ -130,7 +131,9 @@ def _fit(points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: i
 
     found = np.exp(least_squares(residuals, start))
     values = {name: rounded(float(value)) for name, value in zip(names, found, strict=True)}
-    return GatherModel(request_bytes=request_bytes, num_distinct_rows=num_distinct_rows, **values)
+    return GatherModel(
+        request_bytes=request_bytes, overlap_power=OVERLAP_POWER, num_distinct_rows=num_distinct_rows, **values
+    )
 
 
 def _extra_starts(points: Sequence[GatherPoint]) -> dict[str, float]:
@@ -146,8 +149,8 @@ def _extra_starts(points: Sequence[GatherPoint]) -> dict[str, float]:
 
 
 def _residual(model: GatherModel, point: GatherPoint) -> float:
-    fitted = model.time_us(point.piece_bytes, point.footprint_bytes, point.num_rows, point.num_workers)
-    return fitted / point.time_us - 1
+    where = (point.piece_bytes, point.footprint_bytes, point.num_rows, point.num_workers)
+    return model.time_us(*where, point.unique_row_ratio) / point.time_us - 1
 
 
 def _loss(model: GatherModel, points: Sequence[GatherPoint]) -> float:
@@ -164,11 +167,12 @@ class _Columns:
     sizes: FloatArray
     requests: FloatArray
     pages: FloatArray
+    footprint: FloatArray
     cached: FloatArray
-    translated: FloatArray
     unaligned: FloatArray
     extra_pieces: FloatArray
     rows: FloatArray
+    unique: FloatArray
     workers: FloatArray
 
     @classmethod
@@ -186,21 +190,29 @@ class _Columns:
             sizes=padded(float),
             requests=requests,
             pages=pages,
+            footprint=footprint,
             cached=np.minimum(footprint, most * np.maximum(requests, 1) * request_bytes),
-            translated=np.minimum(footprint, most * np.maximum(pages, 1) * SMALL_PAGE_BYTES),
             unaligned=padded(lambda size: float(is_unaligned(size))).sum(axis=1),
             extra_pieces=np.array([len(point.piece_bytes) - 1.0 for point in points]),
             rows=np.array([float(point.num_rows) for point in points]),
+            unique=np.array([point.unique_row_ratio for point in points]),
             workers=np.array([float(point.num_workers) for point in points]),
         )
 
     def time_us(self, p: dict[str, float]) -> FloatArray:
-        near = 1 + p["memory_ratio"] * self.cached / (self.cached + p["cache_reach_bytes"])
-        walk = p["walk_ns"] * self.translated / (self.translated + p["translation_reach_bytes"])
-        run = p["num_run_requests"] * np.tanh(self.requests / p["num_run_requests"])
-        moved = (run * p["request_ns"] + self.sizes * p["byte_ns"]) * near
-        row = p["row_ns"] + (moved + walk * self.pages).sum(axis=1)
+        far = self.cached / (self.cached + p["cache_reach_bytes"])
+        walk = p["walk_ns"] * self.footprint / (self.footprint + p["translation_reach_bytes"])
+        row = self.unique * self._row_ns(p, walk, far) + (1 - self.unique) * self._row_ns(p, 0.0 * walk, 0.0 * far)
         row = row + p.get("unaligned_row_ns", 0.0) * self.unaligned + p.get("piece_row_ns", 0.0) * self.extra_pieces
         speedup = 1.0 if "num_workers_max" not in p else 1 / np.hypot(1 / self.workers, 1 / p["num_workers_max"])
         calls = p["call_us"] + p.get("piece_call_us", 0.0) * self.extra_pieces
-        return np.asarray(calls + self.rows * row / speedup / 1e3)
+        last = p["last_read_ns"] * far[:, 0]
+        return np.asarray(calls + (last + self.rows * row / speedup) / 1e3)
+
+    def _row_ns(self, p: dict[str, float], walk: FloatArray, far: FloatArray) -> FloatArray:
+        """A row where a walk takes ``walk`` ns and ``far`` of its requests go to memory, ``[points, 1]`` each."""
+        run = p["num_run_requests"] * np.tanh(self.requests / p["num_run_requests"])
+        finding = (p["row_ns"] + walk * self.pages) * (self.sizes > 0)
+        moving = (run * p["request_ns"] + self.sizes * p["byte_ns"]) * (1 + p["memory_ratio"] * far)
+        both = (finding**OVERLAP_POWER + moving**OVERLAP_POWER) ** (1 / OVERLAP_POWER)
+        return np.asarray(both.sum(axis=1))

@@ -127,13 +127,14 @@ def is_held_out(label: str, spot: Spot) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % HELD_OUT_OF == 0
 
 
-def as_point(spot: Spot, samples_us: Sequence[float], *, is_out: bool) -> GatherPoint:
+def as_point(spot: Spot, samples_us: Sequence[float], *, is_out: bool, unique_row_ratio: float = 1.0) -> GatherPoint:
     """A measured spot as the profile keeps it."""
     return GatherPoint(
         piece_bytes=spot.piece_bytes,
         footprint_bytes=spot.footprint_bytes,
         num_rows=spot.num_rows,
         num_workers=spot.num_workers,
+        unique_row_ratio=unique_row_ratio,
         samples_us=tuple(samples_us),
         is_held_out=is_out,
     )

@@ -7,7 +7,7 @@ are compared with the block before anything is timed.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.gather import SMALL_PAGE_BYTES, GatherSweep
-from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
@@ -33,6 +33,8 @@ Ids = npt.NDArray[np.int64]
 
 PASS_ROWS, PASS_BYTES = 4096, 1 << 20  # rows of a timed pass, and bytes it may move
 NUM_PASSES = 3
+NUM_LOOKS = 2  # rounds that decide where to refine
+MAX_CALLS_TOGETHER = 16  # of a pass by several threads, each of which wakes all of them
 
 
 def sweep_host(
@@ -61,8 +63,13 @@ def sweep_host(
     """
     footprints = plan.footprints(len(block.array))
     spots = plan.coarse(footprints, (arm.num_threads,), is_full=is_full)
+    most_calls = PASS_ROWS if arm.num_threads == 1 else MAX_CALLS_TOGETHER
     with _gatherer(arm.num_threads) as gather:
-        times = measure_spots(spots, plan, effort, lambda spot: _case(spot, block.array, gather, source, clock), clock)
+
+        def case_of(spot: Spot) -> Case[Spot]:
+            return _case(spot, block.array, gather, source, clock, most_calls=most_calls)
+
+        times = measure_spots(spots, plan, effort, case_of, clock)
     blank = GatherSweep(
         path="cpu_gather",
         pages=arm.pages,
@@ -74,7 +81,8 @@ def sweep_host(
         round_trip_ns=rounded(round_trip_ns(block.array, clock)),
         points=(as_point(spots[0], times[spots[0]], is_out=False),),
     )
-    return assemble_sweep(blank, times, source.num_distinct_rows)
+    unique = {spot: rounded(source.unique_ratio(spot)) for spot in times}
+    return assemble_sweep(blank, times, source.num_distinct_rows, unique)
 
 
 def measure_spots(
@@ -86,16 +94,15 @@ def measure_spots(
 ) -> dict[Spot, tuple[float, ...]]:
     """Samples in µs of the coarse spots and of those that refinement adds.
 
-    The coarse ones are timed again beside the new ones: a machine drifts between two passes, and a point must not look
-    bent because it was timed later. Where that leaves points unstable the round is repeated once.
+    A first short look at the coarse ones only says where to refine. Then all are timed in the same rounds: a machine
+    drifts, and a point must not look bent because it was timed at another time than its neighbours. Points that this
+    leaves unstable are timed for as many rounds again.
     """
     cases = {spot: case_of(spot) for spot in spots}
+    look = Effort(0, num_warm_ups=0, min_rounds=NUM_LOOKS, max_rounds=NUM_LOOKS)
+    first = {spread.key: spread.value for spread in collect(list(cases.values()), look, clock)}
+    cases |= {spot: case_of(spot) for spot in refine(first, round(plan.num_refined_ratio * len(spots)))}
     samples = {spread.key: spread.samples for spread in collect(list(cases.values()), effort, clock)}
-    medians = {spot: median(values) for spot, values in samples.items()}
-    more = refine(medians, round(plan.num_refined_ratio * len(spots)))
-    cases |= {spot: case_of(spot) for spot in more}
-    for spread in collect(list(cases.values()), effort, clock):
-        samples[spread.key] = (*samples.get(spread.key, ()), *spread.samples)
     shaky = [cases[spot] for spot in cases if is_unstable(samples[spot], PROBE_UNSTABLE_RATIO)]
     for spread in collect(shaky, effort, clock) if shaky else []:
         samples[spread.key] = (*samples[spread.key], *spread.samples)
@@ -103,11 +110,20 @@ def measure_spots(
 
 
 def assemble_sweep(
-    blank: GatherSweep, times: dict[Spot, tuple[float, ...]], num_distinct_rows: int | None = None
+    blank: GatherSweep,
+    times: dict[Spot, tuple[float, ...]],
+    num_distinct_rows: int | None = None,
+    unique_row_ratios: Mapping[Spot, float] | None = None,
 ) -> GatherSweep:
-    """The sweep with all its points, the held-out ones marked before the fit sees them, and the model of the others."""
-    label = blank.label
-    points = [as_point(spot, times[spot], is_out=is_held_out(label, spot)) for spot in sorted(times)]
+    """The sweep with all its points, the held-out ones marked before the fit sees them, and the model of the others.
+
+    ``unique_row_ratios`` are shares of different rows in a gather; without them no row is asked for twice.
+    """
+    label, unique = blank.label, unique_row_ratios or {}
+    points = [
+        as_point(spot, times[spot], is_out=is_held_out(label, spot), unique_row_ratio=unique.get(spot, 1.0))
+        for spot in sorted(times)
+    ]
     fitted = fit_sweep(points, num_distinct_rows)
     outstanding = None
     if fitted.model is not None and blank.round_trip_ns is not None:
@@ -165,7 +181,7 @@ def _gatherer(num_threads: int) -> Iterator[Gather]:
         yield together
 
 
-def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Clock) -> Case[Spot]:
+def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Clock, *, most_calls: int) -> Case[Spot]:
     parts = parts_of(block, spot)
     table_rows = len(parts[0])
     target = np.empty((spot.num_rows, spot.row_bytes), dtype=np.uint8)
@@ -173,7 +189,7 @@ def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Cl
     gather(parts, ids, target)
     if not np.array_equal(target, np.concatenate([part[ids] for part in parts], axis=1)):
         raise WrongRows("a gather delivered other rows than were asked for; nothing it times can be trusted")
-    num_calls = max(1, min(PASS_ROWS, PASS_BYTES // spot.row_bytes) // spot.num_rows)
+    num_calls = max(1, min(most_calls, min(PASS_ROWS, PASS_BYTES // spot.row_bytes) // spot.num_rows))
 
     def one_pass() -> float:
         batches = [source.draw(spot, table_rows) for _ in range(num_calls)]

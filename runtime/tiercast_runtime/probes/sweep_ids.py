@@ -16,11 +16,17 @@ Ids = npt.NDArray[np.int64]
 
 TEXT_NAME = "docs"
 MAX_TEXT_TOKENS = 50_000
+NUM_DRAWS = 8  # gathers whose different rows are counted
+SCATTER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: neighbours land far apart
 
 
 @dataclass(slots=True)
 class RowSource:
-    """Draws row ids ``[num_rows] int64``, fresh ones each time; ``text_ids`` are rows as text asks for them."""
+    """Draws row ids ``[num_rows] int64``, fresh ones each time; ``text_ids`` are rows as text asks for them.
+
+    What a text tells is which rows repeat. They are scattered over the whole table, whatever its size, as the hash of a
+    model of that size would scatter them: left where a small model has them they would fill a corner of a large table.
+    """
 
     order: RowOrder
     text_ids: Ids | None = None
@@ -31,7 +37,7 @@ class RowSource:
         if self.order == "text":
             assert self.text_ids is not None, "text order comes with the rows of a text"
             first = int(self._generator.integers(0, len(self.text_ids) - spot.num_rows))
-            return self.text_ids[first : first + spot.num_rows] % table_rows
+            return scattered(self.text_ids[first : first + spot.num_rows], table_rows)
         ids = self._generator.integers(0, table_rows, size=spot.num_rows, dtype=np.int64)
         return np.sort(ids) if self.order == "sorted" else ids
 
@@ -41,9 +47,14 @@ class RowSource:
         return None if self.order != "text" or self.text_ids is None else len(np.unique(self.text_ids))
 
     def unique_ratio(self, spot: Spot) -> float:
-        """Share of distinct rows in one gather."""
-        ids = self.draw(spot, spot.footprint_bytes // spot.row_bytes)
-        return len(np.unique(ids)) / len(ids)
+        """Mean share of different rows in one gather."""
+        table_rows = spot.footprint_bytes // spot.row_bytes
+        return float(np.mean([len(np.unique(self.draw(spot, table_rows))) / spot.num_rows for _ in range(NUM_DRAWS)]))
+
+
+def scattered(ids: Ids, table_rows: int) -> Ids:
+    """Places ``[n] int64`` all over a table for ids: the same one for the same id."""
+    return ((ids.astype(np.uint64) * SCATTER >> np.uint64(16)) % np.uint64(table_rows)).astype(np.int64)
 
 
 def text_rows(model: ModelSpec) -> Ids:
