@@ -11,7 +11,7 @@ EPILOG = examples(
     "tiercast what-if v41-dram --set parallel.tensor=4 --vary workload.concurrency=16..256*2",
     "tiercast what-if v41-dram --vary prices.dram_usd_per_gb=4,11,20,32",
     "tiercast what-if v41-dram --vary hardware.host_to_device.bandwidth_gb_per_s=14..56*2 --plot link.html",
-    "tiercast what-if v41-dram --vary seed=0..999 --nominal --jobs 2 --state seeds.jsonl -o seeds.csv",
+    "tiercast what-if v41-dram --vary seed=0..99 --nominal --jobs 2 --state seeds.jsonl -o seeds.csv",
 )
 
 
