@@ -17,7 +17,7 @@ from tiercast_profiles.stats import median
 from tiercast_profiles.store import load_model
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
-from tiercast_runtime.probes.storage import QUANTILES, drop_page_cache, measure_reads, probe_folder
+from tiercast_runtime.probes.storage import QUANTILES, drop_page_cache, measure_reads, probe_folder, storage_facts
 from tiercast_runtime.probes.timing import Effort, collect, seconds, timed
 from tiercast_runtime.table import FileTable, expected_rows
 
@@ -71,7 +71,7 @@ def lookups(folder: Path) -> None:
 
 
 def reads(file: Path) -> None:
-    facts = measure_reads(file, DEPTHS, READ_SIZES, Effort(seconds(6), 1, 7, 40))
+    facts = storage_facts(file, measure_reads(file, DEPTHS, READ_SIZES, Effort(seconds(6), 1, 7, 40)))
     has_fio = shutil.which("fio") is not None
     print("random reads, direct" + ("" if has_fio else "; fio is not installed, so ours stands alone"))
     for probe in facts.probes:

@@ -166,7 +166,7 @@ def test_a_missing_folder_is_one_clear_line(tmp_path):
 def test_reads_give_the_drive_as_a_tier(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(bytes(4 * MIB))
-    facts = storage.measure_reads(file, (1, 4), (512, 4096), ONCE, steady(1_000_000))
+    facts = storage.storage_facts(file, storage.measure_reads(file, (1, 4), (512, 4096), ONCE, steady(1_000_000)))
     assert facts.storage.latency_us.value == pytest.approx(1000 / 8)
     assert facts.storage.max_reads_per_s.value >= 8000
     assert facts.storage.capacity_gb.value > 0
@@ -177,6 +177,17 @@ def test_reads_give_the_drive_as_a_tier(tmp_path):
     assert single.samples == (1000.0,) * storage.NUM_SINGLE_READS
     assert single.parameters["p99_us"] == 1000.0
     assert single.parameters["read_bytes"] == storage.SINGLE_READ_BYTES
+
+
+def test_reads_at_two_times_are_one_figure_whose_drift_is_flagged(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MIB))
+    early, late = (storage.measure_reads(file, (1,), (4096,), ONCE, steady(step)) for step in (1_000_000, 2_000_000))
+    drifted, steadily = (storage.storage_facts(file, times).probes for times in (early + late, early + early))
+    assert drifted[0].samples == (*drifted[0].samples[:3], *(sample / 2 for sample in drifted[0].samples[:3]))
+    assert {probe.status for probe in drifted[:-1]} == {"unstable"}
+    assert {probe.status for probe in steadily[:-1]} == {"ok"}
+    assert len(drifted[-1].samples) == 2 * len(early.single_us)
 
 
 def test_disk_lookups_ask_for_distinct_rows_and_leave_only_the_table(engram, tmp_path):
@@ -197,7 +208,7 @@ def test_buffered_reads_drop_the_page_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "RowReader", lambda path, depth: RowReader(path, depth=depth, mode="pread_buffered"))
     file = tmp_path / "file"
     file.write_bytes(bytes(MIB))
-    facts = storage.measure_reads(file, (1,), (4096,), ONCE)
+    facts = storage.storage_facts(file, storage.measure_reads(file, (1,), (4096,), ONCE))
     assert facts.probes[0].parameters["page_cache"] == "dropped before every sample"
     assert len(dropped) == 1 + 3 * 2 + 1
     assert len(facts.probes[-1].samples) == MIB // storage.SINGLE_READ_BYTES

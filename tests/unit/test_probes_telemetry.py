@@ -30,7 +30,12 @@ class NVMLError_Unknown(Exception):  # noqa: N801
     pass
 
 
+class NVMLError_GpuIsLost(Exception):  # noqa: N801
+    pass
+
+
 NOT_SUPPORTED, NO_PERMISSION = NVMLError_NotSupported("no"), NVMLError_NoPermission("no")
+LOST = NVMLError_GpuIsLost("GPU is lost")
 COUNTERS = {constant: 0 for _, _, constant in FIELDS}
 HEALTHY = {
     "nvmlDeviceGetCurrPcieLinkGeneration": 5,
@@ -48,6 +53,7 @@ HEALTHY = {
     "nvmlDeviceGetNumaNodeId": NOT_SUPPORTED,
     "nvmlDeviceGetAddressingMode": SimpleNamespace(value=1),
     "nvmlDeviceGetVirtualizationMode": 0,
+    "nvmlDeviceGetMigMode": [[0, 0]],
     "nvmlDeviceGetPciInfo": SimpleNamespace(busId=b"00000000:1A:00.0"),
     "nvmlSystemGetDriverVersion": b"570.1",
     **COUNTERS,
@@ -82,7 +88,16 @@ DEVICES = {
         **dict.fromkeys(COUNTERS, NOT_SUPPORTED),
     },
 }
+DEVICES["MIG"] = {
+    "nvmlDeviceGetMigMode": [[1, 1]],
+    **dict.fromkeys(["nvmlDeviceGetPowerUsage", "nvmlDeviceGetTotalEnergyConsumption"], NOT_SUPPORTED),
+    **dict.fromkeys(COUNTERS, NOT_SUPPORTED),
+}
+DEVICES["lost midway"] = {
+    name: [answer, LOST] for name, answer in HEALTHY.items() if name.startswith("nvmlDeviceGet") and "Mig" not in name
+}
 VERDICTS = {
+    "lost midway": "the GPU stopped answering during the measurement (addressing_mode, bus_id, energy)",
     "never trains up": "link generation 1 under load is below its maximum 5",
     "half the lanes": "link width 8 under load is below its maximum 16",
     "replays": "2 link replays during the measurement",
@@ -278,6 +293,27 @@ def test_what_a_vgpu_or_a_user_without_rights_cannot_see_says_so(tmp_path):
     _, shut = around("no permission", tmp_path, **LOADED)
     assert shut.telemetry["power"] == Reading(value=None, unit="W", status="no_permission")
     assert shut.telemetry["energy_rise"].status == "no_permission"
+
+
+def test_an_instance_of_a_gpu_is_found_by_its_own_name_and_says_so(tmp_path):
+    asked = []
+
+    def by_uuid(uuid):
+        asked.append(uuid)
+        return "handle"
+
+    for uuid in ("MIG-abc", "GPU-abc", "abc"):
+        with Telemetry(0, uuid, fake_nvml("MIG", nvmlDeviceGetHandleByUUID=by_uuid), root=tmp_path) as telemetry:
+            assert telemetry.read()["mig_mode"].value == "on"
+    assert asked == ["MIG-abc", "GPU-abc", "GPU-abc"]
+    _, telemetry = around("MIG", tmp_path, **LOADED)
+    assert telemetry.telemetry["energy_rise"].status == "not_supported"
+
+
+def test_a_gpu_lost_in_a_stage_that_does_not_use_it_spoils_nothing(tmp_path):
+    _, telemetry = around("lost midway", tmp_path)
+    assert telemetry.status == "ok"
+    assert telemetry.telemetry["power"] == Reading(value=None, unit="W", status="error")
 
 
 def test_a_counter_that_went_back_is_no_negative_number(tmp_path):

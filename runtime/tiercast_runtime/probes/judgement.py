@@ -40,6 +40,8 @@ def judge(
     clocks are low on purpose, so they count only where the measurement used them.
     """
     reasons = []
+    if is_link_loaded or is_device_loaded:
+        reasons += _lost(before, after)
     if is_link_loaded:
         reasons += _slow_link(under_load)
         reasons += _rises(before, after, LINK_COUNTERS)
@@ -55,6 +57,16 @@ def number(readings: Readings, name: str) -> float | None:
     if reading is None or reading.status != "ok" or isinstance(reading.value, str):
         return None
     return reading.value
+
+
+def _lost(before: Readings, after: Readings) -> list[str]:
+    """A GPU that answered before and fails now: it fell off the bus, or its driver died."""
+    lost = [name for name, reading in before.items() if reading.status == "ok" and _failed(after.get(name))]
+    return [f"the GPU stopped answering during the measurement ({', '.join(sorted(lost)[:3])})"] if lost else []
+
+
+def _failed(reading: Reading | None) -> bool:
+    return reading is not None and reading.status == "error"
 
 
 def _slow_link(under_load: Readings) -> list[str]:

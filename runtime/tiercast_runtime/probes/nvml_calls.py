@@ -75,6 +75,7 @@ EVENT_REASONS = {
     0x100: "display",
 }
 ADDRESSING_MODES = {0: "none", 1: "HMM", 2: "ATS"}
+MIG_MODES = {0: "off", 1: "on"}
 VIRTUALIZATION_MODES = {0: "none", 1: "passthrough", 2: "vGPU", 3: "host of vGPUs", 4: "host of vSGA"}
 
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,23 @@ LARGE_READ_BYTES = 256 * 1024  # what the rate of the drive is taken from
 MAX_RESIDENT_RATIO = 0.05
 
 ReadKey = tuple[int, int]  # bytes of a read, reads in flight
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTimes:
+    """Raw reads of one file: ns per read by size and depth, single reads in µs, and how the file was read."""
+
+    spreads: tuple[Spread[ReadKey], ...]
+    single_us: tuple[float, ...]
+    single_bytes: int
+    granularity_bytes: int
+    parameters: dict[str, str | int | float]
+
+    def __add__(self, later: "ReadTimes") -> "ReadTimes":
+        """The same reads at two times as one: what the drive drifted in between shows as spread, and is flagged."""
+        after = {spread.key: spread.samples for spread in later.spreads}
+        pooled = tuple(Spread(one.key, (*one.samples, *after[one.key])) for one in self.spreads)
+        return replace(self, spreads=pooled, single_us=(*self.single_us, *later.single_us))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,7 @@ def probe_folder(folder: Path, num_bytes: int) -> Iterator[Path]:
 
 def measure_reads(
     path: Path, depths: Sequence[int], read_bytes: Sequence[int], effort: Effort, clock: Clock = time.perf_counter_ns
-) -> StorageFacts:
+) -> ReadTimes:
     """Random reads of one file by size and by reads in flight.
 
     Raises:
@@ -111,14 +128,19 @@ def measure_reads(
         for open_reader in readers.values():
             open_reader.close()
     parameters: dict[str, str | int | float] = {"mode": mode, "page_cache": state, "file_bytes": path.stat().st_size}
+    return ReadTimes(tuple(spreads), alone, single, granularity, parameters)
+
+
+def storage_facts(path: Path, times: ReadTimes) -> StorageFacts:
+    """The drive that holds ``path`` as a tier, and a probe for every size and depth."""
     probes = []
-    for spread in spreads:
+    for spread in times.spreads:
         size, depth = spread.key
-        here = parameters | {"read_bytes": size, "depth": depth}
+        here = times.parameters | {"read_bytes": size, "depth": depth}
         probes.append(probe_result("storage.random_read", _per_s(spread), "reads/s", here))
-    if alone:
-        probes.append(_distribution(alone, parameters | {"read_bytes": single, "depth": 1}))
-    return StorageFacts(_storage(path, spreads, granularity), tuple(probes))
+    if times.single_us:
+        probes.append(_distribution(times.single_us, times.parameters | {"read_bytes": times.single_bytes, "depth": 1}))
+    return StorageFacts(_storage(path, times.spreads, times.granularity_bytes), tuple(probes))
 
 
 def single_reads_us(reader: RowReader, size: int, clock: Clock = time.perf_counter_ns) -> tuple[float, ...]:

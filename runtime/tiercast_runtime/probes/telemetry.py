@@ -15,6 +15,7 @@ from tiercast_runtime.probes.nvml_calls import (
     ADDRESSING_MODES,
     CALLS,
     FIELDS,
+    MIG_MODES,
     SAMPLED,
     VIRTUALIZATION_MODES,
     Call,
@@ -81,6 +82,7 @@ class Telemetry:
         readings |= self._fields()
         readings["addressing_mode"] = self._choice("nvmlDeviceGetAddressingMode", ADDRESSING_MODES)
         readings["virtualization_mode"] = self._choice("nvmlDeviceGetVirtualizationMode", VIRTUALIZATION_MODES)
+        readings["mig_mode"] = self._choice("nvmlDeviceGetMigMode", MIG_MODES)
         readings["driver"] = self._text(lambda nvml: nvml.nvmlSystemGetDriverVersion())
         readings["bus_id"] = self._text(lambda nvml: nvml.nvmlDeviceGetPciInfo(self._handle).busId)
         return _without_false_link(readings | self._slot(readings["bus_id"]))
@@ -94,7 +96,7 @@ class Telemetry:
 
     def _find_handle(self) -> Any:  # an opaque NVML handle
         if self._uuid is not None:
-            name = self._uuid if self._uuid.startswith("GPU-") else f"GPU-{self._uuid}"
+            name = self._uuid if self._uuid.startswith(("GPU-", "MIG-")) else f"GPU-{self._uuid}"
             try:
                 return self._nvml.nvmlDeviceGetHandleByUUID(name)
             except Exception:  # the index is the second way
@@ -133,8 +135,8 @@ class Telemetry:
         return self._call(unit, convert, make)
 
     def _choice(self, function: str, names: Mapping[int, str]) -> Reading:
-        def convert(answer: Any) -> str:  # a number, or a structure that holds it
-            number = int(getattr(answer, "value", answer))
+        def convert(answer: Any) -> str:  # a number, a structure that holds it, or one for now and one after a reset
+            number = int(answer[0] if isinstance(answer, (list, tuple)) else getattr(answer, "value", answer))
             return names.get(number, str(number))
 
         return self._call("", convert, lambda: getattr(self._nvml, function)(self._handle))
