@@ -3,14 +3,17 @@
 import importlib.util
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tiercast_profiles.hardware import ProbeResult, Reading
 from tiercast_runtime.probes.envelope import watched
+from tiercast_runtime.probes.host_counters import energy_range_j, read_host_counters
 from tiercast_runtime.probes.judgement import judge
 from tiercast_runtime.probes.nvml_calls import CALLS, FIELDS
+from tiercast_runtime.probes.pci import read_slot
 from tiercast_runtime.probes.telemetry import Telemetry
 
 
@@ -109,7 +112,7 @@ VERDICTS = {
 
 
 def raises(error):
-    def call(*_):
+    def call(*_, **__):
         raise error
 
     return call
@@ -431,6 +434,19 @@ def test_a_host_that_tells_nothing_is_not_zero(tmp_path):
     assert readings["cpu_clock"] == Reading(value=None, unit="MHz", status="not_supported")
     assert readings["cpu_throttles"] == Reading(value=None, unit="count", status="error")
     assert readings["cpu_throttles_rise"].status == "error"
+
+
+@pytest.mark.parametrize(("error", "status"), [(PermissionError(), "no_permission"), (OSError(5, "I/O"), "error")])
+def test_files_that_may_not_or_cannot_be_read_are_told_apart(tmp_path, monkeypatch, error, status):
+    package = tmp_path / "sys/devices/system/cpu/cpu0"
+    for path in ("thermal_throttle/package_throttle_count", "topology/physical_package_id", "cpufreq/scaling_cur_freq"):
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_text("1")
+    monkeypatch.setattr(Path, "read_text", raises(error))
+    counters = read_host_counters(tmp_path)
+    assert {counters[name].status for name in ("cpu_clock", "cpu_throttles")} == {status}
+    assert energy_range_j(tmp_path) is None
+    assert {reading.status for reading in read_slot("0000:1a:00.0", tmp_path).values()} == {status}
 
 
 def test_the_slot_of_a_gpu_tells_numa_iommu_and_power_saving(tmp_path):

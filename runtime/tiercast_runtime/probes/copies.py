@@ -73,8 +73,11 @@ def pooled(first: CopyRates, second: CopyRates) -> CopyRates:
 
 
 def copy_bytes(least_bytes: int, last_level_cache_bytes: int | None) -> int:
-    """Size of a copy: four times the last cache where that is more, so that memory is measured and not a cache."""
-    return min(MAX_COPY_BYTES, max(least_bytes, 4 * (last_level_cache_bytes or 0))) // 8 * 8
+    """Size of a copy: twice the last cache where that is more, so that memory is measured and not a cache.
+
+    Source and target together are then four times the cache, and by the time a copy is through its head is long gone.
+    """
+    return min(MAX_COPY_BYTES, max(least_bytes, 2 * (last_level_cache_bytes or 0))) // 8 * 8
 
 
 def measure_host_copies(

@@ -56,8 +56,8 @@ QUICK = ProbePlan(
         starts=(0, 128),
     ),
     copies=Effort(seconds(1.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    rates=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    gather=Effort(seconds(3.5), num_warm_ups=2, min_rounds=11, max_rounds=60),
+    rates=Effort(seconds(1.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    gather=Effort(seconds(3.0), num_warm_ups=2, min_rounds=11, max_rounds=60),
     sweep=SweepStage(
         SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=6, max_rounds=6), is_quick=True
     ),
