@@ -24,7 +24,7 @@ from tiercast_runtime.probes.timing import Effort, seconds
 from tiercast_runtime.table import FileTable
 from write_record import write_record
 
-NUM_TURNS, NUM_REPEATS = 3, 5
+NUM_TURNS, NUM_REPEATS = 6, 3
 AGREED_RATIO = 0.15
 READS = ((4096, 1), (4096, 32), (16384, 32), (65536, 32))
 FIGURES: dict[str, object] = {}
@@ -79,7 +79,7 @@ def reads() -> None:
         for size, depth in READS:
             ours, theirs = [], []
             for _ in range(NUM_TURNS):
-                times = measure_reads(file, (depth,), (size,), Effort(seconds(1.5), 1, 7, 200))
+                times = measure_reads(file, (depth,), (size,), Effort(seconds(1), 1, 7, 200))
                 probes = storage_facts(file, times).probes
                 ours += next(
                     p for p in probes if p.parameters.get("read_bytes") == size and p.unit == "reads/s"

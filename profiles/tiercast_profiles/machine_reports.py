@@ -51,9 +51,9 @@ def read_report(text: str, label: str) -> tuple[Stated, ...]:
 
 
 def _reader(text: str, label: str) -> Iterable[Stated]:
-    head = text.lstrip()
-    if head.startswith("{"):
-        data = _json(text, label)
+    start = text.find("\n{") + 1 if '"fio version"' in text else 0  # fio prints its notes in front of the JSON
+    if text[start:].lstrip().startswith("{"):
+        data = _json(text[start:], label)
         if "nvbandwidth" in data:
             return _nvbandwidth(data["nvbandwidth"], label)
         if "fio version" in data:

@@ -131,6 +131,32 @@ class RowReader:
         windows = np.lib.stride_tricks.sliding_window_view(memory, width)
         out[...] = windows[places]
 
+    def read_blocks(self, offsets: Int64Array, size: int) -> None:
+        """Read blocks of ``size`` bytes at ``offsets`` into memory of this reader and leave them there.
+
+        What the drive delivers, without the copies that make rows of it. With a depth of 1 each read is one system call
+        that waits. Offsets and size are multiples of ``granularity_bytes``; blocks lie inside the file.
+
+        Raises:
+            FileProblem: a read failed or the file ends too early; names file and offset.
+        """
+        if self.depth > 1:
+            lengths = np.full(len(offsets), size, dtype=np.int64)
+            self._read(offsets, lengths, self._memory(len(offsets) * size))
+            return
+        target = [self._memory(size).data]
+        for offset in offsets.tolist():
+            try:
+                result = os.preadv(self._descriptor, target, offset)
+            except OSError as error:
+                raise FileProblem(
+                    f"{self.path}: read at offset {offset:,} failed ({error.strerror or error})"
+                ) from None
+            if result < size:
+                raise FileProblem(f"{self.path}: ends too early: offset {offset:,} gave {result:,} of {size:,} bytes")
+        self.num_reads += len(offsets)
+        self.num_bytes_read += len(offsets) * size
+
     def _memory(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         if num_bytes > len(self._map):
             self._map = mmap.mmap(-1, 1 << (num_bytes - 1).bit_length())  # page-aligned, as direct I/O needs

@@ -237,6 +237,14 @@ def test_a_malformed_file_is_one_line(case):
     assert str(caught.value).startswith("a file: ")
 
 
+def test_notes_that_fio_prints_before_its_json_are_skipped():
+    note = "note: both iodepth >= 1 and synchronous I/O engine are selected, queue depth will be capped at 1\n"
+    for text in (json.dumps(FIO, indent=2), json.dumps(FIO)):
+        assert read_report(note + text, "fio.json") == read_report(text, "fio.json")
+    with pytest.raises(BadInput, match="not complete JSON"):
+        read_report(note + json.dumps(FIO, indent=2)[:400], "fio.json")
+
+
 def test_values_the_driver_does_not_tell_are_absent():
     stated = read_report(SMI.replace("81559 MiB", "N/A").replace("700.00 W", "[N/A]"), "smi.xml")
     assert {item.path for item in stated} == {"device.product_name", "device.num_per_host"}

@@ -179,6 +179,21 @@ def test_reads_give_the_drive_as_a_tier(tmp_path):
     assert single.parameters["read_bytes"] == storage.SINGLE_READ_BYTES
 
 
+@pytest.mark.parametrize("depth", [1, 4])
+def test_blocks_are_read_into_memory_of_the_reader(tmp_path, depth):
+    file = tmp_path / "file"
+    file.write_bytes(b"".join(bytes([number]) * 4096 for number in range(8)))
+    reader = RowReader(file, depth=depth)
+    reader.read_blocks(np.array([5, 2, 3], dtype=np.int64) * 4096, 4096)
+    held = reader._memory((1 if depth == 1 else 3) * 4096).reshape(-1, 4096)
+    assert [set(block.tolist()) for block in held] == ([{3}] if depth == 1 else [{5}, {2}, {3}])
+    assert (reader.num_reads, reader.num_bytes_read) == (3, 3 * 4096)
+    for first in (8, 1 << 20):
+        with pytest.raises(FileProblem, match=f"ends too early: offset {first * 4096:,}"):
+            reader.read_blocks(np.array([first], dtype=np.int64) * 4096, 4096)
+    reader.close()
+
+
 def test_reads_at_two_times_are_one_figure_whose_drift_is_flagged(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(bytes(MIB))

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tiercast_profiles.document import Quantity
@@ -112,13 +111,12 @@ def measure_reads(
         reader = readers[depths[0]]
         state = exclude_page_cache(path, is_direct=reader.mode != "pread_buffered")
         sizes = [size for size in (*read_bytes, LARGE_READ_BYTES) if size % max(1, reader.granularity_bytes) == 0]
-        cases, buffers = [], {}
+        cases = []
         for size in sizes:
             for depth in depths:
                 # enough reads that the queue is full most of the time; one large block serves every depth
-                count = 8 * depth if size < LARGE_READ_BYTES else 2 * depth
-                buffers[size, depth] = np.empty((min(count, _blocks(path, size)), size), dtype=np.uint8)
-                cases.append(_read_case((size, depth), readers[depth], buffers[size, depth], clock))
+                count = min(8 * depth if size < LARGE_READ_BYTES else 2 * depth, _blocks(path, size))
+                cases.append(_read_case((size, depth), readers[depth], count, clock))
         spreads = collect(cases, effort, clock)
         granularity = reader.granularity_bytes
         mode = reader.mode
@@ -151,7 +149,6 @@ def single_reads_us(reader: RowReader, size: int, clock: Clock = time.perf_count
     """
     generator = stream(0, f"storage/single/{size}")
     num_blocks = _blocks(reader.path, size)
-    out = np.empty((1, size), dtype=np.uint8)
     try:
         if reader.mode == "pread_buffered":
             drop_page_cache(reader.path)
@@ -160,7 +157,7 @@ def single_reads_us(reader: RowReader, size: int, clock: Clock = time.perf_count
         for block in generator.choice(num_blocks, size=count, replace=False):
             offset = np.array([block * size], dtype=np.int64)
             start_ns = clock()
-            reader.read_rows(offset, out)
+            reader.read_blocks(offset, size)
             times.append((clock() - start_ns) / NS_PER_US)
     finally:
         reader.close()
@@ -264,25 +261,19 @@ def _blocks(path: Path, size: int) -> int:
     return path.stat().st_size // size
 
 
-def _read_case(key: ReadKey, reader: RowReader, out: npt.NDArray[np.uint8], clock: Clock) -> Case[ReadKey]:
-    """Reads of whole blocks at random places; the value is ns per read that reached the drive."""
+def _read_case(key: ReadKey, reader: RowReader, count: int, clock: Clock) -> Case[ReadKey]:
+    """``count`` reads of whole blocks at random places; the value is ns per read."""
     size, depth = key
     generator = stream(0, f"storage/{size}/{depth}")
     num_blocks = _blocks(reader.path, size)
 
     def case() -> list[tuple[ReadKey, float]]:
-        offsets = np.sort(generator.choice(num_blocks, size=len(out), replace=False)).astype(np.int64) * size
+        offsets = generator.choice(num_blocks, size=count, replace=False).astype(np.int64) * size
         if reader.mode == "pread_buffered":
             drop_page_cache(reader.path)
-        before = reader.num_reads
         start_ns = clock()
-        if depth == 1:
-            for index in range(len(out)):
-                reader.read_rows(offsets[index : index + 1], out[index : index + 1])
-        else:
-            reader.read_rows(offsets, out)
-        elapsed_ns = clock() - start_ns
-        return [(key, elapsed_ns / (reader.num_reads - before))]
+        reader.read_blocks(offsets, size)
+        return [(key, (clock() - start_ns) / count)]
 
     return case
 
