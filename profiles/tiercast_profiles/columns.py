@@ -3,7 +3,8 @@
 Runs that nobody asked the raw samples of stay in this form; a record is built from it only when it is to keep them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,12 @@ class StepSampleColumns:
     rows_hit: Column
 
 
+def joined(parts: Sequence[StepSampleColumns]) -> StepSampleColumns:
+    """Steps one part after another."""
+    names = [one.name for one in fields(StepSampleColumns)]
+    return StepSampleColumns(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
 @dataclass(frozen=True, slots=True)
 class SampleColumns:
     """As :class:`Samples`."""
@@ -69,3 +76,26 @@ class SampleColumns:
                 rows_hit=tuple(steps.rows_hit.tolist()),
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """Steps added up; only their lengths stay apart, in any order: ``duration_ns`` ``[num_steps] int64``.
+
+    ``rows_hit`` is None without a cache.
+    """
+
+    duration_ns: Column
+    stall_ns: int
+    lookup_ns: int
+    rows: int
+    rows_read: int
+    rows_hit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTotals:
+    """What the statistics of a run need of its samples."""
+
+    requests: RequestColumns
+    steps: StepTotals

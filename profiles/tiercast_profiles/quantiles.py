@@ -21,10 +21,15 @@ def quantile(values: Sequence[float], ratio: float) -> float:
 
 def quantile_of_sorted(ordered: Sequence[float], ratio: float) -> float:
     """As :func:`quantile`, of values that ascend already."""
-    position = ratio * (len(ordered) - 1)
+    below, above, share = quantile_places(len(ordered), ratio)
+    return ordered[below] + (ordered[above] - ordered[below]) * share
+
+
+def quantile_places(count: int, ratio: float) -> tuple[int, int, float]:
+    """Places of the two of ``count`` ascending values that a quantile lies between, and its share of the way."""
+    position = ratio * (count - 1)
     below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    return below, min(below + 1, count - 1), position - below
 
 
 def median(values: Sequence[float]) -> float:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tiercast_profiles.columns import SampleColumns
-from tiercast_profiles.quantiles import is_unstable, median, quantile, quantile_of_sorted
-from tiercast_profiles.record import Metric, Percentiles, Samples
+from tiercast_profiles.columns import SampleColumns, SampleTotals, StepSampleColumns, StepTotals
+from tiercast_profiles.quantiles import is_unstable, median, quantile, quantile_places
+from tiercast_profiles.record import Metric, Percentiles, Samples, StepSamples
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S
 
 __all__ = [
@@ -42,9 +42,18 @@ Numbers = npt.NDArray[Any]
 
 def percentiles(values_ns: Sequence[float] | Numbers) -> Percentiles:
     """p50, p90 and p99 in ms of durations in ns."""
-    ordered = np.sort(np.asarray(values_ns)).tolist()
-    p50, p90, p99 = (Metric(value=quantile_of_sorted(ordered, ratio) / NS_PER_MS) for ratio in (0.5, 0.9, 0.99))
+    values = np.asarray(values_ns)
+    ratios = (0.5, 0.9, 0.99)
+    # Only the ranks that are asked for come to their place, and only they become Python's numbers.
+    places = sorted({place for ratio in ratios for place in quantile_places(len(values), ratio)[:2]})
+    ordered = dict(zip(places, np.partition(values, places)[places].tolist(), strict=True))
+    p50, p90, p99 = (Metric(value=_between(ordered, len(values), ratio) / NS_PER_MS) for ratio in ratios)
     return Percentiles(p50=p50, p90=p90, p99=p99)
+
+
+def _between(ordered: dict[int, float], count: int, ratio: float) -> float:
+    below, above, share = quantile_places(count, ratio)
+    return ordered[below] + (ordered[above] - ordered[below]) * share
 
 
 class SampleStatistics:
@@ -54,9 +63,11 @@ class SampleStatistics:
         ValueError: when the samples hold no finished request or no step.
     """
 
-    def __init__(self, samples: Samples | SampleColumns) -> None:
-        requests, steps = samples.requests, samples.steps
-        if not len(requests.finish_ns) or not len(steps.start_ns):
+    def __init__(self, samples: Samples | SampleColumns | SampleTotals) -> None:
+        requests = samples.requests
+        steps = samples.steps if isinstance(samples, SampleTotals) else _totals(samples.steps)
+        num_steps = len(steps.duration_ns)
+        if not len(requests.finish_ns) or not num_steps:
             raise ValueError("a record needs at least one finished request and one step")
         finish, first, tokens = map(np.asarray, (requests.finish_ns, requests.first_token_ns, requests.output_tokens))
         elapsed_ns = int(finish.max())
@@ -68,15 +79,25 @@ class SampleStatistics:
         tpot = (finish - first)[has_more] / (tokens[has_more] - 1)
         self.tpot_ms: Percentiles | None = percentiles(tpot) if len(tpot) else None
         self.step_ms = percentiles(steps.duration_ns)
-        num_steps = len(steps.start_ns)
-        stall, lookup = _total(steps.stall_ns), _total(steps.lookup_ns)
+        stall, lookup = steps.stall_ns, steps.lookup_ns
         self.stall_ms_per_step = stall / num_steps / NS_PER_MS
         self.lookup_ms_per_step = lookup / num_steps / NS_PER_MS
         self.hidden_ratio: float | None = min(1.0, max(0.0, 1 - stall / lookup)) if lookup > 0 else None
-        rows, read = _total(steps.rows), _total(steps.rows_read)
-        self.unique_row_ratio: float | None = read / rows if rows > 0 else None
-        has_cache = rows > 0 and len(steps.rows_hit) > 0
-        self.cache_hit_ratio: float | None = _total(steps.rows_hit) / rows if has_cache else None
+        rows = steps.rows
+        self.unique_row_ratio: float | None = steps.rows_read / rows if rows > 0 else None
+        has_cache = rows > 0 and steps.rows_hit is not None
+        self.cache_hit_ratio: float | None = (steps.rows_hit or 0) / rows if has_cache else None
+
+
+def _totals(steps: StepSamples | StepSampleColumns) -> StepTotals:
+    return StepTotals(
+        duration_ns=np.asarray(steps.duration_ns),
+        stall_ns=_total(steps.stall_ns),
+        lookup_ns=_total(steps.lookup_ns),
+        rows=_total(steps.rows),
+        rows_read=_total(steps.rows_read),
+        rows_hit=_total(steps.rows_hit) if len(steps.rows_hit) else None,
+    )
 
 
 def _total(values: Sequence[int] | Numbers) -> int:

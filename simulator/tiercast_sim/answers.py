@@ -6,12 +6,10 @@ from tiercast_profiles.document import BOUNDS, Bound
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.record import KvChain, KvLinks, ResourceUse, TierOffer, TimePart, TimeSpent
 from tiercast_profiles.scenario import ALLOWED_PATHS, Placement, ResolvedScenario
-from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import GB, NS_PER_MS, NS_PER_S, NS_PER_US
 from tiercast_sim.memory import MemoryPlan, memory_plan
-from tiercast_sim.metrics import Runs, at_each, band, median_decode_step
+from tiercast_sim.metrics import Runs, at_each, band
 from tiercast_sim.run import RunResult
-from tiercast_sim.step_sums import busy_by_replica, elapsed_ns, mean_batch, stalls_by_layer, total
 from tiercast_sim.tiers import LookupCosts
 
 
@@ -27,7 +25,7 @@ def time_spent(resolved: ResolvedScenario, runs: Runs) -> TimeSpent:
 
     return TimeSpent(
         num_steps=num_steps["nominal"],
-        total_ns=total(runs["nominal"].data.steps.duration_ns),
+        total_ns=runs["nominal"].summary.step_ns,
         parts=tuple(
             TimePart(name=name, total_ns=total_ns, mean_ms_per_step=band(per_step(name)))
             for name, total_ns in nominal.items()
@@ -36,8 +34,8 @@ def time_spent(resolved: ResolvedScenario, runs: Runs) -> TimeSpent:
 
 
 def _parts(layer_ids: tuple[int, ...], result: RunResult) -> dict[str, int]:
-    stalls = dict(zip(layer_ids, stalls_by_layer(result, len(layer_ids)), strict=True))
-    return result.compute.ledger.breakdown(total(result.data.steps.duration_ns), stalls)
+    stalls = dict(zip(layer_ids, result.summary.stall_ns_by_layer, strict=False))
+    return result.compute.ledger.breakdown(result.summary.step_ns, stalls)
 
 
 def resources(runs: Runs) -> tuple[ResourceUse, ...]:
@@ -64,14 +62,14 @@ def resources(runs: Runs) -> tuple[ResourceUse, ...]:
 
 def _busy_ratio(result: RunResult, name: str) -> float:
     use = result.shared[name]
-    return min(1.0, use.units / use.capacity_per_s * NS_PER_S / elapsed_ns(result))
+    return min(1.0, use.units / use.capacity_per_s * NS_PER_S / result.summary.elapsed_ns)
 
 
 def _worker_ratios(result: RunResult) -> dict[int, tuple[float, float]]:
     """Share of the run that each replica's devices computed, and that its lookup worker fetched."""
-    elapsed = elapsed_ns(result)
+    elapsed = result.summary.elapsed_ns
     ratios = {}
-    for replica, (compute_ns, lookup_ns) in busy_by_replica(result).items():
+    for replica, (compute_ns, lookup_ns) in result.summary.busy_ns.items():
         # On the device path the gather is compute (A9): no worker fetches.
         fetching = 0.0 if result.is_device_path else min(1.0, lookup_ns / elapsed)
         ratios[replica] = (min(1.0, compute_ns / elapsed), fetching)
@@ -97,8 +95,8 @@ def kv_chain(resolved: ResolvedScenario, nominal: RunResult, hbm: RunResult | No
             return None
     reference = nominal if own_hbm else hbm
     freed = other.total_bytes()["hbm"] - nominal.memory.total_bytes()["hbm"]
-    requests = nominal.data.requests
-    mean_tokens = (total(requests.prompt_tokens) + total(requests.output_tokens)) / len(requests.finish_ns)
+    summary = nominal.summary
+    mean_tokens = (summary.prompt_tokens + summary.output_tokens) / summary.num_requests
     return KvChain(
         hbm_freed_bytes=freed,
         here=_links(nominal.memory, mean_tokens, nominal),
@@ -110,8 +108,8 @@ def _links(memory: MemoryPlan, mean_tokens: float, result: RunResult | None) -> 
     return KvLinks(
         kv_capacity_tokens=memory.total_kv_capacity_tokens,
         num_requests_in_kv=memory.total_kv_capacity_tokens / mean_tokens,
-        num_decoding_mean=None if result is None else mean_batch(result),
-        output_tokens_per_s=None if result is None else SampleStatistics(result.data).output_tokens_per_s,
+        num_decoding_mean=None if result is None else result.summary.mean_batch,
+        output_tokens_per_s=None if result is None else result.summary.statistics.output_tokens_per_s,
     )
 
 
@@ -120,7 +118,7 @@ def offers(resolved: ResolvedScenario, runs: Runs) -> tuple[TierOffer, ...]:
 
     All rows the tokens ask for are read: what duplicates and a cache save is the placement's own doing.
     """
-    step = median_decode_step(runs["nominal"].steps)
+    step = runs["nominal"].summary.median_decode
     engram = resolved.model.engram
     if not step.layers:
         return ()

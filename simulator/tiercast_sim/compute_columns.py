@@ -5,13 +5,14 @@ arithmetic on columns; each operation is the scalar one, so that both forms roun
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.compute_table import Line
-from tiercast_sim.schedule_columns import Batches, Column, Schedule, longest_positions
+from tiercast_sim.schedule_columns import Batches, Column
 
 Times = npt.NDArray[np.float64]
 MARKS_PER_COUNT = 4  # a table this much longer than the column is still faster than a sort
@@ -34,120 +35,135 @@ def distinct_of(counts: Column) -> tuple[Column, npt.NDArray[np.intp]]:
     return np.flatnonzero(is_there).astype(np.int64), place[counts]
 
 
-def each(counts: Column, price: Callable[[int], float]) -> Times:
-    """``price`` of every count, asked for once a distinct count."""
-    distinct, where = distinct_of(counts)
-    return np.array([price(count) for count in distinct.tolist()], dtype=np.float64)[where]
+class Counts:
+    """A column of counts whose prices depend on nothing else: each distinct count is priced once."""
+
+    def __init__(self, counts: Column) -> None:
+        self.distinct, self.where = distinct_of(counts)
+        self._how_often = np.bincount(self.where)
+
+    def price(self, price: Callable[[int], float]) -> Times:
+        """``price`` of every count."""
+        return self._prices(price)[self.where]
+
+    def total(self, price: Callable[[int], float]) -> float:
+        """The sum of ``price`` over all of them."""
+        return float((self._prices(price) * self._how_often).sum())
+
+    def _prices(self, price: Callable[[int], float]) -> Times:
+        return np.array([price(count) for count in self.distinct.tolist()], dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeColumns:
+    """``pre_ns`` ``[num_steps]`` and ``segments_ns`` ``[num_segments, num_steps]`` of every step, in whole ns.
+
+    ``parts_ns`` are the sums that the ledger takes of a step, over all of them.
+    """
+
+    pre_ns: Column
+    segments_ns: Column
+    parts_ns: tuple[float, ...]
 
 
 def step_columns(
-    compute: ComputeModel, schedule: Schedule, batches: Batches
-) -> tuple[Column, npt.NDArray[np.int64]] | None:
-    """``pre_ns`` ``[num_steps]`` and ``segments_ns`` ``[num_segments, num_steps]`` of every step, in whole ns.
+    compute: ComputeModel, batches: Batches, longest: tuple[Column, Column] | None
+) -> ComputeColumns | None:
+    """Compute of the steps of ``batches``; ``longest`` is needed where :func:`needs_longest` says so.
 
     None where whole numbers outgrow float64, so that only the step-by-step form is exact.
     """
-    if largest_product(compute, schedule, batches) >= EXACT:
+    if largest_product(compute, batches) >= EXACT:
         return None
-    tokens = batches.num_tokens
-    compute.note_tokens(int(tokens.max()))
-    samples = batches.num_decodes + batches.num_ended
-    decode_ns, ended_ns = _attention_decode(compute, schedule, batches)
-    linear_ns = each(tokens, lambda count: compute.linear_ns(count, is_late=False))
+    num_steps = len(batches.num_decodes)
+    tokens = Counts(batches.num_tokens)
+    samples = Counts(batches.num_decodes + batches.num_ended)
+    compute.note_tokens(int(tokens.distinct[-1]))
+    decode_ns, ended_ns = _attention_decode(compute, batches, longest)
+    linear_ns = tokens.price(lambda count: compute.linear_ns(count, is_late=False))
     early_ns = linear_ns + decode_ns
     # Chunks of a step are added one after another, as the scalar form does: sums of floats depend on their order.
-    chunk_ns = _attention_prefill(compute, schedule)
-    rank = np.arange(len(chunk_ns)) - np.searchsorted(schedule.chunk_step, schedule.chunk_step)
+    chunk_ns = _attention_prefill(compute, batches)
+    rank = np.arange(len(chunk_ns)) - np.searchsorted(batches.chunk_step, batches.chunk_step)
     for turn in range(int(rank.max(initial=-1)) + 1):
         chosen = rank == turn
-        early_ns[schedule.chunk_step[chosen]] += chunk_ns[chosen]
-    late_linear_ns = late_ns = np.zeros(len(tokens))
+        early_ns[batches.chunk_step[chosen]] += chunk_ns[chosen]
+    late_linear_ns = late_ns = np.zeros(num_steps)
     if compute.has_late_layers:
-        late_linear_ns = each(samples, lambda count: compute.linear_ns(count, is_late=True))
+        late_linear_ns = samples.price(lambda count: compute.linear_ns(count, is_late=True))
         late_ns = late_linear_ns + decode_ns + ended_ns
-    sequences = batches.num_decodes + batches.num_chunks
-    pre_ns = each(sequences, lambda count: compute.tokenwise_ns("step_overhead", count))
-    module_ns = np.zeros(len(tokens))
+    sequences = Counts(batches.num_decodes + batches.num_chunks)
+    overhead_ns = pre_ns = sequences.price(lambda count: compute.tokenwise_ns("step_overhead", count))
+    module_ns = np.zeros(num_steps)
+    hash_ns = issue_ns = over_ranks_ns = 0.0
     if compute.has_engram:
-        pre_ns = pre_ns + each(
-            tokens, lambda count: compute.tokenwise_ns("hash", count) + compute.tokenwise_ns("lookup_issue", count)
+        pre_ns = pre_ns + tokens.price(
+            lambda count: compute.tokenwise_ns("hash", count) + compute.tokenwise_ns("lookup_issue", count)
         )
-        module_ns = each(tokens, compute.module_ns)
+        module_ns = tokens.price(compute.module_ns)
+        hash_ns = tokens.total(lambda count: compute.tokenwise_ns("hash", count))
+        issue_ns = tokens.total(lambda count: compute.tokenwise_ns("lookup_issue", count))
+        over_ranks_ns = tokens.total(compute.over_ranks_ns)
     segments = [
         num_early * early_ns + num_late * late_ns + (module_ns if index else 0.0)
         for index, (num_early, num_late) in enumerate(compute.layers_by_segment)
     ]
-    embed_ns = each(tokens, lambda count: compute.tokenwise_ns("embed", count))
-    head_ns = each(samples, lambda count: compute.tokenwise_ns("head", count))
+    embed_ns = tokens.price(lambda count: compute.tokenwise_ns("embed", count))
+    head_ns = samples.price(lambda count: compute.tokenwise_ns("head", count))
     segments[0] = segments[0] + embed_ns
     segments[-1] = segments[-1] + head_ns
     priced = np.array([pre_ns, *segments])
     if not np.all(priced < EXACT):  # infinite, or not a number, or beyond whole numbers
         return None
-    layer_ns = compute.num_early * linear_ns.sum() + compute.num_late * late_linear_ns.sum()
-    attention_ns = (compute.num_early + compute.num_late) * decode_ns.sum() + compute.num_late * ended_ns.sum()
-    prefill_ns = compute.num_early * chunk_ns.sum()
-    sums = (layer_ns, attention_ns, prefill_ns, module_ns.sum(), embed_ns.sum(), head_ns.sum())
-    _book(compute, batches, sums)
-    whole = np.rint(priced).astype(np.int64)
-    return whole[0], whole[1:]
-
-
-def _book(compute: ComputeModel, batches: Batches, sums: tuple[float, float, float, float, float, float]) -> None:
-    """Write down where the compute of all steps went, as ``ComputeModel.step`` does of one."""
-    tokens, samples = batches.num_tokens, batches.num_decodes + batches.num_ended
-    layer_ns, attention_ns, prefill_ns, module_ns, embed_ns, head_ns = sums
-
-    def total(counts: Column, price: Callable[[int], float]) -> float:
-        return float(each(counts, price).sum())
-
-    hash_ns = issue_ns = over_ranks_ns = 0.0
-    if compute.has_engram:
-        hash_ns = total(tokens, lambda count: compute.tokenwise_ns("hash", count))
-        issue_ns = total(tokens, lambda count: compute.tokenwise_ns("lookup_issue", count))
-        over_ranks_ns = total(tokens, compute.over_ranks_ns)
-    reduce_ns = total(tokens, lambda count: compute.reduce_ns(count, 0))
+    reduce_ns = tokens.total(lambda count: compute.reduce_ns(count, 0))
     if compute.num_late:
-        reduce_ns += total(samples, lambda count: compute.reduce_ns(0, count))
+        reduce_ns += samples.total(lambda count: compute.reduce_ns(0, count))
     num_modules = len(compute.layers_by_segment) - 1
-    overhead_ns = total(batches.num_decodes + batches.num_chunks, lambda n: compute.tokenwise_ns("step_overhead", n))
-    compute.ledger.book(
-        (
-            overhead_ns,
-            0.0,  # no drafts here
-            hash_ns,
-            issue_ns,
-            embed_ns,
-            layer_ns - reduce_ns,
-            attention_ns,
-            prefill_ns,
-            num_modules * (module_ns - over_ranks_ns),
-            head_ns,
-            reduce_ns,
-            num_modules * over_ranks_ns,
-        )
+    parts_ns = (
+        float(overhead_ns.sum()),
+        0.0,  # no drafts here
+        hash_ns,
+        issue_ns,
+        float(embed_ns.sum()),
+        float(compute.num_early * linear_ns.sum() + compute.num_late * late_linear_ns.sum()) - reduce_ns,
+        float((compute.num_early + compute.num_late) * decode_ns.sum() + compute.num_late * ended_ns.sum()),
+        float(compute.num_early * chunk_ns.sum()),
+        num_modules * (float(module_ns.sum()) - over_ranks_ns),
+        float(head_ns.sum()),
+        reduce_ns,
+        num_modules * over_ranks_ns,
     )
+    whole = np.rint(priced).astype(np.int64)
+    return ComputeColumns(whole[0], whole[1:], parts_ns)
 
 
-def largest_product(compute: ComputeModel, schedule: Schedule, batches: Batches) -> int:
+def largest_product(compute: ComputeModel, batches: Batches) -> int:
     """An upper bound of every whole number the columns multiply out."""
-    longest = int((schedule.prompt_tokens + schedule.output_tokens).max())
-    pairs = int(schedule.chunk_tokens.max(initial=0)) * longest
-    seen = int(batches.position_sum.max() + batches.ended_sum.max()) + schedule.num_steps
+    chunk_ends = batches.chunk_start + batches.chunk_tokens
+    pairs = int(batches.chunk_tokens.max(initial=0)) * int(chunk_ends.max(initial=0))
+    seen = int((batches.position_sum + batches.ended_sum + batches.num_decodes + batches.num_ended).max())
     return max(pairs, seen) * compute.flops_per_pair
 
 
-def _attention_decode(compute: ComputeModel, schedule: Schedule, batches: Batches) -> tuple[Times, Times]:
+def needs_longest(compute: ComputeModel) -> bool:
+    """True where attention follows the longest context of a batch, as a measured table of padded batches says."""
+    table = compute.table_of("attention_decode")
+    return table is not None and table.table.context_statistic == "max"
+
+
+def _attention_decode(
+    compute: ComputeModel, batches: Batches, longest: tuple[Column, Column] | None
+) -> tuple[Times, Times]:
     """Of the decoding sequences, and of the last tokens of prompts that end."""
     table = compute.table_of("attention_decode")
     decodes, ended = batches.num_decodes, batches.num_ended
+    assert (longest is not None) == needs_longest(compute), "the longest contexts are given where they count"
     if table is None:
         roofline = compute.roofline
         seen, ended_seen = batches.window_sum + decodes, batches.ended_window_sum + ended
         return roofline.attention_columns_ns(seen, seen), roofline.attention_columns_ns(ended_seen, ended_seen)
-    if table.table.context_statistic == "max":
-        longest, last = longest_positions(schedule)
-        contexts, ended_contexts = (1 + longest).astype(np.float64), (1 + last).astype(np.float64)
+    if longest is not None:
+        contexts, ended_contexts = (1 + longest[0]).astype(np.float64), (1 + longest[1]).astype(np.float64)
     else:
         contexts, ended_contexts = _mean(batches.position_sum, decodes), _mean(batches.ended_sum, ended)
 
@@ -188,8 +204,8 @@ def _interpolate(line: Line, x: Times) -> Times:
     return found
 
 
-def _attention_prefill(compute: ComputeModel, schedule: Schedule) -> Times:
-    tokens, start = schedule.chunk_tokens, schedule.chunk_start
+def _attention_prefill(compute: ComputeModel, batches: Batches) -> Times:
+    tokens, start = batches.chunk_tokens, batches.chunk_start
     if compute.table_of("attention_prefill") is None:
         return compute.roofline.prefill_columns_ns(tokens, start)
     pairs, where = np.unique(np.stack((tokens, start)), axis=1, return_inverse=True)

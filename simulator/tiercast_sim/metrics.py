@@ -13,7 +13,6 @@ from tiercast_sim.baselines import Baseline
 from tiercast_sim.run import RunResult
 from tiercast_sim.serving_counts import ServingCounts
 from tiercast_sim.step import LayerTimes, StepLog
-from tiercast_sim.step_table import StepTable
 
 MAX_SPAN_STEPS = 64
 
@@ -48,7 +47,7 @@ def optional_band(values: Mapping[Bound, float | None]) -> Metric | None:
 def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline, Mapping[Bound, float]]) -> Metrics:
     """All metrics of a scenario. ``baselines`` gives the output tokens per second of each baseline at each bound."""
     placement, engram = resolved.placement, resolved.model.engram
-    statistics = at_each(runs, lambda result: SampleStatistics(result.data))
+    statistics = at_each(runs, lambda result: result.summary.statistics)
 
     def of(read: Callable[[SampleStatistics], float]) -> Metric:
         return band(at_each(statistics, read))
@@ -68,7 +67,7 @@ def metrics(resolved: ResolvedScenario, runs: Runs, baselines: Mapping[Baseline,
     # On the device path the gather is compute (A9): nothing was there to hide.
     is_hidden_defined = placement.path != "device"
     has_tables, has_drafts = placement.tier != "none", resolved.scenario.speculative.draft_tokens > 0
-    num_requests = len(runs["nominal"].data.requests.finish_ns)
+    num_requests = runs["nominal"].summary.num_requests
     penalty: dict[Baseline, Metric] = {}
     for name, throughput in baselines.items():
         ratios: dict[Bound, float] = {}
@@ -116,18 +115,9 @@ def _counted(runs: Runs, read: Callable[[ServingCounts], float]) -> Metric:
     return band(at_each(runs, lambda result: read(result.counts)))
 
 
-def median_decode_step(steps: Sequence[StepLog]) -> StepLog:
-    """The step of median length among those that only decode, or among all where none does."""
-    if isinstance(steps, StepTable):
-        return steps[steps.median_decode_index()]
-    only_decode = [step for step in steps if step.prefill_tokens == 0] or list(steps)
-    ordered = sorted(only_decode, key=lambda step: (step.duration_ns, step.start_ns))
-    return ordered[(len(ordered) - 1) // 2]
-
-
 def layer_windows(resolved: ResolvedScenario, runs: Runs) -> tuple[LayerWindow, ...]:
     """What each Engram layer needs and gets in a median decode step."""
-    steps = at_each(runs, lambda result: median_decode_step(result.steps))
+    steps = at_each(runs, lambda result: result.summary.median_decode)
     if not steps["nominal"].layers:
         return ()
     windows = []

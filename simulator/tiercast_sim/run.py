@@ -1,16 +1,16 @@
 """One simulation at one bound: replicas, their shared resources and the request stream in one SimPy environment."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from tiercast_profiles.columns import SampleColumns
+import numpy as np
+
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import RequestSamples, Samples, StepSamples
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.text import load_text
-from tiercast_profiles.workload import Request
 from tiercast_sim.baselines import at_row_width
 from tiercast_sim.clock import Clock
 from tiercast_sim.compute import ComputeModel, find_table
@@ -19,10 +19,12 @@ from tiercast_sim.fast_serving import FastRun, fast_run, needs_events
 from tiercast_sim.handover import Handover, KvLink, into, out_of
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
+from tiercast_sim.priced_run import PricedRun
 from tiercast_sim.reuse import RequestNgrams
+from tiercast_sim.run_summary import RunSummary, summary_of
 from tiercast_sim.serving import Role, Scheduler, check_requests_fit
 from tiercast_sim.serving_counts import ServingCounts, summed
-from tiercast_sim.source import RequestSource, requests_of
+from tiercast_sim.source import RequestSource, requests_of, shapes_of
 from tiercast_sim.step import Replica, StepLog, World
 from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
 from tiercast_sim.work import SPEED_ONE
@@ -43,13 +45,15 @@ class SharedUse:
 class RunResult:
     """What one simulation gives: its samples, its steps with their layers, its memory, its cost model.
 
-    ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same.
-    ``shared`` says what each shared resource delivered. ``counts`` are zero where arithmetic ran: it serves nothing
-    that they count. ``kv_transfer_ns`` is what moving each prompt's KV between replicas took.
+    ``engine`` says what ran: SimPy's ``events``, or ``arithmetic`` on columns where that gives the same; ``steps`` of
+    the latter are priced when they are looked at. ``shared`` says what each shared resource delivered. ``counts`` are
+    zero where arithmetic ran: it serves nothing that they count. ``kv_transfer_ns`` is what moving each prompt's KV
+    between replicas took.
     """
 
-    data: Samples | SampleColumns
+    kept: Samples | PricedRun
     steps: Sequence[StepLog]
+    summary: RunSummary
     memory: MemoryPlan
     compute: ComputeModel
     lookups: LookupCosts | None
@@ -61,8 +65,8 @@ class RunResult:
 
     @property
     def samples(self) -> Samples:
-        """The samples as a record keeps them; built from columns at each call."""
-        return self.data.to_samples() if isinstance(self.data, SampleColumns) else self.data
+        """The samples as a record keeps them; priced anew at each call where arithmetic ran."""
+        return self.kept.to_samples() if isinstance(self.kept, PricedRun) else self.kept
 
 
 def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:
@@ -92,12 +96,12 @@ def run(
     scenario = resolved.scenario
     memory = memory_plan(resolved, bound)
     require_fit(resolved, memory)
-    requests = requests_of(scenario.workload, scenario.seed)
-    check_requests_fit(requests, scenario.engine, memory.kv_capacity_tokens, memory.kv_bytes_per_token_per_rank)
+    shapes, kv_bytes = shapes_of(scenario.workload, scenario.seed), memory.kv_bytes_per_token_per_rank
+    prompts = shapes.prompt_tokens
+    check_requests_fit(prompts, shapes.output_tokens, scenario.engine, memory.kv_capacity_tokens, kv_bytes)
     if memory.prefill is not None:
-        prompts = tuple(replace(request, output_tokens=1) for request in requests)
         prompt_room = memory.prefill.kv_capacity_tokens
-        check_requests_fit(prompts, scenario.engine, prompt_room, memory.kv_bytes_per_token_per_rank)
+        check_requests_fit(prompts, np.ones_like(prompts), scenario.engine, prompt_room, kv_bytes)
     if ngrams is None:
         ngrams = request_ngrams(resolved)
     banded = at_row_width(resolved, bound)
@@ -116,8 +120,9 @@ def run(
             shared = _shared(fast.used_units, own, {} if lookups is None else lookups.kinds())
             is_device_path = resolved.placement.path == "device"
             return RunResult(
-                fast.samples,
                 fast.steps,
+                fast.steps,
+                fast.summary,
                 memory,
                 compute,
                 lookups,
@@ -129,17 +134,17 @@ def run(
         reason = fast
     if engine == "arithmetic":
         raise BadInput(f"engine 'arithmetic' cannot serve this scenario: {reason}")
-    return _by_events(resolved, bound, requests, memory, costs)
+    return _by_events(resolved, bound, memory, costs)
 
 
 def _by_events(
     resolved: ResolvedScenario,
     bound: Bound,
-    requests: tuple[Request, ...],
     memory: MemoryPlan,
     costs: list[StepCosts],
 ) -> RunResult:
     parallel, workload = resolved.scenario.parallel, resolved.scenario.workload
+    requests = requests_of(workload, resolved.scenario.seed)
     capacities: dict[str, float] = {}
     kinds: dict[str, ResourceKind] = {}
     for cost in costs:
@@ -176,9 +181,11 @@ def _by_events(
     steps = sorted(
         (step for replica in replicas for step in replica.steps), key=lambda step: (step.start_ns, step.replica)
     )
+    samples = _samples(source, steps, has_cache=resolved.placement.cache_gib > 0)
     return RunResult(
-        _samples(source, steps, has_cache=resolved.placement.cache_gib > 0),
+        samples,
         tuple(steps),
+        summary_of(samples, steps, len(costs[0].compute.layers_by_segment) - 1),
         memory,
         costs[0].compute,
         costs[0].lookups,

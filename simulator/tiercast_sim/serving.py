@@ -14,7 +14,7 @@ import numpy as np
 from tiercast_profiles.errors import InfeasibleScenario
 from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import Engine, Speculative
-from tiercast_profiles.workload import Request
+from tiercast_profiles.workload import Column, Request
 from tiercast_sim.kv_blocks import BlockTable, KvBlocks, blocks_of
 from tiercast_sim.serving_counts import ServingCounts
 from tiercast_sim.work import Chunk, StepPlan
@@ -54,20 +54,21 @@ class Finished:
 
 
 def check_requests_fit(
-    requests: tuple[Request, ...], engine: Engine, capacity_tokens: int, kv_bytes_per_token: float
+    prompt_tokens: Column, output_tokens: Column, engine: Engine, capacity_tokens: int, kv_bytes_per_token: float
 ) -> None:
-    """Refuse a workload with a request that no empty engine could hold.
+    """Refuse a workload with a request that no empty engine could hold; the columns are ``[num_requests] int64``.
 
     Raises:
         InfeasibleScenario: with the shortfall of the largest request.
     """
     block = engine.kv_block_tokens
-    largest = max(requests, key=lambda request: request.prompt_tokens + request.output_tokens)
-    tokens = blocks_of(largest.prompt_tokens + largest.output_tokens, block) * block
+    lengths = prompt_tokens + output_tokens
+    largest = int(lengths.argmax())
+    tokens = blocks_of(int(lengths[largest]), block) * block
     if tokens > capacity_tokens:
         shortfall_bytes = round((tokens - capacity_tokens) * kv_bytes_per_token)
         raise InfeasibleScenario(
-            f"request {largest.request_id} needs {tokens} KV tokens and the KV memory holds {capacity_tokens}; "
+            f"request {largest} needs {tokens} KV tokens and the KV memory holds {capacity_tokens}; "
             f"{shortfall_bytes} bytes short; shorten the requests, free device memory or use more ranks",
             shortfall_bytes,
         )

@@ -6,7 +6,6 @@ from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.record import PageCacheUse, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
-from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.text import load_text
 from tiercast_profiles.workload import workload_sha256
 from tiercast_sim.answers import kv_chain, offers, resources, time_spent
@@ -42,8 +41,7 @@ def simulate(
             others, notes = _baseline(resolved, name, tuple(runs))
             warnings += notes
             if others:
-                statistics = at_each(others, lambda result: SampleStatistics(result.data))
-                baselines[name] = at_each(statistics, lambda known: known.output_tokens_per_s)
+                baselines[name] = at_each(others, lambda result: result.summary.statistics.output_tokens_per_s)
                 in_hbm = others["nominal"] if name == "hbm" else in_hbm
     page_cache: PageCacheUse | None = None
     if resolved.placement.page_cache_residency_ratio > 0:

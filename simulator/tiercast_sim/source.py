@@ -6,13 +6,24 @@ from functools import lru_cache
 
 import simpy
 
-from tiercast_profiles.workload import Request, Workload, draw_requests
+from tiercast_profiles.workload import Request, RequestShapes, Workload, draw_requests, draw_shapes
 from tiercast_sim.clock import Clock
 
 
 def requests_of(workload: Workload, seed: int) -> tuple[Request, ...]:
     """Requests of a workload, drawn or read once for all bounds and baselines of a scenario."""
     return drawn(workload.model_dump_json(), seed, workload.stamp())
+
+
+def shapes_of(workload: Workload, seed: int) -> RequestShapes:
+    """Their arrivals and lengths alone, as columns, for those who need no requests one by one."""
+    return drawn_shapes(workload.model_dump_json(), seed, workload.stamp())
+
+
+@lru_cache(maxsize=2)
+def drawn_shapes(workload_json: str, seed: int, _stamp: tuple[int, int] | None) -> RequestShapes:
+    """As :func:`drawn`."""
+    return draw_shapes(Workload.model_validate_json(workload_json), seed)
 
 
 @lru_cache(maxsize=2)

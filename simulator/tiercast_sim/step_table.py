@@ -1,12 +1,13 @@
 """The steps of a run as columns that read like a sequence of step logs: built when looked at, eight bytes a number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
+from tiercast_profiles.columns import StepSampleColumns
 from tiercast_sim.step import LayerTimes, StepLog
 
 Column = npt.NDArray[np.int64]
@@ -36,33 +37,38 @@ class StepTable(Sequence[StepLog]):
     pre_ns: Column
     rows: Column
     layers: LayerColumns
+    replica: int = 0
 
     def __len__(self) -> int:
         return len(self.start_ns)
 
-    @property
-    def stall_ns(self) -> Column:
-        """All stalls of each step."""
-        return _over_layers(self.layers.stall_ns)
+    def since(self, first: int) -> "StepTable":
+        """The steps from ``first`` on."""
+        layers = LayerColumns(*(getattr(self.layers, part.name)[:, first:] for part in fields(LayerColumns)))
+        return StepTable(
+            start_ns=self.start_ns[first:],
+            duration_ns=self.duration_ns[first:],
+            prefill_tokens=self.prefill_tokens[first:],
+            decode_sequences=self.decode_sequences[first:],
+            pre_ns=self.pre_ns[first:],
+            rows=self.rows[first:],
+            layers=layers,
+            replica=self.replica,
+        )
 
-    @property
-    def lookup_ns(self) -> Column:
-        """All lookups of each step."""
-        return _over_layers(self.layers.service_ns)
-
-    @property
-    def rows_read(self) -> Column:
-        """Rows the tier delivered in each step."""
-        return _over_layers(self.layers.rows_read)
-
-    def median_decode_index(self) -> int:
-        """Index of the step of median length among those that only decode, or among all where none does."""
-        chosen = np.flatnonzero(self.prefill_tokens == 0)
-        if not len(chosen):
-            chosen = np.arange(len(self))
-        # Steps stand in the order of their starts, which a stable sort keeps among equals.
-        ordered = chosen[np.argsort(self.duration_ns[chosen], kind="stable")]
-        return int(ordered[(len(ordered) - 1) // 2])
+    def sample_columns(self) -> StepSampleColumns:
+        """What a record keeps of them."""
+        return StepSampleColumns(
+            start_ns=self.start_ns,
+            duration_ns=self.duration_ns,
+            prefill_tokens=self.prefill_tokens,
+            decode_sequences=self.decode_sequences,
+            stall_ns=_over_layers(self.layers.stall_ns),
+            lookup_ns=_over_layers(self.layers.service_ns),
+            rows=self.rows,
+            rows_read=_over_layers(self.layers.rows_read),
+            rows_hit=np.zeros(0, dtype=np.int64),
+        )
 
     @overload
     def __getitem__(self, index: int) -> StepLog: ...
@@ -89,7 +95,7 @@ class StepTable(Sequence[StepLog]):
             for layer in range(len(named.wanted_ns))
         )
         return StepLog(
-            replica=0,
+            replica=self.replica,
             start_ns=start_ns,
             duration_ns=int(self.duration_ns[index]),
             prefill_tokens=int(self.prefill_tokens[index]),

@@ -5,7 +5,6 @@ import math
 from tiercast_profiles.document import Bound
 from tiercast_profiles.record import PageCacheUse
 from tiercast_profiles.scenario import ResolvedScenario
-from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import GB, NS_PER_S
 from tiercast_sim.checked import positive
 from tiercast_sim.memory import drive_bytes, page_cache_bytes
@@ -28,17 +27,17 @@ def page_cache_use(resolved: ResolvedScenario, warm: Runs, cold: Runs) -> PageCa
     by_traffic: dict[Bound, float | None] = {}
     for bound, result in cold.items():
         ahead[bound] = size / (positive(drive, bound, "nvme.read_bandwidth_gb_per_s") * GB)
-        num_read = int(sum(result.data.steps.rows_read))
-        seconds = max(result.data.requests.finish_ns) / NS_PER_S
+        num_read = result.summary.rows_read
+        seconds = result.summary.elapsed_ns / NS_PER_S
         # Rows of every host together; the fullest has the largest share of the pages and as much of the reads.
         reads_per_s = num_read / seconds / result.memory.num_hosts
         by_traffic[bound] = -math.log1p(-ratio) * num_pages / reads_per_s if ratio < 1 and reads_per_s > 0 else None
-    throughput = at_each(cold, lambda result: SampleStatistics(result.data).output_tokens_per_s)
+    throughput = at_each(cold, lambda result: result.summary.statistics.output_tokens_per_s)
     return PageCacheUse(
         residency_ratio=ratio,
         host_resident_bytes=size,
         read_ahead_s=band(ahead),
         by_traffic_s=optional_band(by_traffic),
         cold_output_tokens_per_s=band(throughput),
-        warm_output_tokens_per_s=band(at_each(warm, lambda r: SampleStatistics(r.data).output_tokens_per_s)),
+        warm_output_tokens_per_s=band(at_each(warm, lambda r: r.summary.statistics.output_tokens_per_s)),
     )

@@ -1,5 +1,7 @@
 """Arithmetic on columns gives the run of the event engine, to the nanosecond, wherever it is chosen (INV-7)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +12,12 @@ from tiercast_profiles.hardware import ComputeTable
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
+from tiercast_sim import schedule_columns
 from tiercast_sim.compute import engram_sha256
 from tiercast_sim.compute_columns import distinct_of
 from tiercast_sim.fast_serving import needs_events
-from tiercast_sim.metrics import median_decode_step
 from tiercast_sim.run import run
+from tiercast_sim.run_summary import median_decode_step
 from tiercast_sim.schedule_columns import batches_of, longest_positions, schedule_of
 from tiercast_sim.serving import Scheduler
 from tiercast_sim.simulate import simulate
@@ -40,8 +43,10 @@ def same_run(resolved, bound="nominal"):
     fast, events = run(resolved, bound, engine="arithmetic"), run(resolved, bound, engine="events")
     assert fast.samples == events.samples
     assert tuple(fast.steps) == events.steps
-    assert median_decode_step(fast.steps) == median_decode_step(events.steps)
-    assert vars(SampleStatistics(fast.data)) == vars(SampleStatistics(events.samples))
+    ours, theirs = fast.summary, events.summary
+    assert vars(ours.statistics) == vars(theirs.statistics) == vars(SampleStatistics(events.samples))
+    assert replace(ours, statistics=None) == replace(theirs, statistics=None)
+    assert ours.median_decode == median_decode_step(events.steps)
     assert fast.compute.largest_step_tokens == events.compute.largest_step_tokens
     if fast.lookups is not None:
         assert fast.lookups.largest_rows_per_rank == events.lookups.largest_rows_per_rank
@@ -109,6 +114,33 @@ def test_random_closed_loops(
     )
     assert needs_events(resolved) is None
     same_run(resolved, bound)
+
+
+@settings(max_examples=100, deadline=None)
+@given(block=st.integers(1, 9), output=lengths, concurrency=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_a_run_is_the_same_in_blocks_of_any_size(sim_scenario, block, output, concurrency, seed):
+    resolved = sim_scenario(
+        {"tier": "dram", "path": "cpu_gather"},
+        backbone={"attention_window_tokens": 16},
+        workload={
+            "kind": "closed_loop",
+            "concurrency": concurrency,
+            "num_requests": 25,
+            "prompt_tokens": {"uniform": [1, 60]},
+            "output_tokens": output,
+        },
+        engine={"max_num_batched_tokens": 40, "max_num_seqs": 8, "kv_block_tokens": 4},
+        seed=seed,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_columns, "BLOCK_STEPS", block)
+        schedule_columns.forget()
+        try:
+            same_run(resolved)
+        finally:
+            schedule_columns.forget()
+    steps = run(resolved, "nominal").steps
+    assert (steps[-1], steps[2:9], steps[::3]) == (tuple(steps)[-1], tuple(steps)[2:9], tuple(steps)[::3])
 
 
 def table_of(resolved, statistic, generator):
@@ -182,7 +214,7 @@ def test_the_plan_is_that_of_the_scheduler_when_kv_is_scarce(prompt, output, con
     largest = max(request.prompt_tokens + request.output_tokens for request in requests)
     num_blocks = -(-largest // 4) + spare_blocks
     schedule = schedule_of(workload, seed, engine, num_blocks)
-    batches, (longest, longest_ended) = batches_of(schedule, 9), longest_positions(schedule)
+    batches, (longest, longest_ended) = batches_of(schedule, 9, 0, schedule.num_steps), longest_positions(schedule)
     scheduler = Scheduler(engine, num_blocks * 4, Speculative(), seed)
     waiting = list(requests[concurrency:])
     for request in requests[:concurrency]:

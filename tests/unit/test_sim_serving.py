@@ -1,5 +1,6 @@
 """The serving policy as stories: which tokens each step computes."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,7 +95,7 @@ def test_accepted_drafts_stop_at_the_first_failure_and_repeat():
 
 def test_a_request_that_can_never_fit_is_refused_with_its_shortfall():
     with pytest.raises(InfeasibleScenario, match="request 1 needs 24 KV tokens and the KV memory holds 16") as error:
-        check_requests_fit((Request(0, 0, 4, 4), Request(1, 0, 20, 3)), engine(), 16, 100.0)
+        check_requests_fit(np.array([4, 20]), np.array([4, 3]), engine(), 16, 100.0)
     assert error.value.shortfall_bytes == 800
 
 

@@ -10,8 +10,8 @@ from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import Scenario, combine
 from tiercast_profiles.store import load_hardware, load_model, load_prices
 from tiercast_sim.baselines import as_experts
-from tiercast_sim.metrics import median_decode_step
 from tiercast_sim.run import run
+from tiercast_sim.run_summary import median_decode_step
 from tiercast_sim.simulate import simulate
 
 CLOSED = {
