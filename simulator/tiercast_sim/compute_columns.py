@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tiercast_profiles.hardware import Component
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.compute_table import Line
 from tiercast_sim.schedule_columns import Batches, Column
 
 Times = npt.NDArray[np.float64]
 MARKS_PER_COUNT = 4  # a table this much longer than the column is still faster than a sort
+MOST_KEPT = 2**20  # counts beyond are priced each time
 EXACT = 2**53
 """Whole numbers below this are the same in float64; above it columns and Python's integers part."""
 
@@ -35,23 +37,54 @@ def distinct_of(counts: Column) -> tuple[Column, npt.NDArray[np.intp]]:
     return np.flatnonzero(is_there).astype(np.int64), place[counts]
 
 
+class CountPrices:
+    """Prices that depend on a count alone: each count is priced once a run."""
+
+    def __init__(self, price: Callable[[int], float]) -> None:
+        self._price = price
+        self._known = np.full(0, np.nan)
+
+    def of(self, distinct: Column) -> Times:
+        """Prices of ascending counts."""
+        size = int(distinct[-1]) + 1
+        if size > MOST_KEPT:
+            return np.array([self._price(count) for count in distinct.tolist()], dtype=np.float64)
+        if size > len(self._known):
+            more = np.full(max(size, 2 * len(self._known)) - len(self._known), np.nan)
+            self._known = np.concatenate((self._known, more))
+        unknown = distinct[np.isnan(self._known[distinct])]
+        if len(unknown):
+            self._known[unknown] = [self._price(count) for count in unknown.tolist()]
+        return self._known[distinct]
+
+
 class Counts:
-    """A column of counts whose prices depend on nothing else: each distinct count is priced once."""
+    """A column of counts, as its distinct values, where each stands, and how often it comes."""
 
     def __init__(self, counts: Column) -> None:
         self.distinct, self.where = distinct_of(counts)
         self._how_often = np.bincount(self.where)
 
-    def price(self, price: Callable[[int], float]) -> Times:
-        """``price`` of every count."""
-        return self._prices(price)[self.where]
+    def total(self, prices: Times) -> float:
+        """The sum over all counts of what each distinct one is priced at."""
+        return float((prices * self._how_often).sum())
 
-    def total(self, price: Callable[[int], float]) -> float:
-        """The sum of ``price`` over all of them."""
-        return float((self._prices(price) * self._how_often).sum())
 
-    def _prices(self, price: Callable[[int], float]) -> Times:
-        return np.array([price(count) for count in self.distinct.tolist()], dtype=np.float64)
+class ComputePrices:
+    """What the compute of a step has that depends on a count alone."""
+
+    def __init__(self, compute: ComputeModel) -> None:
+        def tokenwise(component: Component) -> CountPrices:
+            return CountPrices(lambda count: compute.tokenwise_ns(component, count))
+
+        self.compute = compute
+        self.linear = CountPrices(lambda count: compute.linear_ns(count, is_late=False))
+        self.late_linear = CountPrices(lambda count: compute.linear_ns(count, is_late=True))
+        self.overhead, self.embed, self.head = tokenwise("step_overhead"), tokenwise("embed"), tokenwise("head")
+        self.hash, self.issue = tokenwise("hash"), tokenwise("lookup_issue")
+        self.module, self.over_ranks = tokenwise("engram_module"), CountPrices(compute.over_ranks_ns)
+        self.reduce = CountPrices(lambda count: compute.reduce_ns(count, 0))
+        self.late_reduce = CountPrices(lambda count: compute.reduce_ns(0, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +100,13 @@ class ComputeColumns:
 
 
 def step_columns(
-    compute: ComputeModel, batches: Batches, longest: tuple[Column, Column] | None
+    prices: ComputePrices, batches: Batches, longest: tuple[Column, Column] | None
 ) -> ComputeColumns | None:
     """Compute of the steps of ``batches``; ``longest`` is needed where :func:`needs_longest` says so.
 
     None where whole numbers outgrow float64, so that only the step-by-step form is exact.
     """
+    compute = prices.compute
     if largest_product(compute, batches) >= EXACT:
         return None
     num_steps = len(batches.num_decodes)
@@ -80,7 +114,7 @@ def step_columns(
     samples = Counts(batches.num_decodes + batches.num_ended)
     compute.note_tokens(int(tokens.distinct[-1]))
     decode_ns, ended_ns = _attention_decode(compute, batches, longest)
-    linear_ns = tokens.price(lambda count: compute.linear_ns(count, is_late=False))
+    linear_ns = prices.linear.of(tokens.distinct)[tokens.where]
     early_ns = linear_ns + decode_ns
     # Chunks of a step are added one after another, as the scalar form does: sums of floats depend on their order.
     chunk_ns = _attention_prefill(compute, batches)
@@ -90,34 +124,32 @@ def step_columns(
         early_ns[batches.chunk_step[chosen]] += chunk_ns[chosen]
     late_linear_ns = late_ns = np.zeros(num_steps)
     if compute.has_late_layers:
-        late_linear_ns = samples.price(lambda count: compute.linear_ns(count, is_late=True))
+        late_linear_ns = prices.late_linear.of(samples.distinct)[samples.where]
         late_ns = late_linear_ns + decode_ns + ended_ns
     sequences = Counts(batches.num_decodes + batches.num_chunks)
-    overhead_ns = pre_ns = sequences.price(lambda count: compute.tokenwise_ns("step_overhead", count))
+    overhead_ns = pre_ns = prices.overhead.of(sequences.distinct)[sequences.where]
     module_ns = np.zeros(num_steps)
     hash_ns = issue_ns = over_ranks_ns = 0.0
     if compute.has_engram:
-        pre_ns = pre_ns + tokens.price(
-            lambda count: compute.tokenwise_ns("hash", count) + compute.tokenwise_ns("lookup_issue", count)
-        )
-        module_ns = tokens.price(compute.module_ns)
-        hash_ns = tokens.total(lambda count: compute.tokenwise_ns("hash", count))
-        issue_ns = tokens.total(lambda count: compute.tokenwise_ns("lookup_issue", count))
-        over_ranks_ns = tokens.total(compute.over_ranks_ns)
+        hashes, issues = prices.hash.of(tokens.distinct), prices.issue.of(tokens.distinct)
+        over_ranks = prices.over_ranks.of(tokens.distinct)
+        pre_ns = pre_ns + (hashes + issues)[tokens.where]
+        module_ns = (prices.module.of(tokens.distinct) + over_ranks)[tokens.where]
+        hash_ns, issue_ns, over_ranks_ns = tokens.total(hashes), tokens.total(issues), tokens.total(over_ranks)
     segments = [
         num_early * early_ns + num_late * late_ns + (module_ns if index else 0.0)
         for index, (num_early, num_late) in enumerate(compute.layers_by_segment)
     ]
-    embed_ns = tokens.price(lambda count: compute.tokenwise_ns("embed", count))
-    head_ns = samples.price(lambda count: compute.tokenwise_ns("head", count))
+    embed_ns = prices.embed.of(tokens.distinct)[tokens.where]
+    head_ns = prices.head.of(samples.distinct)[samples.where]
     segments[0] = segments[0] + embed_ns
     segments[-1] = segments[-1] + head_ns
     priced = np.array([pre_ns, *segments])
     if not np.all(priced < EXACT):  # infinite, or not a number, or beyond whole numbers
         return None
-    reduce_ns = tokens.total(lambda count: compute.reduce_ns(count, 0))
+    reduce_ns = tokens.total(prices.reduce.of(tokens.distinct))
     if compute.num_late:
-        reduce_ns += samples.total(lambda count: compute.reduce_ns(0, count))
+        reduce_ns += samples.total(prices.late_reduce.of(samples.distinct))
     num_modules = len(compute.layers_by_segment) - 1
     parts_ns = (
         float(overhead_ns.sum()),

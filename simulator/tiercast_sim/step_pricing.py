@@ -11,7 +11,7 @@ from tiercast_profiles.document import Bound
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import NS_PER_S
 from tiercast_sim.compute import ComputeModel
-from tiercast_sim.compute_columns import distinct_of, needs_longest, step_columns
+from tiercast_sim.compute_columns import ComputePrices, distinct_of, needs_longest, step_columns
 from tiercast_sim.interference_columns import LookupColumns, interfering_columns
 from tiercast_sim.links import lone_speed
 from tiercast_sim.maxplus import StepColumns
@@ -46,7 +46,7 @@ class StepPricer:
         replica: int = 0,
     ) -> None:
         placement = resolved.placement
-        self._compute, self._schedule, self._replica = compute, schedule, replica
+        self._prices, self._schedule, self._replica = ComputePrices(compute), schedule, replica
         self._window = resolved.model.backbone.attention_window_tokens
         self._longest = longest_positions(schedule) if needs_longest(compute) else None
         self._prefetch = placement.prefetch
@@ -69,7 +69,7 @@ class StepPricer:
         longest = None
         if self._longest is not None:
             longest = (self._longest[0][first:last], self._longest[1][first:last])
-        compute = step_columns(self._compute, batches, longest)
+        compute = step_columns(self._prices, batches, longest)
         if compute is None:
             return None
         pre_ns, segments_ns, tokens = compute.pre_ns, compute.segments_ns, batches.num_tokens
@@ -149,6 +149,7 @@ class LookupPrices:
         self._lookups = lookups
         self._beside = speed_beside_compute
         self._capacities = lookups.capacities()
+        self._works: dict[int, tuple[LookupWork, LookupWork]] = {}
         self._known: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._how_often: dict[int, int] = {}
 
@@ -164,7 +165,9 @@ class LookupPrices:
         """The six numbers of :class:`_LookupColumns`, of the first lookup and of the others."""
         known = self._known.get(num_tokens)
         if known is None:
-            first, rest = self._works(num_tokens)
+            num_rows = num_tokens * self._lookups.rows_per_token
+            first, rest = self._lookups.lookup(num_rows, 0, num_tokens), self._lookups.lookup(num_rows, 0, 0)
+            self._works[num_tokens] = (first, rest)
             known = self._known[num_tokens] = (self._numbers(first), self._numbers(rest))
         return known
 
@@ -178,15 +181,11 @@ class LookupPrices:
         """Units the lookups of all noted steps take of each shared resource."""
         used = dict.fromkeys(self._capacities, 0.0)
         for count, times in sorted(self._how_often.items()):
-            first, rest = self._works(count)
+            first, rest = self._works[count]
             for work, num_lookups in ((first, times), (rest, times * (num_layers - 1))):
                 for resource, units in work.usage:
                     used[resource] += units * work.duration_ns / NS_PER_S * num_lookups
         return used
-
-    def _works(self, num_tokens: int) -> tuple[LookupWork, LookupWork]:
-        num_rows = num_tokens * self._lookups.rows_per_token
-        return self._lookups.lookup(num_rows, 0, num_tokens), self._lookups.lookup(num_rows, 0, 0)
 
     def _numbers(self, work: LookupWork) -> tuple[int, ...]:
         # Nobody else on the shared things: a lookup keeps the speed that its own ranks leave each other.
