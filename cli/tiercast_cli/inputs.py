@@ -31,8 +31,8 @@ def load_scenario(name_or_path: str) -> "Scenario":
     return store.load_scenario(name_or_path)
 
 
-def resolve(name_or_path: str, profile: str | None = None) -> "ResolvedScenario":
-    """A scenario with its documents loaded; ``profile`` takes the place of the hardware it names.
+def resolve(name_or_path: str, profile: str | None = None, prices: str | None = None) -> "ResolvedScenario":
+    """A scenario with its documents loaded; ``profile`` and ``prices`` take the place of what it names.
 
     Raises:
         FileProblem: a file is missing; for a profile the message says how to make one.
@@ -40,6 +40,8 @@ def resolve(name_or_path: str, profile: str | None = None) -> "ResolvedScenario"
     scenario = load_scenario(name_or_path)
     if profile is not None:
         scenario = scenario.model_copy(update={"hardware": profile})
+    if prices is not None:
+        scenario = scenario.model_copy(update={"prices": prices})
     return resolve_scenario(scenario, name_or_path)
 
 

@@ -25,6 +25,12 @@ ProfileFile = Annotated[
         "--profile", metavar="FILE", help="Hardware profile that takes the place of the hardware the scenario names."
     ),
 ]
+PricesName = Annotated[
+    str | None,
+    typer.Option(
+        "--prices", metavar="NAME", help="A shipped price book or a file, in the place of the one the scenario names."
+    ),
+]
 Repeats = Annotated[
     int, typer.Option("--repeats", min=1, max=1000, metavar="N", help="Run N times; the spread becomes the interval.")
 ]

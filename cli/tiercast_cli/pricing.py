@@ -2,10 +2,11 @@
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from tiercast_plan.api_price import ApiComparison, ApiPrice, against_api
 from tiercast_plan.capacity import Infeasible, check_capacity
-from tiercast_plan.cost import CostReport, cost_per_mtok
+from tiercast_plan.cost import CostReport, MoneyInterval, at_dram_scenarios, every_tenure
 from tiercast_profiles.errors import InfeasibleScenario
 from tiercast_profiles.hardware import TIERS
 from tiercast_profiles.record import Metrics, RunRecord
@@ -20,6 +21,8 @@ class PricedRow:
     """One placement: what it is predicted to do and what that costs, or why it does not fit.
 
     ``is_calibrated`` is true when the lookup curve it rests on was measured; None where there is no lookup.
+    ``cost`` is rented; ``owned`` are the other tenures the book can price; ``dram_scenarios_usd_per_mtok`` is the cost
+    of all tokens, rented, at each DRAM price the book keeps. ``api`` sets it beside a price the user gave.
     """
 
     name: str
@@ -30,6 +33,9 @@ class PricedRow:
     cost: CostReport | None
     infeasible_reason: str | None
     shortfall_bytes: int
+    owned: tuple[CostReport, ...] = ()
+    dram_scenarios_usd_per_mtok: dict[str, MoneyInterval] = field(default_factory=dict)
+    api: ApiComparison | None = None
 
 
 def placements(scenarios: Sequence[Named]) -> list[Named]:
@@ -54,16 +60,20 @@ def placements(scenarios: Sequence[Named]) -> list[Named]:
     return rows
 
 
-def price_all(scenarios: Sequence[Named], report: Callable[[str, float], None]) -> list[PricedRow]:
+def price_all(
+    scenarios: Sequence[Named], report: Callable[[str, float], None], api_price: ApiPrice | None = None
+) -> list[PricedRow]:
     """Predict and price each."""
     rows = []
     for index, (name, resolved) in enumerate(scenarios):
         report(name, index / len(scenarios))
-        rows.append(price(name, resolved)[0])
+        rows.append(price(name, resolved, api_price)[0])
     return rows
 
 
-def price(name: str, resolved: ResolvedScenario) -> tuple[PricedRow, RunRecord | None]:
+def price(
+    name: str, resolved: ResolvedScenario, api_price: ApiPrice | None = None
+) -> tuple[PricedRow, RunRecord | None]:
     """Predict and price one scenario; the record is None where it does not fit."""
     verdict = check_capacity(resolved)
     if isinstance(verdict, Infeasible):
@@ -72,8 +82,16 @@ def price(name: str, resolved: ResolvedScenario) -> tuple[PricedRow, RunRecord |
         record = simulate(resolved)
     except InfeasibleScenario as error:
         return _row(name, resolved, reason=str(error), shortfall_bytes=error.shortfall_bytes), None
-    cost = cost_per_mtok(resolved, record, today=datetime.datetime.now(tz=datetime.UTC).date())
-    return _row(name, resolved, metrics=record.metrics, cost=cost), record
+    costs = every_tenure(resolved, record, today=datetime.datetime.now(tz=datetime.UTC).date())
+    row = replace(
+        _row(name, resolved, metrics=record.metrics, cost=costs[0]),
+        owned=costs[1:],
+        dram_scenarios_usd_per_mtok={
+            scenario: cost.usd_per_mtok["total"] for scenario, cost in at_dram_scenarios(resolved, record).items()
+        },
+        api=None if api_price is None else against_api(costs[0], record.metrics, api_price),
+    )
+    return row, record
 
 
 def check_any_fits(rows: Sequence[PricedRow]) -> None:

@@ -15,6 +15,9 @@ def rows(results: "Sequence[PricedRow]") -> None:
     """Throughput, penalty, KV room and cost of each placement, then the lines of the bill."""
     comparison(results)
     bill(results)
+    tenures(results)
+    dram_scenarios(results)
+    api(results)
     warnings = dict.fromkeys(warning for row in results if row.cost is not None for warning in row.cost.warnings)
     for warning in warnings:
         render.line(views.WARNING_SIGN + warning)
@@ -64,12 +67,55 @@ def bill(results: "Sequence[PricedRow]") -> None:
     priced = [(row.name, row.cost) for row in results if row.cost is not None]
     if not priced:
         return
-    names = [line.name for line in priced[0][1].lines]
-    cells = [[name, *(usd(line.usd_per_hour) for line in cost.lines), usd(cost.usd_per_hour)] for name, cost in priced]
+    names = [line.name for line in priced[0][1].lines if line.name != "colocation"]  # only owners pay it
+    cells = [
+        [name, *(usd(cost.line(line).usd_per_hour) for line in names), usd(cost.usd_per_hour)] for name, cost in priced
+    ]
     render.table("USD per hour", ["placement", *names, "sum"], cells)
     first = priced[0][1]
     served = f"the fleet serves {100 * first.utilization_ratio:g} % of the time"
     render.line(f"price book {first.price_book}: {first.offer}; {served}")
+
+
+def tenures(results: "Sequence[PricedRow]") -> None:
+    """Rented and owned side by side, USD per million tokens of all kinds; the bill of what is owned line by line."""
+    priced = [(row.name, (row.cost, *row.owned)) for row in results if row.cost is not None and row.owned]
+    if not priced:
+        return
+    kinds = list(dict.fromkeys(cost.tenure for _, costs in priced for cost in costs))
+    cells = []
+    for name, costs in priced:
+        known = {cost.tenure: cost for cost in costs}
+        prices = [usd(known[kind].usd_per_mtok["total"].value) if kind in known else render.UNKNOWN for kind in kinds]
+        cells.append([name, *prices])
+    heads = [kind.replace("own_", "own,\n") for kind in kinds]
+    render.table("USD/Mtok, all tokens, rented and owned", ["placement", *heads], cells)
+    bought = [(name, cost) for name, costs in priced for cost in costs if cost.tenure == "owned"]
+    if bought:
+        names = [line.name for line in bought[0][1].lines]
+        cells = [[name, *(usd(cost.line(line).usd_per_hour) for line in names)] for name, cost in bought]
+        render.table("USD per hour, owned", ["placement", *names], cells)
+
+
+def dram_scenarios(results: "Sequence[PricedRow]") -> None:
+    """USD per million tokens at each DRAM price the book keeps."""
+    known = [row for row in results if row.dram_scenarios_usd_per_mtok]
+    if not known:
+        return
+    names = list(known[0].dram_scenarios_usd_per_mtok)
+    cells = [[row.name, *(usd(row.dram_scenarios_usd_per_mtok[name].value) for name in names)] for row in known]
+    heads = [name.replace("-contract", "\ncontract").replace("-spot", "\nspot") for name in names]
+    render.table("USD/Mtok, all tokens, rented, by DRAM price", ["placement", *heads], cells)
+
+
+def api(results: "Sequence[PricedRow]") -> None:
+    """One line per placement beside the API price that was given."""
+    for row in results:
+        if row.api is not None:
+            render.line(
+                f"{row.name}: {usd(row.api.own_usd_per_mtok)} USD/Mtok, {row.api.own_of_api_ratio:.3f} x the API price "
+                f"of {usd(row.api.api_usd_per_mtok)} on this mix of tokens"
+            )
 
 
 def usd(amount: Decimal) -> str:

@@ -16,7 +16,17 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from tiercast_plan.bill import QUANTUM, HourlyLine, LineName, LineUnit, all_in_power_kw, hourly_bill, num_table_copies
+from tiercast_plan.bill import (
+    QUANTUM,
+    HourlyLine,
+    LineName,
+    LineUnit,
+    all_in_power_kw,
+    hourly_bill,
+    num_table_copies,
+    tenures_of,
+)
+from tiercast_plan.ownership import Tenure
 from tiercast_plan.price_evidence import PriceEvidence, age_warnings, evidence_of
 from tiercast_profiles.document import Strict
 from tiercast_profiles.errors import BadInput
@@ -30,9 +40,10 @@ TOKEN_KINDS: tuple[TokenKind, ...] = ("total", "input", "output")
 
 
 class CostLine(Strict):
-    """One line of the bill. ``amount`` counts ``unit``: devices, GB bought (1 GB = 1e9 bytes), or kW.
+    """One line of the bill. ``amount`` counts ``unit``: devices, GB bought (1 GB = 1e9 bytes), kW or network ports.
 
-    ``is_included``: the device price already pays for it, so it adds nothing.
+    ``is_included``: the device price already pays for it, so it adds nothing. ``usd_per_copy_hour`` is a memory line's
+    share of one copy of the tables, staging buffers spread over the copies; None where it holds no copy.
     """
 
     name: LineName
@@ -42,6 +53,7 @@ class CostLine(Strict):
     note: str
     usd_per_hour: Decimal
     usd_per_mtok: dict[TokenKind, Decimal]
+    usd_per_copy_hour: Decimal | None = None
 
 
 class MoneyInterval(Strict):
@@ -58,6 +70,7 @@ class CostReport(Strict):
     hardware_name: str
     model_name: str
     price_book: str
+    tenure: Tenure
     offer: str
     num_devices: int
     num_hosts: int
@@ -84,23 +97,26 @@ class CostReport(Strict):
         return next(line for line in self.lines if line.name == name)
 
 
-def cost_per_mtok(resolved: ResolvedScenario, record: RunRecord, *, today: datetime.date | None = None) -> CostReport:
+def cost_per_mtok(
+    resolved: ResolvedScenario, record: RunRecord, *, today: datetime.date | None = None, tenure: Tenure = "rental"
+) -> CostReport:
     """Price a run of a scenario with the scenario's price book.
 
     ``today`` is what prices are aged against; without it nothing is said about their age. No clock is read here.
 
     Raises:
-        NoDevicePrice: the book has no price for this hardware.
+        NoDevicePrice: the book has no price for this hardware under the tenure.
         BadInput: the record is of another deployment, or lacks input or output tokens.
     """
     _check_same_deployment(resolved, record)
     prices, plan = resolved.prices, memory_plan(resolved)
     key = prices.device_key(resolved.hardware.name, resolved.hardware.device.product_name)
     rates = _tokens_per_s(record)
-    bill = hourly_bill(resolved, plan, key)
+    bill = hourly_bill(resolved, plan, key, tenure)
     lines = tuple(_cost_line(line, rates, prices.utilization_ratio) for line in bill)
     power_w = float(all_in_power_kw(resolved, key) * 1000)
-    paid = [line.price_path for line in bill if line.usd_per_hour > 0]
+    paid = [path for line in bill if line.usd_per_hour > 0 for path in line.price_paths]
+    unpriced = tuple(f"{line.name}: {line.note}" for line in bill if line.amount and not line.price_paths)
     conventions = [f"devices.{key}.all_in_power_kw", "utilization_ratio"]
     if any(line.unit == "GB" and line.usd_per_hour > 0 for line in bill):
         conventions.append("amortisation_years")
@@ -108,7 +124,8 @@ def cost_per_mtok(resolved: ResolvedScenario, record: RunRecord, *, today: datet
         hardware_name=resolved.hardware.name,
         model_name=resolved.model.name,
         price_book=prices.name,
-        offer=prices.devices[key].offer,
+        tenure=tenure,
+        offer=bill[0].note,
         num_devices=plan.num_ranks,
         num_hosts=plan.num_hosts,
         num_table_copies=num_table_copies(plan),
@@ -118,8 +135,31 @@ def cost_per_mtok(resolved: ResolvedScenario, record: RunRecord, *, today: datet
         usd_per_mtok={kind: _interval(lines, kind, _throughput(record, kind)) for kind in TOKEN_KINDS},
         joules_per_token={kind: power_w / float(rates[kind]) for kind in TOKEN_KINDS},
         evidence=tuple(evidence_of(prices, path) for path in [*paid, *conventions]),
-        warnings=age_warnings(prices, paid, today),
+        warnings=(*unpriced, *age_warnings(prices, paid, today)),
     )
+
+
+def every_tenure(
+    resolved: ResolvedScenario, record: RunRecord, *, today: datetime.date | None = None
+) -> tuple[CostReport, ...]:
+    """The run priced in every way the book knows for this device, rental first.
+
+    Raises:
+        NoDevicePrice: the book has no price for this hardware.
+    """
+    key = resolved.prices.device_key(resolved.hardware.name, resolved.hardware.device.product_name)
+    return tuple(
+        cost_per_mtok(resolved, record, today=today, tenure=tenure) for tenure in tenures_of(resolved.prices, key)
+    )
+
+
+def at_dram_scenarios(resolved: ResolvedScenario, record: RunRecord) -> dict[str, CostReport]:
+    """The run priced at each DRAM price the book keeps, by its name; device prices stay those of today."""
+    found = {}
+    for name, price in resolved.prices.dram_scenarios_usd_per_gb.items():
+        prices = resolved.prices.model_copy(update={"dram_usd_per_gb": price})
+        found[name] = cost_per_mtok(resolved.model_copy(update={"prices": prices}), record)
+    return found
 
 
 def _check_same_deployment(resolved: ResolvedScenario, record: RunRecord) -> None:
@@ -163,6 +203,7 @@ def _cost_line(line: HourlyLine, rates: dict[TokenKind, Decimal], utilization_ra
         usd_per_mtok={
             kind: (line.usd_per_hour / (rates[kind] * mtok_per_hour)).quantize(QUANTUM) for kind in TOKEN_KINDS
         },
+        usd_per_copy_hour=(line.usd_per_hour / line.num_copies).quantize(QUANTUM) if line.num_copies else None,
     )
 
 

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 from pydantic import Field
 
-from tiercast_profiles.document import Document, Strict
+from tiercast_profiles.document import Document, Grown, Strict
 from tiercast_profiles.errors import NoDevicePrice
 
 
@@ -24,11 +24,45 @@ class DevicePrice(Strict):
     product_names: tuple[str, ...] = ()
 
 
-class PriceBook(Document):
+class OwnedDevice(Strict):
+    """What buying one device costs, with its share of node, network and site where the source counts them in."""
+
+    capital_usd_per_device: Decimal = Field(gt=0)
+    offer: str
+
+
+class Ownership(Strict):
+    """Terms of owning: capital, its cost and life, where the devices stand.
+
+    ``power_includes_cooling``: the book's ``all_in_power_kw`` is provisioned power with cooling inside; then
+    ``power_usage_effectiveness`` (PUE) only takes the cooling out of it for the colocation bill.
+    """
+
+    discount_ratio: Decimal = Field(ge=0, le=1)
+    life_years: Decimal = Field(gt=0, le=100)
+    residual_ratio: Decimal = Field(ge=0, lt=1)
+    colocation_usd_per_kw_month: Decimal = Field(ge=0)
+    power_usage_effectiveness: Decimal = Field(ge=1, le=10)
+    power_includes_cooling: bool
+    devices: dict[str, OwnedDevice]
+
+
+class OwnRate(Strict):
+    """A published all-in cost of owning one device for an hour, by kind of owner."""
+
+    hyperscaler_usd_per_device_hour: Decimal = Field(gt=0)
+    neocloud_usd_per_device_hour: Decimal = Field(gt=0)
+
+
+class PriceBook(Document, Grown):
     """Prices with evidence; ``as_of`` dates live in the sources.
 
     Memory and storage are bought: ``…_usd_per_gb`` over ``amortisation_years`` in a straight line.
+    ``dram_scenarios_usd_per_gb`` are DRAM prices of other times, by name; ``network_usd_per_port`` is what one host's
+    port to a remote pool costs, None where no price is known.
     """
+
+    added_fields = frozenset({"ownership", "own_rates", "dram_scenarios_usd_per_gb", "network_usd_per_port"})
 
     devices: dict[str, DevicePrice]
     dram_usd_per_gb: Decimal = Field(gt=0)
@@ -37,6 +71,10 @@ class PriceBook(Document):
     amortisation_years: Decimal = Field(gt=0)
     energy_usd_per_kwh: Decimal = Field(gt=0)
     utilization_ratio: float = Field(gt=0, le=1)
+    ownership: Ownership | None = None
+    own_rates: dict[str, OwnRate] = {}
+    dram_scenarios_usd_per_gb: dict[str, Decimal] = {}
+    network_usd_per_port: Decimal | None = Field(default=None, gt=0)
 
     def device_key(self, hardware_name: str, product_name: str) -> str:
         """Key in ``devices`` of a hardware profile: its own name, else the one that lists its product.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tiercast_plan.cost import TOKEN_KINDS, CostReport, cost_per_mtok
+from tiercast_plan.api_price import against_api, parse_api_price
+from tiercast_plan.cost import TOKEN_KINDS, CostReport, cost_per_mtok, every_tenure
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, NoDevicePrice
 from tiercast_profiles.record import Metric, Metrics, Percentiles, Provenance, RunRecord
@@ -114,6 +115,71 @@ def test_the_worked_example_of_the_docs():
     assert report.line("energy").usd_per_hour == 0
 
 
+def test_the_owned_example_of_the_docs():
+    resolved = _resolved(hardware="h100-sxm")
+    report = cost_per_mtok(resolved, _record(resolved), tenure="owned")
+    found = {
+        f"own {line.name}": [line.usd_per_hour, *(line.usd_per_mtok[kind] for kind in TOKEN_KINDS)]
+        for line in report.lines
+    }
+    found["own sum"] = [report.usd_per_hour, *(report.usd_per_mtok[kind].value for kind in TOKEN_KINDS)]
+    rows = [line.strip("| \n").split("|") for line in DOC.read_text(encoding="utf-8").splitlines() if "| own " in line]
+    documented = {row[0].strip(): [Decimal(cell.strip()) for cell in row[1:]] for row in rows}
+    assert set(documented) == {"own devices", "own colocation", "own dram", "own energy", "own sum"}
+    for name, numbers in documented.items():
+        assert [number.quantize(Decimal("0.000001")) for number in found[name]] == numbers
+    assert sum(line.usd_per_hour for line in report.lines) == report.usd_per_hour
+    by_path = {item.path for item in report.evidence}
+    assert {"ownership.residual_ratio", "ownership.devices.h100-sxm.capital_usd_per_device"} <= by_path
+
+
+def test_cooling_is_counted_once_however_the_power_is_stated():
+    resolved = _resolved(hardware="h100-sxm")
+    record, terms = _record(resolved), resolved.prices.ownership
+    bare = {key: price.model_copy(update={"all_in_power_kw": 1.384}) for key, price in resolved.prices.devices.items()}
+    prices = resolved.prices.model_copy(
+        update={"devices": bare, "ownership": terms.model_copy(update={"power_includes_cooling": False})}
+    )
+    other = cost_per_mtok(resolved.model_copy(update={"prices": prices}), record, tenure="owned")
+    assert other.lines == cost_per_mtok(resolved, record, tenure="owned").lines
+
+
+def test_every_tenure_the_book_knows_is_priced_side_by_side():
+    for hardware, owned in (("h100-sxm", ["owned"]), ("h200-sxm", [])):
+        resolved = _resolved(hardware=hardware)
+        found = every_tenure(resolved, _record(resolved))
+        assert [report.tenure for report in found] == ["rental", *owned, "own_hyperscaler", "own_neocloud"]
+    assert found[1].line("devices").usd_per_hour == 8 * Decimal("1.41")
+    with pytest.raises(NoDevicePrice, match=r"ownership' has no device price for hardware 'h200-sxm'; it has: gb200"):
+        cost_per_mtok(resolved, _record(resolved), tenure="owned")
+
+
+def test_ports_to_a_pool_are_paid_for_or_missed_aloud():
+    resolved = _resolved({"tier": "pool"}, data=2)
+    assert any("network_usd_per_port" in warning for warning in _cost(resolved).warnings)
+    evidence = {**resolved.prices.evidence, "network_usd_per_port": "cxl"}
+    priced = _cost(_with_prices(resolved, network_usd_per_port=Decimal(1752), evidence=evidence))
+    assert priced.line("network").usd_per_hour == 2 * Decimal("0.05")
+    assert not any("not in this bill" in warning for warning in priced.warnings)
+
+
+def test_an_api_price_is_blended_by_the_mix_of_the_run():
+    resolved = _resolved()
+    record = _record(resolved)
+    found = against_api(_cost(resolved), record.metrics, parse_api_price("0.10, 0.60"))
+    assert found.api_usd_per_mtok == Decimal("0.3")
+    assert found.own_of_api_ratio == Decimal("1.195901")
+    for text in ("", "free", "0", "1,2,3", "nan"):
+        with pytest.raises(BadInput, match="API price"):
+            parse_api_price(text)
+
+
+def test_each_copy_has_its_price():
+    report = _cost(_resolved({"tier": "dram", "replication": "per_numa"}))
+    assert report.line("dram").usd_per_copy_hour == report.line("dram").usd_per_hour / 2
+    assert report.line("nvme").usd_per_copy_hour is None
+
+
 def test_the_dram_scenarios_of_the_docs():
     text = DOC.read_text(encoding="utf-8")
     for usd_per_gb in (4, 11, 20, 32):
@@ -125,7 +191,8 @@ def test_the_dram_scenarios_of_the_docs():
 
 def test_lines_add_up_exactly_and_every_line_is_there():
     report = _cost(_resolved({"tier": "nvme"}), total=12_345.678, output=9_876.543)
-    assert [line.name for line in report.lines] == ["devices", "dram", "pool", "cxl", "nvme", "energy"]
+    names = ["devices", "colocation", "dram", "pool", "cxl", "nvme", "network", "energy"]
+    assert [line.name for line in report.lines] == names
     assert sum(line.usd_per_hour for line in report.lines) == report.usd_per_hour
     for kind in TOKEN_KINDS:
         assert sum(line.usd_per_mtok[kind] for line in report.lines) == report.usd_per_mtok[kind].value

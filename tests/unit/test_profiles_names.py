@@ -48,6 +48,10 @@ SUFFIXES = (
     "_per_kwh",
     "_per_hour",
     "_per_device_hour",
+    "_per_device",
+    "_per_copy_hour",
+    "_per_kw_month",
+    "_per_port",
     "_per_mtok",
 )
 ALLOWED = {
@@ -75,6 +79,7 @@ ALLOWED = {
     "concurrency": "requests in flight, as load generators call it",
     "preemptions_per_request": "a count over a count",
     "prefill": "replicas, beside data, as engines call the roles",
+    "power_usage_effectiveness": "PUE, as data centres call it: at least 1",
     "burstiness": "the shape of a gamma law, as vLLM calls it",
     "trace_speedup": "a factor without unit, which may exceed 1",
     "tensor": "ranks, as serving engines call it",

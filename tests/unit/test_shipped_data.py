@@ -254,12 +254,19 @@ def test_engram_27b_is_the_paper_table():
 def test_prices_are_the_quoted_ones_and_nothing_else_is_priced():
     book = store.load_prices("default")
     assert {key: price.usd_per_device_hour for key, price in book.devices.items()} == {
+        "h100-sxm": Decimal("1.30"),
         "h200-sxm": Decimal("1.60"),
+        "b200-sxm": Decimal("2.90"),
+        "b300-sxm": Decimal("3.48"),
         "gb200": Decimal("3.30"),
+        "gb300": Decimal("3.96"),
+        "mi300x": Decimal("1.55"),
+        "mi325x": Decimal("1.80"),
+        "mi355x": Decimal("2.10"),
     }
     assert book.device_key("my-measured-box", "NVIDIA H200") == "h200-sxm"
     with pytest.raises(
-        NoDevicePrice, match=r"no device price for hardware 'h800-sxm'; it has: gb200, h200-sxm"
+        NoDevicePrice, match=r"no device price for hardware 'h800-sxm'; it has: b200-sxm, b300-sxm, gb200"
     ) as caught:
         book.device_key("h800-sxm", "NVIDIA H800")
     assert isinstance(caught.value, UnknownPrices)
