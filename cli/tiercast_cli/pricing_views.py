@@ -69,7 +69,8 @@ def bill(results: "Sequence[PricedRow]") -> None:
         return
     names = [line.name for line in priced[0][1].lines if line.name != "colocation"]  # only owners pay it
     cells = [
-        [name, *(usd(cost.line(line).usd_per_hour) for line in names), usd(cost.usd_per_hour)] for name, cost in priced
+        [name, *(usd(line.usd_per_hour) for line in cost.lines if line.name in names), usd(cost.usd_per_hour)]
+        for name, cost in priced
     ]
     render.table("USD per hour", ["placement", *names, "sum"], cells)
     first = priced[0][1]
@@ -88,13 +89,13 @@ def tenures(results: "Sequence[PricedRow]") -> None:
         known = {cost.tenure: cost for cost in costs}
         prices = [usd(known[kind].usd_per_mtok["total"].value) if kind in known else render.UNKNOWN for kind in kinds]
         cells.append([name, *prices])
-    heads = [kind.replace("own_", "own,\n") for kind in kinds]
-    render.table("USD/Mtok, all tokens, rented and owned", ["placement", *heads], cells)
+    titles = [kind.replace("own_", "own,\n") for kind in kinds]
+    render.table("USD/Mtok, all tokens, rented and owned", ["placement", *titles], cells)
     bought = [(name, cost) for name, costs in priced for cost in costs if cost.tenure == "owned"]
     if bought:
-        names = [line.name for line in bought[0][1].lines]
-        cells = [[name, *(usd(cost.line(line).usd_per_hour) for line in names)] for name, cost in bought]
-        render.table("USD per hour, owned", ["placement", *names], cells)
+        heads = [line.name for line in bought[0][1].lines]
+        cells = [[name, *(usd(line.usd_per_hour) for line in cost.lines)] for name, cost in bought]
+        render.table("USD per hour, owned", ["placement", *heads], cells)
 
 
 def dram_scenarios(results: "Sequence[PricedRow]") -> None:

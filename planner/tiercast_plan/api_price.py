@@ -32,13 +32,11 @@ def parse_api_price(text: str) -> ApiPrice:
     Raises:
         BadInput: neither form, or not above zero.
     """
-    parts = text.split(",")
     try:
-        prices = [Decimal(part.strip()) for part in parts]
-        is_usable = len(prices) in (1, 2) and all(price.is_finite() and price > 0 for price in prices)
+        prices = [Decimal(part.strip()) for part in text.split(",")]
     except InvalidOperation:
-        is_usable = False
-    if not is_usable:
+        prices = []
+    if len(prices) not in (1, 2) or not all(price.is_finite() and price > 0 for price in prices):
         raise BadInput(f"API price {text!r}: give one price above 0, or input,output, in USD per million tokens")
     return ApiPrice(input_usd_per_mtok=prices[0], output_usd_per_mtok=prices[-1])
 

@@ -66,12 +66,11 @@ def hourly_bill(
 
 def tenures_of(prices: PriceBook, device_key: str) -> tuple[Tenure, ...]:
     """What the book can price this device as, rental first."""
-    found: list[Tenure] = ["rental"]
+    owned: tuple[Tenure, ...] = ()
     if prices.ownership is not None and device_key in prices.ownership.devices:
-        found.append("owned")
-    if device_key in prices.own_rates:
-        found += ["own_hyperscaler", "own_neocloud"]
-    return tuple(found)
+        owned = ("owned",)
+    published: tuple[Tenure, ...] = ("own_hyperscaler", "own_neocloud") if device_key in prices.own_rates else ()
+    return ("rental", *owned, *published)
 
 
 def all_in_power_kw(resolved: ResolvedScenario, device_key: str) -> Decimal:
