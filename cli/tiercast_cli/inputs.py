@@ -62,6 +62,37 @@ def resolve_scenario(scenario: "Scenario", label: str) -> "ResolvedScenario":
     return store.resolve(scenario)
 
 
+def hardware_names(text: str) -> list[str]:
+    """Machines of a comma-separated list; a bare device name such as ``H200`` finds its one shipped machine.
+
+    Raises:
+        BadInput: an empty name, or one that fits several machines; a name that fits none is left to the loader.
+    """
+    from tiercast_profiles import store
+
+    known = store.shipped_names("hardware")
+    found = []
+    for part in (part.strip() for part in text.split(",")):
+        if not part:
+            raise BadInput(f"--hardware {text!r}: an empty name between commas; known: {', '.join(known)}")
+        short = part.lower()
+        fitting = [name for name in known if name.startswith(f"{short}-")]
+        in_socket = [name for name in fitting if name == f"{short}-sxm"]
+        if part in known or "/" in part or short.endswith((".yaml", ".yml", ".json")):
+            found.append(part)
+        elif short in known:
+            found.append(short)
+        elif len(fitting) == 1 or in_socket:
+            found.append((in_socket or fitting)[0])
+        elif fitting:
+            raise BadInput(f"--hardware {part!r} fits several machines: {', '.join(fitting)}; give one of them")
+        else:
+            found.append(part)
+    if len(set(found)) < len(found):
+        raise BadInput(f"--hardware {text!r}: a machine is named twice; name each once")
+    return found
+
+
 def require_runtime(command: str) -> None:
     """Check that the packages of the runtime extra are installed, without importing them.
 

@@ -22,6 +22,7 @@ from tiercast_cli import (
     demo,
     diff,
     locality,
+    plan,
     profile,
     published,
     rows,
@@ -158,6 +159,7 @@ what_if.register(app)
 diff.register(app)
 report.register(app)
 cost.register(app)
+plan.register(app)
 locality.register(app)
 rows.register(app)
 catalogue.register(app)

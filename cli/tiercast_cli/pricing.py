@@ -60,6 +60,11 @@ def placements(scenarios: Sequence[Named]) -> list[Named]:
     return rows
 
 
+def today() -> datetime.date:
+    """The day that prices are aged against."""
+    return datetime.datetime.now(tz=datetime.UTC).date()
+
+
 def price_all(
     scenarios: Sequence[Named], report: Callable[[str, float], None], api_price: ApiPrice | None = None
 ) -> list[PricedRow]:
@@ -82,7 +87,7 @@ def price(
         record = simulate(resolved)
     except InfeasibleScenario as error:
         return _row(name, resolved, reason=str(error), shortfall_bytes=error.shortfall_bytes), None
-    costs = every_tenure(resolved, record, today=datetime.datetime.now(tz=datetime.UTC).date())
+    costs = every_tenure(resolved, record, today=today())
     row = replace(
         _row(name, resolved, metrics=record.metrics, cost=costs[0]),
         owned=costs[1:],

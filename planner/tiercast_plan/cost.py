@@ -109,9 +109,29 @@ def cost_per_mtok(
         BadInput: the record is of another deployment, or lacks input or output tokens.
     """
     _check_same_deployment(resolved, record)
+    metrics = record.metrics
+    return cost_of_rates(
+        resolved, total=metrics.total_tokens_per_s, output=metrics.output_tokens_per_s, today=today, tenure=tenure
+    )
+
+
+def cost_of_rates(
+    resolved: ResolvedScenario,
+    *,
+    total: Metric,
+    output: Metric,
+    today: datetime.date | None = None,
+    tenure: Tenure = "rental",
+) -> CostReport:
+    """Price a deployment that serves so many tokens per second, all and output ones.
+
+    Raises:
+        NoDevicePrice: the book has no price for this hardware under the tenure.
+        BadInput: no input or no output tokens.
+    """
     prices, plan = resolved.prices, memory_plan(resolved)
     key = prices.device_key(resolved.hardware.name, resolved.hardware.device.product_name)
-    rates = _tokens_per_s(record)
+    rates = _tokens_per_s(total, output)
     bill = hourly_bill(resolved, plan, key, tenure)
     lines = tuple(_cost_line(line, rates, prices.utilization_ratio) for line in bill)
     power_w = float(all_in_power_kw(resolved, key) * 1000)
@@ -132,7 +152,8 @@ def cost_per_mtok(
         utilization_ratio=prices.utilization_ratio,
         lines=lines,
         usd_per_hour=sum((line.usd_per_hour for line in lines), Decimal(0)),
-        usd_per_mtok={kind: _interval(lines, kind, _throughput(record, kind)) for kind in TOKEN_KINDS},
+        # Input tokens go with the total, their share of it being fixed.
+        usd_per_mtok={kind: _interval(lines, kind, output if kind == "output" else total) for kind in TOKEN_KINDS},
         joules_per_token={kind: power_w / float(rates[kind]) for kind in TOKEN_KINDS},
         evidence=tuple(evidence_of(prices, path) for path in [*paid, *conventions]),
         warnings=(*unpriced, *age_warnings(prices, paid, today)),
@@ -177,18 +198,12 @@ def _check_same_deployment(resolved: ResolvedScenario, record: RunRecord) -> Non
             )
 
 
-def _tokens_per_s(record: RunRecord) -> dict[TokenKind, Decimal]:
-    total = Decimal(str(record.metrics.total_tokens_per_s.value))
-    output = Decimal(str(record.metrics.output_tokens_per_s.value))
+def _tokens_per_s(total_tokens_per_s: Metric, output_tokens_per_s: Metric) -> dict[TokenKind, Decimal]:
+    total = Decimal(str(total_tokens_per_s.value))
+    output = Decimal(str(output_tokens_per_s.value))
     if not 0 < output < total:
         raise BadInput(f"the record has {output} output of {total} tokens per second; a cost needs both kinds of token")
     return {"total": total, "input": total - output, "output": output}
-
-
-def _throughput(record: RunRecord, kind: TokenKind) -> Metric:
-    """The metric whose interval a cost inherits; input tokens go with the total, their share of it being fixed."""
-    metrics = record.metrics
-    return metrics.output_tokens_per_s if kind == "output" else metrics.total_tokens_per_s
 
 
 def _cost_line(line: HourlyLine, rates: dict[TokenKind, Decimal], utilization_ratio: float) -> CostLine:

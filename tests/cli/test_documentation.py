@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiercast_cli import inputs, row_lookup, text_locality
+from tiercast_cli import inputs, planning, row_lookup, text_locality
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.scenario import Engine, Parallel, Placement, Scenario, Speculative
 from tiercast_profiles.workload import Workload
@@ -55,6 +55,7 @@ def accepting(monkeypatch):
     for name in ("resolve", "load_scenario", "require_runtime"):
         monkeypatch.setattr(inputs, name, _accept)
     monkeypatch.setattr(text_locality, "measure", _accept)
+    monkeypatch.setattr(planning, "question", _accept)
     monkeypatch.setattr(row_lookup, "read_tokenizer", _accept)
 
 
@@ -77,7 +78,20 @@ def test_every_command_that_measures_is_accepted(run, accepting, command):
 
 @pytest.mark.parametrize(
     "command",
-    ["profile", "bench", "simulate", "validate", "what-if", "diff", "report", "cost", "locality", "rows", "published"],
+    [
+        "profile",
+        "bench",
+        "simulate",
+        "validate",
+        "what-if",
+        "diff",
+        "report",
+        "cost",
+        "plan",
+        "locality",
+        "rows",
+        "published",
+    ],
 )
 def test_every_example_in_the_help_is_accepted(run, accepting, command):
     text = run(command, "--help", width=200).stdout

@@ -11,7 +11,7 @@ from tiercast_cli import inputs
 from tiercast_cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("profile", "bench", "simulate", "validate", "what-if", "cost", "locality", "rows", "demo")
+COMMANDS = ("profile", "bench", "simulate", "validate", "what-if", "cost", "plan", "locality", "rows", "demo")
 HEAVY = ("torch", "simpy", "numpy", "pydantic", "rich.table", "yaml")
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiercast_plan.bill import hourly_bill
-from tiercast_plan.cost import TOKEN_KINDS, CostReport, cost_per_mtok
+from tiercast_plan.cost import TOKEN_KINDS, CostReport, cost_of_rates, cost_per_mtok
+from tiercast_plan.fleet import size_fleet
 from tiercast_profiles import store
 from tiercast_profiles.record import Metric, Metrics, Percentiles, Provenance, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario
@@ -145,3 +146,46 @@ def test_every_byte_below_hbm_is_billed_once(tier, replication, data):
     bill = hourly_bill(resolved, plan, "h200-sxm")
     billed = sum(line.amount for line in bill if line.unit == "GB") * 10**9
     assert billed == sum(size for name, size in plan.total_bytes().items() if name != "hbm")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**15), st.integers(1, 10**15), st.floats(1.0, 1e7), st.floats(0.05, 1.0))
+def test_more_demand_never_needs_fewer_devices(one, other, rate, utilization):
+    fleets = [
+        size_fleet(
+            total_tokens_per_s=rate,
+            usd_per_host_hour=Decimal("12.9157"),
+            devices_per_host=8,
+            utilization_ratio=utilization,
+            demand_tokens_per_day=demand,
+        )
+        for demand in sorted((one, other))
+    ]
+    assert fleets[0].num_devices <= fleets[1].num_devices
+    assert fleets[0].usd_per_hour <= fleets[1].usd_per_hour
+    for demand, fleet in zip(sorted((one, other)), fleets, strict=True):
+        # Enough, and with one host less not enough; the day's tokens are whole, hence the one token of slack.
+        per_host = fleet.tokens_per_day / fleet.num_hosts
+        assert fleet.tokens_per_day >= demand - 1
+        assert (fleet.num_hosts - 1) * per_host <= demand + 1
+
+
+@settings(deadline=None)
+@given(MONEY, MONEY, st.sampled_from(("rental", "owned", "own_hyperscaler", "own_neocloud")))
+def test_cheaper_memory_never_raises_the_cost_under_any_tenure(one, other, tenure):
+    resolved = _on_h100()
+    reports = []
+    for price in sorted((one, other)):
+        prices = resolved.prices.model_copy(update={"dram_usd_per_gb": price})
+        priced = resolved.model_copy(update={"prices": prices})
+        rates = {"total": Metric(value=20_000.0), "output": Metric(value=8_000.0)}
+        reports.append(cost_of_rates(priced, **rates, tenure=tenure))
+        assert sum(line.usd_per_hour for line in reports[-1].lines) == reports[-1].usd_per_hour
+    for kind in TOKEN_KINDS:
+        assert reports[0].usd_per_mtok[kind].value <= reports[1].usd_per_mtok[kind].value
+
+
+@cache
+def _on_h100() -> ResolvedScenario:
+    scenario = _resolved("dram").scenario.model_copy(update={"hardware": "h100-sxm"})
+    return store.resolve(scenario)
