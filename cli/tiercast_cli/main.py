@@ -16,11 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 from tiercast_cli import (
+    allocate,
     bench,
     catalogue,
     cost,
     demo,
     diff,
+    doctor,
+    fit,
     locality,
     plan,
     profile,
@@ -160,6 +163,9 @@ diff.register(app)
 report.register(app)
 cost.register(app)
 plan.register(app)
+fit.register(app)
+doctor.register(app)
+allocate.register(app)
 locality.register(app)
 rows.register(app)
 catalogue.register(app)

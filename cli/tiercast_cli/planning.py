@@ -46,11 +46,11 @@ def question(
     prompt, output = (parse_lengths(value, name) for value, name in zip(lengths, ("prompt", "output"), strict=True))
     demand = None
     if limits.demand_tokens_per_day is not None:
-        demand = int(_amount(limits.demand_tokens_per_day, "--demand-tokens-per-day"))
+        demand = int(amount(limits.demand_tokens_per_day, "--demand-tokens-per-day"))
     budget = None
     if limits.budget_usd_per_hour is not None:
-        budget = _amount(limits.budget_usd_per_hour, "--budget-usd-per-hour")
-    caches = () if cache_gib is None else tuple(float(_amount(x, "--cache-gib")) for x in cache_gib.split(","))
+        budget = amount(limits.budget_usd_per_hour, "--budget-usd-per-hour")
+    caches = () if cache_gib is None else tuple(float(amount(x, "--cache-gib")) for x in cache_gib.split(","))
     max_num_seqs, max_num_batched_tokens = engine_limits
     return Question(
         model=store.load_model(model),
@@ -108,7 +108,12 @@ def parse_lengths(text: str, name: str) -> Lengths:
     raise BadInput(f"--{name}-tokens {text!r}: give a number such as 512, or a range such as 100..1024, from 1 up")
 
 
-def _amount(text: str, option: str) -> Decimal:
+def amount(text: str, option: str) -> Decimal:
+    """A number above zero, exact.
+
+    Raises:
+        BadInput: it is none.
+    """
     try:
         value = Decimal(text.strip())
     except InvalidOperation:

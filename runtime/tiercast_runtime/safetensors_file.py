@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiercast_profiles.errors import FileProblem
+from tiercast_profiles.safetensors_header import read_header
 
 DATA_ALIGNMENT_BYTES = 4096
-_MAX_HEADER_BYTES = 100 << 20  # the library refuses longer ones
 
 DTYPE_BYTES: Mapping[str, int] = {"F8_E4M3": 1, "F8_E8M0": 1, "BF16": 2, "I8": 1, "U8": 1, "F32": 4}
 """Bytes of one number of the types that Engram tensors have."""
@@ -35,27 +35,6 @@ def aligned_header(entries: Mapping[str, object]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     padding = -(8 + len(text)) % DATA_ALIGNMENT_BYTES
     return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
-
-
-def read_header(path: Path) -> tuple[dict[str, object], int]:
-    """Entries of the header, ``__metadata__`` among them, and its size, length field included.
-
-    Raises:
-        FileProblem: unreadable, or not a whole safetensors header.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if 0 < length <= _MAX_HEADER_BYTES else b""
-    except OSError as error:
-        raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        entries = json.loads(text) if len(text) == length else None
-    except ValueError:
-        entries = None
-    if not isinstance(entries, dict):
-        raise FileProblem(f"{path}: not a safetensors file (no whole safetensors header)")
-    return entries, 8 + length
 
 
 def read_places(path: Path) -> dict[str, TensorPlace]:

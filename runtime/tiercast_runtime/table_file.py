@@ -17,10 +17,11 @@ import numpy.typing as npt
 from tiercast_profiles.document import canonical_sha256
 from tiercast_profiles.errors import FileProblem
 from tiercast_profiles.model import Engram, RowLayout
+from tiercast_profiles.safetensors_header import read_header
 from tiercast_profiles.units import format_bytes
 from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
-from tiercast_runtime.safetensors_file import DATA_ALIGNMENT_BYTES, aligned_header, read_header
+from tiercast_runtime.safetensors_file import DATA_ALIGNMENT_BYTES, aligned_header
 
 __all__ = ["DATA_ALIGNMENT_BYTES", "TableFile", "file_name", "open_or_write", "place_in_checkpoint"]
 

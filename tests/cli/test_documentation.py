@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiercast_cli import inputs, planning, row_lookup, text_locality
+from tiercast_cli import doctoring, inputs, planning, row_lookup, text_locality
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.scenario import Engine, Parallel, Placement, Scenario, Speculative
 from tiercast_profiles.workload import Workload
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "validation" / "README.md"]
 FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # These measure this machine or need a file that only the reader has: their arguments are read, the work is not done.
-MEASURING = ("profile", "bench", "validate", "demo")
+MEASURING = ("profile", "bench", "validate", "demo", "doctor")
 NEEDS_A_FILE_OF_THE_READER = ("profile.yaml", "--tokenizer")
 SECTIONS = {
     "parallel": Parallel,
@@ -56,6 +56,7 @@ def accepting(monkeypatch):
         monkeypatch.setattr(inputs, name, _accept)
     monkeypatch.setattr(text_locality, "measure", _accept)
     monkeypatch.setattr(planning, "question", _accept)
+    monkeypatch.setattr(doctoring, "examine", _accept)
     monkeypatch.setattr(row_lookup, "read_tokenizer", _accept)
 
 
@@ -88,6 +89,9 @@ def test_every_command_that_measures_is_accepted(run, accepting, command):
         "report",
         "cost",
         "plan",
+        "fit",
+        "doctor",
+        "allocate",
         "locality",
         "rows",
         "published",
@@ -99,7 +103,7 @@ def test_every_example_in_the_help_is_accepted(run, accepting, command):
     assert found
     for line in found:
         words = shlex.split(line)[1:]
-        is_done = words[0] in ("rows", "published") and _is_run(words)
+        is_done = words[0] in ("rows", "published", "fit", "allocate") and _is_run(words)
         assert run(*words).exit_code == (0 if is_done else _Accepted.exit_code), line
 
 

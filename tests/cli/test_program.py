@@ -12,6 +12,7 @@ from tiercast_cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("profile", "bench", "simulate", "validate", "what-if", "cost", "plan", "locality", "rows", "demo")
+PLANNING = ("fit", "doctor", "allocate")
 HEAVY = ("torch", "simpy", "numpy", "pydantic", "rich.table", "yaml")
 
 
@@ -19,7 +20,7 @@ def _python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + PLANNING)
 def test_every_command_has_an_example_and_json(run, command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -72,6 +73,8 @@ sys.exit(result.exit_code)
         ["models", "list"],
         ["hardware", "show", "gb200"],
         ["rows", "--model", "tiny", "--layer", "4", "--token-ids", "1,2", "--folded"],
+        ["doctor"],
+        ["fit", "--model", "tiny", "--hardware", "l4"],
         ["what-if", "v41-dram", "--set", "workload.num_requests=4", "--vary", "placement.tier=hbm,nvme"],
     ],
 )
