@@ -115,7 +115,8 @@ def steady_state(resolved: ResolvedScenario, percentile: int, concurrency: int, 
     workload = alone.scenario.workload.model_copy(update={"num_requests": max(MIN_REQUESTS, waves * concurrency)})
     scenario = alone.scenario.model_copy(update={"workload": workload})
     result = run(alone.model_copy(update={"scenario": scenario}), bound)
-    requests, steps = result.data.requests, result.data.steps
+    samples = result.samples
+    requests, steps = samples.requests, samples.steps
     arrival, first, finish, tokens, prompts = (
         np.asarray(column)
         for column in (
