@@ -1,7 +1,7 @@
 """How each kind of published quantity is predicted: from shipped profiles and the inputs of the case, nothing else."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from tiercast_profiles.published import (
     Settings,
     SimulatedRatio,
     TableMemory,
+    WaitsAt,
     WindowRatio,
 )
 from tiercast_profiles.scenario import Prefetch, ResolvedScenario, Scenario, combine
@@ -54,9 +55,10 @@ def predict(prediction: Prediction) -> Predicted:
     if isinstance(prediction, WindowRatio):
         return _band(
             _corners(
-                lambda bound, step, rows: _window_ratio(prediction, bound, step, rows),
+                lambda bound, step, rows, waits_at: _window_ratio(prediction, bound, step, rows, waits_at),
                 prediction.step_ms,
                 prediction.rows_per_layer,
+                choices=prediction.waits_at,
             )
         )
     if isinstance(prediction, SerialReads):
@@ -79,15 +81,17 @@ def _band(found: Iterable[float]) -> Predicted:
     return Predicted(values[0], min(values), max(values))
 
 
-def _corners(answer: Callable[..., float], *inputs: Quantity) -> list[float]:
-    """The answer at the nominal inputs first, then at every end of every band."""
+def _corners(answer: Callable[..., float], *inputs: Quantity, choices: Sequence[str] | None = None) -> list[float]:
+    """The answer at the nominal inputs and the first choice first, then at every end of every band and every choice."""
     ends = [
         (quantity.value,)
         if quantity.low is None or quantity.high is None
         else (quantity.value, quantity.low, quantity.high)
         for quantity in inputs
     ]
-    return [answer(bound, *values) for bound, *values in itertools.product(BOUNDS, *ends)]
+    if choices is None:
+        return [answer(bound, *values) for bound, *values in itertools.product(BOUNDS, *ends)]
+    return [answer(bound, *values, chosen) for chosen, bound, *values in itertools.product(choices, BOUNDS, *ends)]
 
 
 def simulated_ratios(prediction: SimulatedRatio) -> list[float]:
@@ -158,13 +162,16 @@ def _lookup_ns(reads: DriveReads, bound: Bound, num_rows: float) -> float:
     return times.fixed_ns + num_rows * NS_PER_S / rate
 
 
-def _window_ratio(prediction: WindowRatio, bound: Bound, step_ms: float, num_rows: float) -> float:
+def _window_ratio(prediction: WindowRatio, bound: Bound, step_ms: float, num_rows: float, waits_at: WaitsAt) -> float:
     lookup_ns = round(_lookup_ns(prediction.reads, bound, num_rows))
     layer_ns = step_ms * NS_PER_MS / prediction.num_layers
-    edges = (0, *prediction.engram_layer_ids, prediction.num_layers)
+    layer_ids = prediction.engram_layer_ids
+    if waits_at == "step":
+        layer_ids = (0,) * len(layer_ids)
+    edges = (0, *layer_ids, prediction.num_layers)
     segments = tuple(round((end - start) * layer_ns) for start, end in itertools.pairwise(edges))
     lookup = LookupWork(lookup_ns, (), 0.0, round(num_rows), 0)
-    work = StepWork(pre_ns=0, segments_ns=segments, lookups=(lookup,) * len(prediction.engram_layer_ids))
+    work = StepWork(pre_ns=0, segments_ns=segments, lookups=(lookup,) * len(layer_ids))
 
     def stalls_ns(prefetch: Prefetch) -> int:
         return sum(run_step(work, prefetch, WorkerState()).stall_ns)
@@ -182,10 +189,14 @@ def _serial_ratio(prediction: SerialReads, bound: Bound, step_ms: float, num_rea
 
 
 def _drive_latency_ns(hardware: str, bound: Bound) -> float:
+    """What a thread that reads one thing after another waits for each: the drive, and the host's own work."""
     storage = load_hardware(hardware).nvme
     if storage is None:
         raise MissingCapability(f"{hardware!r} has no NVMe tier")
-    return storage.latency_us.at(bound, higher_is_better=False) * NS_PER_US
+    latency_us = storage.latency_us.at(bound, higher_is_better=False)
+    if storage.host_read_us is not None:
+        latency_us += storage.host_read_us.at(bound, higher_is_better=False)
+    return latency_us * NS_PER_US
 
 
 def _table_memory(prediction: TableMemory) -> list[float]:

@@ -99,20 +99,23 @@ class LatencyPoint(Strict):
 class Storage(Grown):
     """A tier below host memory: the NVMe drive, a CXL expander or a remote pool, as one host sees it.
 
-    ``latency_us`` is the median of a single read. ``num_reads_in_flight`` is how many reads a host has under way at
+    ``latency_us`` is the median of a single read. ``host_read_us`` is what one read costs the host beside it (system
+    call, file system, completion, wake-up) where the figure is a drive's own; absent: the latency was taken by a reader
+    and holds it. ``num_reads_in_flight`` is how many reads a host has under way at
     most (drive queue, or messages to a pool), which with the latency bounds the reads per second; absent: no such bound
     is known and none is modelled. ``latency_tail`` are quantiles above the median, ascending; a lookup waits for its
     slowest read; absent: no tail is known and none is drawn. ``shared_bandwidth_gb_per_s`` is what all hosts get from a
     pool together; absent: hosts are not known to hinder each other.
     """
 
-    added_fields = frozenset({"num_reads_in_flight", "latency_tail", "shared_bandwidth_gb_per_s"})
+    added_fields = frozenset({"host_read_us", "num_reads_in_flight", "latency_tail", "shared_bandwidth_gb_per_s"})
 
     capacity_gb: Quantity
     read_bandwidth_gb_per_s: Quantity
     latency_us: Quantity
     max_reads_per_s: Quantity | None = None
     read_granularity_bytes: int = Field(gt=0)
+    host_read_us: Quantity | None = None
     num_reads_in_flight: int | None = Field(default=None, gt=0)
     latency_tail: tuple[LatencyPoint, ...] = ()
     shared_bandwidth_gb_per_s: Quantity | None = None

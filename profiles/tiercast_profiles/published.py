@@ -15,6 +15,9 @@ from tiercast_profiles.scenario import Prefetch
 Settings = dict[str, Any]  # dotted scenario paths and what to set them to; the scenario schema checks the values
 
 
+WaitsAt = Literal["layer", "step"]
+
+
 class SimulatedRatio(Strict):
     """Throughput of one arm over another, both simulated; the ratio is taken at the same end of the bands.
 
@@ -56,7 +59,9 @@ class WindowRatio(Strict):
     """Throughput of one prefetch mode over another, or over resident tables, in a step whose length is known.
 
     ``step_ms`` is the step of the baseline; its layers take equal shares of it. ``rows_per_layer`` are the rows the
-    slowest rank reads for one Engram layer and step.
+    slowest rank reads for one Engram layer and step. ``waits_at`` lists where the engine may wait for rows that its
+    host stages, the likeliest first: at each Engram ``layer``, or once in front of the ``step``, because a captured
+    graph cannot wait inside.
     """
 
     kind: Literal["window_ratio"]
@@ -67,6 +72,7 @@ class WindowRatio(Strict):
     rows_per_layer: Quantity
     prefetch: Prefetch
     baseline: Literal["resident", "off"]
+    waits_at: tuple[WaitsAt, ...] = Field(default=("layer",), min_length=1)
 
     @model_validator(mode="after")
     def _layers_exist(self) -> Self:

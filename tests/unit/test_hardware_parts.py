@@ -78,8 +78,8 @@ def test_every_gpu_is_in_a_machine():
 @pytest.mark.parametrize(
     ("name", "sha256"),
     [
-        ("h200-sxm", "cbcd817219bc09c0c8104fa111b6927cbb54ceac0ac4681c1eae808cfc6af3ea"),
-        ("gb200", "f2b49f1f5820dad5b38e36636a3809eaba38e5cc7f0d062724b6793bd04d2182"),
+        ("h200-sxm", "00fa136ebefa2eb4bade096f082c9ee8a50396fe52100ef1a4309139800a0e57"),
+        ("gb200", "a443d79bf594f90299b18bd4631b03d051e2b419135f2dc89cebd643f605c839"),
     ],
 )
 def test_a_machine_that_was_a_whole_file_is_the_same_document(name, sha256):
