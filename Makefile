@@ -67,6 +67,7 @@ wheels: ## download the wheels a bare GPU machine lacks into .whl (needs a netwo
 
 docs: $(READY) ## regenerate the parts of README and docs that come from the committed demo record
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/ablations.py
 
 clean: ## remove the environment and everything the targets made
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

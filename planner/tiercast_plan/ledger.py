@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
+from tiercast_plan.ablation import NOTHING, Without
 from tiercast_plan.ledger_predictions import Predicted, predict
 from tiercast_profiles.document import Strict
 from tiercast_profiles.published import PublishedCase, PublishedQuantity
+from tiercast_profiles.stats import median
 from tiercast_profiles.store import load_published, shipped_names
 
 WIDEST_BAND_RATIO = 0.25
@@ -48,13 +50,21 @@ class Ledger(Strict):
     num_inside: int
 
     @property
+    def median_error_ratio(self) -> float:
+        """Median distance of the scored predictions from what was published, as a share of it; 0 where none is."""
+        errors = [
+            abs(row.error_ratio) for row in self.rows if row.predicted is not None and row.error_ratio is not None
+        ]
+        return median(errors) if errors else 0.0
+
+    @property
     def inside_ratio(self) -> float:
         """Share of the scored rows that are inside; 0 where nothing is scored."""
         return self.num_inside / self.num_scored if self.num_scored else 0.0
 
 
-def ledger(progress: Callable[[str, float], None] | None = None) -> Ledger:
-    """Predict every shipped case.
+def ledger(progress: Callable[[str, float], None] | None = None, without: Without = NOTHING) -> Ledger:
+    """Predict every shipped case, with an assumption left out if one is named.
 
     ``progress`` hears (case, share of the cases done). Misses come first, the largest error on top; then what is
     inside; then what is not scored, in case order.
@@ -63,7 +73,7 @@ def ledger(progress: Callable[[str, float], None] | None = None) -> Ledger:
     rows: list[LedgerRow] = []
     for done, name in enumerate(names):
         case = load_published(name)
-        rows += [_row(case, index) for index in range(len(case.quantities))]
+        rows += [_row(case, index, without) for index in range(len(case.quantities))]
         if progress is not None:
             progress(name, (done + 1) / len(names))
     rows.sort(key=lambda row: (ORDER.index(row.verdict), -abs(row.error_ratio or 0.0), row.case))
@@ -71,9 +81,9 @@ def ledger(progress: Callable[[str, float], None] | None = None) -> Ledger:
     return Ledger(rows=tuple(rows), num_scored=len(scored), num_inside=sum(row.verdict == "inside" for row in scored))
 
 
-def _row(case: PublishedCase, index: int) -> LedgerRow:
+def _row(case: PublishedCase, index: int, without: Without) -> LedgerRow:
     quantity = case.quantities[index]
-    found = None if quantity.prediction is None else predict(quantity.prediction)
+    found = None if quantity.prediction is None else predict(quantity.prediction, without)
     published = quantity.published
     low = published.value if published.low is None else published.low
     high = published.value if published.high is None else published.high

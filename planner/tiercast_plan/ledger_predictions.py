@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from tiercast_plan.ablation import NOTHING, Without
 from tiercast_plan.settings import apply
 from tiercast_profiles.document import BOUNDS, Bound, Quantity
 from tiercast_profiles.errors import BadInput, MissingCapability
@@ -44,18 +44,21 @@ class Predicted:
     high: float
 
 
-def predict(prediction: Prediction) -> Predicted:
-    """Predict one published quantity.
+def predict(prediction: Prediction, without: Without = NOTHING) -> Predicted:
+    """Predict one published quantity, with an assumption left out if one is named.
 
     Raises:
         TiercastError: the case names a scenario, a model or a machine that cannot be run.
     """
+    prediction = without.prediction(prediction)
     if isinstance(prediction, SimulatedRatio):
-        return _band(simulated_ratios(prediction))
+        return _band(simulated_ratios(prediction, without))
     if isinstance(prediction, WindowRatio):
         return _band(
             _corners(
-                lambda bound, step, rows, waits_at: _window_ratio(prediction, bound, step, rows, waits_at),
+                lambda bound, step, rows, waits_at: _window_ratio(
+                    prediction, bound, step, rows, waits_at, without=without
+                ),
                 prediction.step_ms,
                 prediction.rows_per_layer,
                 choices=prediction.waits_at,
@@ -64,16 +67,18 @@ def predict(prediction: Prediction) -> Predicted:
     if isinstance(prediction, SerialReads):
         return _band(
             _corners(
-                lambda bound, step, count: _serial_ratio(prediction, bound, step, count),
+                lambda bound, step, count: _serial_ratio(prediction, bound, step, count, without),
                 prediction.step_ms,
                 prediction.num_reads,
             )
         )
     if isinstance(prediction, LookupTime):
         return _band(
-            _corners(lambda bound, rows: _lookup_ns(prediction.reads, bound, rows) / NS_PER_MS, prediction.rows)
+            _corners(
+                lambda bound, rows: _lookup_ns(prediction.reads, bound, rows, without) / NS_PER_MS, prediction.rows
+            )
         )
-    return _band(_table_memory(prediction))
+    return _band(_table_memory(prediction, without))
 
 
 def _band(found: Iterable[float]) -> Predicted:
@@ -94,28 +99,34 @@ def _corners(answer: Callable[..., float], *inputs: Quantity, choices: Sequence[
     return [answer(bound, *values, chosen) for chosen, bound, *values in itertools.product(choices, BOUNDS, *ends)]
 
 
-def simulated_ratios(prediction: SimulatedRatio) -> list[float]:
+def simulated_ratios(prediction: SimulatedRatio, without: Without = NOTHING) -> list[float]:
     """Output tokens per second of the arm over the baseline: nominal first, then every choice at every bound."""
     found: list[float] = []
     for chosen in itertools.product(*prediction.choices.values()):
         settings = dict(zip(prediction.choices, chosen, strict=True))
-        arm = _throughput(prediction.scenario, {**settings, **prediction.arm}, prediction.arm_hardware)
-        baseline = _throughput(prediction.scenario, {**settings, **prediction.baseline}, prediction.baseline_hardware)
+        arm, baseline = (
+            _throughput(_resolved(prediction.scenario, {**settings, **own}, hardware, without))
+            for own, hardware in (
+                (prediction.arm, prediction.arm_hardware),
+                (prediction.baseline, prediction.baseline_hardware),
+            )
+        )
         found += [arm[bound] / baseline[bound] for bound in BOUNDS if bound in arm and bound in baseline]
     return found
 
 
-def _resolved(scenario: Settings, settings: Settings, hardware_settings: Settings) -> ResolvedScenario:
+def _resolved(
+    scenario: Settings, settings: Settings, hardware_settings: Settings, without: Without
+) -> ResolvedScenario:
     data = parse(Scenario, scenario, "published case").model_dump(mode="json")
     for path, value in settings.items():
         data = apply(data, path, value)
     ready = parse(Scenario, data, "published case")
-    hardware = changed_hardware(load_hardware(ready.hardware), hardware_settings)
-    return combine(ready, hardware, load_model(ready.model), load_prices(ready.prices))
+    hardware = without.hardware(changed_hardware(load_hardware(ready.hardware), hardware_settings))
+    return combine(ready, hardware, without.model(load_model(ready.model)), load_prices(ready.prices))
 
 
-def _throughput(scenario: Settings, settings: Settings, hardware_settings: Settings) -> dict[Bound, float]:
-    resolved = _resolved(scenario, settings, hardware_settings)
+def _throughput(resolved: ResolvedScenario) -> dict[Bound, float]:
     metric = simulate(resolved, with_baselines=False, keep_samples=False).metrics.output_tokens_per_s
     found: dict[Bound, float] = {"nominal": metric.value}
     if metric.low is not None and metric.high is not None:
@@ -142,28 +153,33 @@ def changed_hardware(hardware: HardwareProfile, settings: Settings) -> HardwareP
     return parse(HardwareProfile, data, hardware.name)
 
 
-@lru_cache(maxsize=256)
-def _curve_times(hardware: str, tier: str, path: str, bound: Bound) -> CurveTimes:
-    profile = load_hardware(hardware)
-    curve = next((found for found in profile.lookups if (found.tier, found.path) == (tier, path)), None)
+def _curve_times(machine: HardwareProfile, reads: DriveReads, bound: Bound) -> CurveTimes:
+    curve = machine.curve(reads.tier, reads.path)
     if curve is None:
-        raise MissingCapability(f"{hardware!r} has no curve for {tier}/{path}")
+        raise MissingCapability(f"{machine.name!r} has no curve for {reads.tier}/{reads.path}")
     return CurveTimes(curve, bound, footprint_bytes=1)
 
 
-def _lookup_ns(reads: DriveReads, bound: Bound, num_rows: float) -> float:
+def _machine(name: str, without: Without) -> HardwareProfile:
+    return without.hardware(load_hardware(name))
+
+
+def _lookup_ns(reads: DriveReads, bound: Bound, num_rows: float, without: Without) -> float:
     """Time of a lookup alone: the shipped curve, or its fixed time and the rate of reads the source gives."""
+    machine = _machine(reads.hardware, without)
     if reads.is_serial:
-        return num_rows * _drive_latency_ns(reads.hardware, bound)
-    times = _curve_times(reads.hardware, reads.tier, reads.path, bound)
+        return num_rows * _drive_latency_ns(machine, bound)
+    times = _curve_times(machine, reads, bound)
     if reads.reads_per_s is None:
         return times.time_ns(num_rows, (reads.row_bytes,))
     rate = reads.reads_per_s.at(bound, higher_is_better=True)
     return times.fixed_ns + num_rows * NS_PER_S / rate
 
 
-def _window_ratio(prediction: WindowRatio, bound: Bound, step_ms: float, num_rows: float, waits_at: WaitsAt) -> float:
-    lookup_ns = round(_lookup_ns(prediction.reads, bound, num_rows))
+def _window_ratio(
+    prediction: WindowRatio, bound: Bound, step_ms: float, num_rows: float, waits_at: WaitsAt, *, without: Without
+) -> float:
+    lookup_ns = round(_lookup_ns(prediction.reads, bound, num_rows, without))
     layer_ns = step_ms * NS_PER_MS / prediction.num_layers
     layer_ids = prediction.engram_layer_ids
     if waits_at == "step":
@@ -183,26 +199,27 @@ def _window_ratio(prediction: WindowRatio, bound: Bound, step_ms: float, num_row
     return step_ns / max(1.0, step_ns - stalls_ns("off") + stalls_ns(prediction.prefetch))
 
 
-def _serial_ratio(prediction: SerialReads, bound: Bound, step_ms: float, num_reads: float) -> float:
-    read_ms = _drive_latency_ns(prediction.hardware, bound) / NS_PER_MS
+def _serial_ratio(prediction: SerialReads, bound: Bound, step_ms: float, num_reads: float, without: Without) -> float:
+    read_ms = _drive_latency_ns(_machine(prediction.hardware, without), bound) / NS_PER_MS
     return step_ms / max(read_ms, step_ms - (num_reads - 1) * read_ms)
 
 
-def _drive_latency_ns(hardware: str, bound: Bound) -> float:
+def _drive_latency_ns(machine: HardwareProfile, bound: Bound) -> float:
     """What a thread that reads one thing after another waits for each: the drive, and the host's own work."""
-    storage = load_hardware(hardware).nvme
+    storage = machine.nvme
     if storage is None:
-        raise MissingCapability(f"{hardware!r} has no NVMe tier")
+        raise MissingCapability(f"{machine.name!r} has no NVMe tier")
     latency_us = storage.latency_us.at(bound, higher_is_better=False)
     if storage.host_read_us is not None:
         latency_us += storage.host_read_us.at(bound, higher_is_better=False)
     return latency_us * NS_PER_US
 
 
-def _table_memory(prediction: TableMemory) -> list[float]:
+def _table_memory(prediction: TableMemory, without: Without) -> list[float]:
     """Freed GiB per rank, or the growth of the KV room: nominal, then with every table tensor rounded up."""
     plans = {
-        tier: memory_plan(_resolved(prediction.scenario, {"placement.tier": tier}, {})) for tier in ("hbm", "dram")
+        tier: memory_plan(_resolved(prediction.scenario, {"placement.tier": tier}, {}, without))
+        for tier in ("hbm", "dram")
     }
     freed = sum(plans["hbm"].hbm_per_rank.values()) - sum(plans["dram"].hbm_per_rank.values())
     num_tensors = NUM_TENSORS_PER_TABLE * len(load_model(prediction.scenario["model"]).engram.layer_ids)

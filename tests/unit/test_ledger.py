@@ -138,13 +138,13 @@ def test_table_memory_by_hand():
 
 def test_both_arms_of_a_ratio_are_simulated_at_every_choice(monkeypatch):
     asked = []
-    answer = ledger_predictions._throughput
+    answer = ledger_predictions._resolved
 
-    def spy(scenario, settings, hardware_settings):
+    def spy(scenario, settings, hardware_settings, without):
         asked.append((dict(settings), dict(hardware_settings)))
-        return answer(scenario, settings, hardware_settings)
+        return answer(scenario, settings, hardware_settings, without)
 
-    monkeypatch.setattr(ledger_predictions, "_throughput", spy)
+    monkeypatch.setattr(ledger_predictions, "_resolved", spy)
     got = predict(
         SimulatedRatio(
             kind="simulated_ratio",
