@@ -18,6 +18,7 @@ TIERS: tuple[Tier, ...] = ("hbm", "dram", "cxl", "nvme", "pool")
 LookupPath = Literal["device", "uva", "cpu_gather", "disk", "pool"]
 PATHS: tuple[LookupPath, ...] = ("device", "uva", "cpu_gather", "disk", "pool")
 HOST_DRIVEN_PATHS: frozenset[LookupPath] = frozenset({"cpu_gather", "disk", "pool"})
+MAX_GRANULARITY_BYTES = 2**30  # far above any page or sector; keeps bytes a lookup moves within 64 bits
 
 Component = Literal[
     "embed",  # token ids to hidden states, by tokens in the step
@@ -114,7 +115,7 @@ class Storage(Grown):
     read_bandwidth_gb_per_s: Quantity
     latency_us: Quantity
     max_reads_per_s: Quantity | None = None
-    read_granularity_bytes: int = Field(gt=0)
+    read_granularity_bytes: int = Field(gt=0, le=MAX_GRANULARITY_BYTES)
     host_read_us: Quantity | None = None
     num_reads_in_flight: int | None = Field(default=None, gt=0)
     latency_tail: tuple[LatencyPoint, ...] = ()
@@ -159,7 +160,7 @@ class LookupCurve(Grown):
     fixed_us: Quantity
     row_ns: Quantity
     bandwidth_gb_per_s: Quantity
-    read_granularity_bytes: int = Field(gt=0)
+    read_granularity_bytes: int = Field(gt=0, le=MAX_GRANULARITY_BYTES)
     removes_duplicates: bool
     num_threads: int | None = Field(default=None, gt=0)
     points: tuple[LookupPoint, ...] = ()

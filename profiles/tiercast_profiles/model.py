@@ -14,6 +14,8 @@ Precision = Literal["fp32", "bf16", "fp8", "fp4"]
 
 SCALE_BLOCK_VALUES = 32
 PADDED_ROW_ALIGNMENT_BYTES = 64
+MAX_HEADS_PER_ORDER = 1024  # each head's size is a prime of its own, searched for one by one
+MAX_TOKEN_ID = 2**31 - 1
 
 BYTES_PER_VALUE: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp4": 0.5}
 
@@ -85,12 +87,12 @@ class Engram(Strict):
     dialect: Dialect
     layer_ids: tuple[int, ...] = Field(min_length=1)
     ngram_orders: tuple[int, ...] = Field(min_length=1)
-    num_heads_per_order: int = Field(gt=0)
+    num_heads_per_order: int = Field(gt=0, le=MAX_HEADS_PER_ORDER)
     rows_per_head: tuple[Annotated[int, Field(gt=0, le=10**18)], ...] = Field(min_length=1)
     row_values: int = Field(gt=0)
     row_format: RowFormat
-    compressed_vocab_size: int = Field(gt=1)
-    pad_token_id: int = Field(ge=0)
+    compressed_vocab_size: int = Field(gt=1, le=MAX_TOKEN_ID)
+    pad_token_id: int = Field(ge=0, le=MAX_TOKEN_ID)
     hash_seed: int = Field(ge=0)
     conv_kernel_size: int | None = Field(default=None, gt=0)
 

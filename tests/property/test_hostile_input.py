@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -218,3 +219,58 @@ def test_a_field_with_a_value_nobody_means_is_an_error_or_an_answer(sim_scenario
     except (TiercastError, ValidationError):
         return
     assert finite(record)
+
+
+def numbers_in(data, path=()):
+    """Paths of every number of a document as plain data."""
+    if isinstance(data, dict):
+        return [found for key, part in data.items() for found in numbers_in(part, (*path, key))]
+    if isinstance(data, list):
+        return [found for index, part in enumerate(data) for found in numbers_in(part, (*path, index))]
+    return [path] if isinstance(data, int | float) and not isinstance(data, bool) else []
+
+
+def with_number(data, path, value):
+    """A copy of the document with one number replaced."""
+    if not path:
+        return value
+    if isinstance(data, list):
+        return [with_number(part, path[1:], value) if i == path[0] else part for i, part in enumerate(data)]
+    return {key: with_number(part, path[1:], value) if key == path[0] else part for key, part in data.items()}
+
+
+FULL_MACHINE = {
+    "nvme": {"num_reads_in_flight": 8, "latency_tail": [{"read_ratio": 0.99, "latency_us": 900}], "host_read_us": 12},
+    "interference": [{"tier": "nvme", "path": "disk", "compute_speed_ratio": 0.9, "lookup_speed_ratio": 0.9}],
+}
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), value=st.sampled_from(HOSTILE), placement=st.sampled_from(PLACEMENTS))
+def test_a_machine_file_with_any_number_wrong_is_an_error_or_an_answer(sim_scenario, data, value, placement):
+    whole = sim_scenario({"tier": "nvme"}, hardware=FULL_MACHINE).hardware.model_dump(mode="json")
+    path = data.draw(st.sampled_from(numbers_in(whole)))
+    answer_or_error(sim_scenario, placement, hardware=with_number(whole, path, value))
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), value=st.sampled_from(HOSTILE), placement=st.sampled_from(PLACEMENTS), dialect=st.booleans())
+def test_a_model_file_with_any_number_wrong_is_an_error_or_an_answer(sim_scenario, data, value, placement, dialect):
+    model = sim_scenario({"tier": "nvme"}).model.model_dump(mode="json")
+    moe = {"num_routed_experts": 8, "num_active_experts": 2, "num_shared_experts": 1}
+    backbone = {**model["backbone"], "moe": {**moe, "expert_bytes": 9000, "expert_params": 4500}} if dialect else {}
+    sections = {"backbone": backbone or model["backbone"], "engram": model["engram"]}
+    path = data.draw(st.sampled_from(numbers_in(sections)))
+    answer_or_error(sim_scenario, placement, **with_number(sections, path, value))
+
+
+def answer_or_error(sim_scenario, placement, **changes):
+    """One clear line, or a record in which everything is finite; within seconds."""
+    start_s = time.monotonic()
+    try:
+        record = simulate(sim_scenario(placement, workload=ONE_TOKEN, **changes), with_baselines=False)
+    except (TiercastError, ValidationError):
+        pass
+    else:
+        assert finite(record)
+    assert time.monotonic() - start_s < 20, "as good as a hang"

@@ -208,6 +208,28 @@ def test_timeline_of_two_records():
     assert chrome_trace(records) == chrome_trace(list(records))
 
 
+def test_arrows_lead_from_a_lookup_to_the_step_that_uses_it():
+    spans = (
+        Span(name="compute 0", lane="compute", start_ns=0, duration_ns=1_000),
+        Span(name="compute 1", lane="compute", start_ns=1_500, duration_ns=1_000),
+        Span(name="8 rows", lane="lookup layer 1", start_ns=100, duration_ns=400),
+        Span(name="8 rows", lane="lookup layer 4", start_ns=500, duration_ns=600),  # ready behind the first step
+        Span(name="8 rows", lane="lookup layer 1", start_ns=2_400, duration_ns=900),  # nothing computes with it
+    )
+    events = trace_events([_record(spans=spans)])["traceEvents"]
+    arrows = [(e["ph"], e["id"], e["tid"], e["ts"]) for e in events if e["ph"] in "sf"]
+    assert arrows == [("s", "1.0", 2, 0.1), ("f", "1.0", 1, 0.5), ("s", "1.1", 3, 0.5), ("f", "1.1", 1, 1.5)]
+    assert all(e["bp"] == "e" for e in events if e["ph"] == "f")
+
+
+def test_counters_show_what_each_step_held_as_long_as_there_are_slices():
+    events = trace_events([_record(spans=SPANS), _record("simulated")])["traceEvents"]
+    counters = [(e["pid"], e["name"], e["ts"], *e["args"].values()) for e in events if e["ph"] == "C"]
+    assert (1, "prefill tokens", 0, 16) in counters
+    assert (2, "decode sequences", 1000.5, 2) in counters
+    assert {ts for pid, _, ts, _ in counters if pid == 1} == {0}  # its slices end before the second step
+
+
 def test_two_records_of_one_kind_have_two_processes():
     trace = trace_events([_record("simulated"), _record("simulated", tool_version="0.2.0")])
     assert {e["pid"] for e in trace["traceEvents"]} == {2, 3}
