@@ -1,4 +1,4 @@
-"""``tiercast hardware parts|compare|import``: what only hardware profiles have, beside list, show and diff."""
+"""``tiercast hardware parts|compare|import|transfer``: what only hardware profiles have, beside list, show and diff."""
 
 import datetime
 from typing import Annotated
@@ -30,6 +30,14 @@ def register(group: typer.Typer) -> None:
             "tiercast hardware import smi.xml stream.txt --base l40s --name my-box -o my-box.yaml",
         ),
     )(import_files)
+    group.command(
+        "transfer",
+        help="Make a profile of a machine nobody measured, with the efficiencies of one that was.",
+        epilog=examples(
+            "tiercast hardware transfer profile.yaml --to h100-sxm -o h100-as-mine.yaml",
+            "tiercast hardware transfer profile.yaml --to b200-sxm --of h200-sxm -o b200-as-mine.yaml",
+        ),
+    )(transfer_efficiencies)
 
 
 def parts(as_json: JsonFlag = False) -> None:
@@ -56,7 +64,8 @@ def compare(
 
     profile = store.load_hardware(measured)
     if preset is None:
-        anchor = matching_preset(profile, [store.load_hardware(name) for name in store.shipped_names("hardware")])
+        presets = [store.load_hardware(name) for name in store.shipped_names("hardware")]
+        anchor = matching_preset(profile, [one for one in presets if one.calibration == "datasheet"])
     else:
         anchor = store.load_hardware(preset)
     rows = compare_with_preset(profile, anchor)
@@ -91,6 +100,38 @@ def import_files(
     profile = build_profile(reports, None if base is None else load_hardware(base), name or Path(output).stem)
     save(output, to_yaml(profile))
     emit(profile, lambda: hardware_views.show_import(profile, reports), as_json=as_json)
+
+
+def transfer_efficiencies(
+    measured: Annotated[str, typer.Argument(metavar="MEASURED", help="A profile that probes wrote.")],
+    *,
+    preset: Annotated[str, typer.Option("--to", metavar="PRESET", help="The machine that is asked about.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where the profile goes.")],
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            "--of", metavar="PRESET", help="Datasheet of MEASURED; by default the shipped one of its product."
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the preset with what the measured machine reaches of its own datasheet."""
+    from tiercast_cli import hardware_views
+    from tiercast_cli.output import check_writable, emit, save
+    from tiercast_profiles import store
+    from tiercast_profiles.anchors import matching_preset
+    from tiercast_profiles.transfer import transfer
+
+    check_writable(output)
+    machine, wanted = store.load_hardware(measured), store.load_hardware(preset)
+    datasheet = None if anchor is None else store.load_hardware(anchor)
+    is_needed = wanted.calibration == "datasheet" and machine.calibration == "measured" and machine.device.kind != "cpu"
+    if datasheet is None and is_needed:
+        presets = [store.load_hardware(name) for name in store.shipped_names("hardware")]
+        datasheet = matching_preset(machine, [one for one in presets if one.calibration == "datasheet"], option="--of")
+    profile = transfer(machine, wanted, datasheet)
+    save(output, store.to_yaml(profile))
+    emit(profile, lambda: hardware_views.show_transfer(profile, wanted), as_json=as_json)
 
 
 def _day(text: str) -> datetime.date:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from tiercast_cli import render
-from tiercast_profiles import store
+from tiercast_profiles import store, transfer
 from tiercast_profiles.anchors import Anchor
+from tiercast_profiles.document import Quantity
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.machine_import import Report
 
@@ -41,6 +42,37 @@ def show_import(profile: HardwareProfile, reports: Sequence[Report]) -> None:
     priors = [f"{curve.tier} by {curve.path}" for curve in profile.lookups if not curve.is_calibrated]
     if priors:
         render.line(f"uncalibrated lookup curves, which no tool of these measures: {', '.join(priors)}")
+
+
+def show_transfer(profile: HardwareProfile, preset: HardwareProfile) -> None:
+    """Every number that was carried over, beside what the preset says itself."""
+    cells = []
+    for path, source in profile.evidence.items():
+        if source != transfer.SOURCE:
+            continue
+        mine, theirs = _at(profile, path), _at(preset, path)
+        cells.append([path, _number(mine), _number(theirs)])
+    render.table(profile.name, ["what", "carried over", preset.name], cells, left=1)
+    render.line(f"{profile.name}: everything else is {preset.name}'s; nothing of it was measured there.")
+
+
+def _at(profile: HardwareProfile, path: str) -> object:
+    place: object = profile
+    for part in path.split("."):
+        if isinstance(place, Mapping):
+            place = place.get(part)
+        elif isinstance(place, tuple):
+            place = place[int(part)]
+        else:
+            place = getattr(place, part)
+    return place
+
+
+def _number(value: object) -> str:
+    if isinstance(value, Quantity):
+        band = "" if value.low is None or value.high is None else f" [{value.low:g} .. {value.high:g}]"
+        return f"{value.value:g}{band}"
+    return render.UNKNOWN if value is None else f"{value}"
 
 
 def show_anchors(measured: HardwareProfile, preset: HardwareProfile, rows: Sequence[Anchor]) -> None:

@@ -41,8 +41,10 @@ class Anchor:
         return self.anchor_low <= self.measured <= self.anchor_high
 
 
-def matching_preset(measured: HardwareProfile, presets: Sequence[HardwareProfile]) -> HardwareProfile:
-    """The one preset of the measured product.
+def matching_preset(
+    measured: HardwareProfile, presets: Sequence[HardwareProfile], option: str = "--with"
+) -> HardwareProfile:
+    """The one preset of the measured product; ``option`` is what a person gives to choose another.
 
     Raises:
         BadInput: none or several are of this product; the message says which to choose from.
@@ -53,7 +55,7 @@ def matching_preset(measured: HardwareProfile, presets: Sequence[HardwareProfile
         return fitting[0]
     names = ", ".join(preset.name for preset in fitting or presets)
     found = "several shipped machines are" if fitting else "no shipped machine is"
-    raise BadInput(f"{measured.name}: {found} of product {product!r}; give --with one of: {names}")
+    raise BadInput(f"{measured.name}: {found} of product {product!r}; give {option} one of: {names}")
 
 
 def is_same_product(first: str, second: str) -> bool:

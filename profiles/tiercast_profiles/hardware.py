@@ -192,13 +192,55 @@ class ComputeTable(Strict):
     components: dict[Component, tuple[ComputePoint, ...]]
 
 
-class Interference(Strict):
-    """How much a running lookup and the compute beside it slow each other (1 = not at all)."""
+class Efficiency(Strict):
+    """How a measured device computes the decoder layers of one model, as shares that another device may reach too.
+
+    ``arithmetic_ratio`` is the share of ``device.dense_tflops`` of ``precision``, ``memory_ratio`` that of
+    ``device.memory_bandwidth_gb_per_s``; both are of this profile's own, measured peaks. The overheads are what a layer
+    and a step take beside. ``residual_ratio`` is the median miss of the fit over ``num_points`` layers.
+    """
+
+    model_name: str
+    graph_mode: Literal["eager", "piecewise", "full"]
+    precision: Precision
+    num_points: int = Field(gt=0)
+    residual_ratio: float = Field(ge=0)
+    arithmetic_ratio: Quantity
+    memory_ratio: Quantity
+    layer_overhead_us: Quantity
+    step_overhead_us: Quantity
+
+
+class InterferencePoint(Strict):
+    """The same at one size: lookups of ``num_rows`` rows of ``row_bytes`` beside a step of ``num_tokens``.
+
+    ``num_programs`` is the grid of a gather by the GPU, ``num_threads`` the threads of one by the host; absent: the
+    path has none to choose.
+    """
+
+    num_tokens: int = Field(gt=0)
+    num_rows: int = Field(gt=0)
+    row_bytes: int = Field(gt=0)
+    num_programs: int | None = Field(default=None, gt=0)
+    num_threads: int | None = Field(default=None, gt=0)
+    compute_speed_ratio: Quantity
+    lookup_speed_ratio: Quantity
+
+
+class Interference(Grown):
+    """How much a running lookup and the compute beside it slow each other (1 = not at all).
+
+    The ratios are those of the runtime's own sizes. ``points`` say how they move with the size of the lookup, the step
+    and the grid; absent: measured at one size only.
+    """
+
+    added_fields = frozenset({"points"})
 
     tier: Tier
     path: LookupPath
     compute_speed_ratio: Quantity
     lookup_speed_ratio: Quantity
+    points: tuple[InterferencePoint, ...] = ()
 
 
 class Reading(Strict):
@@ -229,10 +271,11 @@ class HardwareProfile(Document, Grown):
     """A host with its devices, links, tiers and the curves the simulator reads.
 
     ``gather_sweeps`` are scattered row reads over row size, footprint, page size, order and workers, each with its
-    fitted model; absent: none was measured.
+    fitted model; absent: none was measured. ``efficiencies`` are what layer times say of the device in shares of its
+    peaks; absent: no layer was timed, or by a version that did not fit them.
     """
 
-    added_fields = frozenset({"gather_sweeps"})
+    added_fields = frozenset({"gather_sweeps", "efficiencies"})
 
     calibration: Literal["measured", "datasheet"]
     device: Device
@@ -244,6 +287,7 @@ class HardwareProfile(Document, Grown):
     pool: Storage | None = None
     lookups: tuple[LookupCurve, ...]
     compute: tuple[ComputeTable, ...] = ()
+    efficiencies: tuple[Efficiency, ...] = ()
     interference: tuple[Interference, ...] = ()
     gather_sweeps: tuple[GatherSweep, ...] = ()
     probes: tuple[ProbeResult, ...] = ()

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from tiercast_profiles.document import Quantity, Source, canonical_sha256
+from tiercast_profiles.efficiency import fit_efficiency
 from tiercast_profiles.errors import MissingCapability
-from tiercast_profiles.hardware import Device, HardwareProfile, Host, Link, LookupCurve, LookupPoint
-from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.hardware import Device, Efficiency, HardwareProfile, Host, Link, LookupCurve, LookupPoint
+from tiercast_profiles.model import ModelSpec, Precision
 from tiercast_profiles.units import GB, NS_PER_US
+from tiercast_runtime.backbone import compute_dtype
 from tiercast_runtime.device import describe, num_cores, pick_device
 from tiercast_runtime.probes.gather import default_threads
 from tiercast_runtime.probes.host import read_host
@@ -88,10 +90,22 @@ def assemble(found: Findings) -> HardwareProfile:
         nvme=found.storage,
         lookups=tuple(kept),
         compute=found.tables,
+        efficiencies=_efficiencies(found),
         interference=tuple(sorted(found.interference, key=lambda entry: (entry.tier, entry.path))),
         gather_sweeps=tuple(found.gather_sweeps),
         probes=tuple(found.probes),
     )
+
+
+def _efficiencies(found: Findings) -> tuple[Efficiency, ...]:
+    """What share of the measured peaks the layers of each model reached."""
+    precision: Precision = "fp32" if compute_dtype(found.device) == torch.float32 else "bf16"
+    peak, rate = found.rates.tflops[precision].value, found.memory_gb_per_s
+    fits = [
+        fit_efficiency(times.table, found.backbones[times.table.shape_sha256], precision, peak, rate)
+        for times in found.layer_times
+    ]
+    return tuple(fit for fit in fits if fit is not None)
 
 
 def slug(text: str) -> str:
@@ -268,6 +282,7 @@ def _evidence(found: Findings, curves: list[LookupCurve]) -> dict[str, str]:
         "host.random_access_ratio": "derived",
         "host.remote_numa_speed_ratio": "assumed" if _is_remote_assumed(found) else "probe",
         "nvme.capacity_gb": "system",
+        "efficiencies": "derived",
     }
     if (found.host.num_numa_nodes or 1) == 1:
         evidence["host.remote_numa_speed_ratio"] = "derived"

@@ -21,7 +21,7 @@ from tiercast_profiles.hardware import (
     Storage,
     Tier,
 )
-from tiercast_profiles.model import Engram, ModelSpec
+from tiercast_profiles.model import Backbone, Engram, ModelSpec
 from tiercast_profiles.store import load_model
 from tiercast_runtime.backbone import check_runnable
 from tiercast_runtime.device import num_cores, set_compute_threads
@@ -69,6 +69,7 @@ class Findings:
     gather_sweeps: list[GatherSweep] = field(default_factory=list)
     storage: Storage | None = None
     layer_times: list[LayerTimes] = field(default_factory=list)
+    backbones: dict[str, Backbone] = field(default_factory=dict)  # by shape
     empty_layer: LayerTimes | None = None
     interference: list[Interference] = field(default_factory=list)
     probes: list[ProbeResult] = field(default_factory=list)
@@ -352,6 +353,7 @@ class _Survey:
                 with StepBench(model, self._device, fitting.geometry) as bench:
                     times = measure_layers(bench, fitting, found.num_threads, self._plan.layers)
                     found.layer_times.append(times)
+                    found.backbones[model.backbone.shape_sha256] = model.backbone
                     found.probes += times.probes
                     if is_first:
                         self._progress("interference", done + 0.8 * share)
