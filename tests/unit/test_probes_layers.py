@@ -18,7 +18,7 @@ from tiercast_runtime.probes.interference import (  # noqa: E402
     overlap_ns,
     speeds,
 )
-from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid, grid_that_fits, measure_layers  # noqa: E402
+from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid, grids_that_fit, joined, measure_layers  # noqa: E402
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
@@ -84,11 +84,32 @@ def test_row_ids_stay_inside_the_staging_table(bench):
     assert 0 <= int(ids.min()) <= int(ids.max()) < bench.table.num_rows
 
 
-def test_sequences_whose_cache_does_not_fit_are_left_out(mini_model, monkeypatch):
-    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 3 * 48 * 768 - 1)
-    assert grid_that_fits(GRID, mini_model("v41"), CPU).sequences == (1,)
+def test_a_grid_that_does_not_fit_at_once_is_timed_in_parts(mini_model, monkeypatch):
+    per_token = 768
+    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 3 * 48 * per_token - 4)
+    parts = grids_that_fit(GRID, mini_model("v41"), CPU)
+    assert parts == (LayerGrid((1, 3), (16, 48), (), ()), LayerGrid((), (), (4, 20), (0, 16)))
+    assert parts[0].geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=3)
+    assert parts[1].geometry == Geometry(num_slots=1, max_context_tokens=36, max_step_tokens=20)
+    room = 2 * 48 * per_token / 0.6  # for two sequences of 48 tokens, or six of 16
+    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: int(room))
+    few = grids_that_fit(GRID, mini_model("v41"), CPU)
+    assert few[:2] == (LayerGrid((1, 3), (16,), (), ()), LayerGrid((1,), (48,), (), ()))
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 1 << 40)
-    assert grid_that_fits(GRID, mini_model("v41"), CPU) == GRID
+    assert grids_that_fit(GRID, mini_model("v41"), CPU) == (GRID,)
+
+
+def test_parts_of_a_grid_make_one_table(mini_model):
+    grids = LayerGrid((1, 3), (16,), (), ()), LayerGrid((1,), (48,), (), ()), LayerGrid((), (), (4, 20), (0, 16))
+    parts = []
+    for grid in grids:
+        with StepBench(mini_model("v41"), CPU, grid.geometry) as made:
+            parts.append(measure_layers(made, grid, 1, ONCE))
+    table = joined(parts).table
+    assert tuple(table.components) == COMPONENT_ORDER
+    assert [point.num_tokens for point in table.components["linear"]] == [1, 3, 4, 20]
+    assert table.components["linear"][0] == parts[0].table.components["linear"][0]
+    assert len(table.components["attention_decode"]) == 3
 
 
 def test_models_that_cannot_run_or_fit_are_refused(mini_model):

@@ -12,6 +12,9 @@ from tiercast_runtime.table import HostTable
 
 _DEVICE_POINTER_ATTRIBUTE = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER of the CUDA driver
 _MAPPING_STRIDE_BYTES = 256 << 20  # no smaller than what is registered at a time would be
+_ROWS_PER_PROGRAM = 16
+_ROWS_PER_PROGRAM_SMALL = 2  # tiny batches: more programs, so more reads in flight (vLLM #57893 chose the same two)
+_SMALL_LOOKUP_ROWS = 512
 _WORD_TYPES = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 
 
@@ -25,6 +28,11 @@ def require_uva(device: torch.device) -> None:
         raise MissingCapability("path uva needs a CUDA GPU that reads pinned host memory; here use cpu_gather")
     if importlib.util.find_spec("triton") is None:
         raise MissingCapability("path uva needs triton, which comes with torch for CUDA; install it or use cpu_gather")
+
+
+def rows_per_program(num_ids: int) -> int:
+    """Rows that one program has in flight at once."""
+    return _ROWS_PER_PROGRAM_SMALL if num_ids <= _SMALL_LOOKUP_ROWS else _ROWS_PER_PROGRAM
 
 
 def as_words(rows: torch.Tensor) -> torch.Tensor:

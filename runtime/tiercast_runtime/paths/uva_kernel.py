@@ -10,11 +10,7 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from tiercast_runtime.paths.uva import as_words
-
-_ROWS_PER_PROGRAM = 16
-_ROWS_PER_PROGRAM_SMALL = 2  # tiny batches: more programs, so more reads in flight (vLLM #57893 chose the same two)
-_SMALL_LOOKUP_ROWS = 512
+from tiercast_runtime.paths.uva import as_words, rows_per_program
 
 
 # The number of ids changes from step to step: without this a lookup of another parity would compile in mid-run.
@@ -71,8 +67,8 @@ def launch_gather(
     main_words = 1 << (num_words.bit_length() - 1)
     num_left = num_words - main_words
     tail_words = 1 << (num_left - 1).bit_length() if num_left else 0
-    rows_per_program = _ROWS_PER_PROGRAM_SMALL if ids.numel() <= _SMALL_LOOKUP_ROWS else _ROWS_PER_PROGRAM
-    grid = (min(max_programs, triton.cdiv(ids.numel(), rows_per_program)),)
+    num_rows_each = rows_per_program(ids.numel())
+    grid = (min(max_programs, triton.cdiv(ids.numel(), num_rows_each)),)
     _gather_rows[grid](  # pyright: ignore[reportIndexIssue]  # the decorator makes it a launcher
         source,
         ids,
@@ -85,5 +81,5 @@ def launch_gather(
         NUM_WORDS=num_words,
         MAIN_WORDS=main_words,
         TAIL_WORDS=tail_words,
-        ROWS=rows_per_program,
+        ROWS=num_rows_each,
     )

@@ -1,6 +1,7 @@
 """Component times of a model by tokens, sequences and context: the table the simulator adds a step up from."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
+DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 WholeKey = tuple[Literal["whole"], int, int]
 LayerKey = ComponentKey | WholeKey
 
@@ -42,9 +44,9 @@ class LayerGrid:
     def geometry(self) -> Geometry:
         """Room the grid needs."""
         return Geometry(
-            num_slots=max(self.sequences),
-            max_context_tokens=max(*self.contexts, max(self.starts) + max(self.chunks)),
-            max_step_tokens=max(*self.chunks, *self.sequences),
+            num_slots=max(self.sequences, default=1),
+            max_context_tokens=max(*self.contexts, max(self.starts, default=0) + max(self.chunks, default=0), 1),
+            max_step_tokens=max(*self.chunks, *self.sequences, 1),
         )
 
 
@@ -62,14 +64,43 @@ class LayerTimes:
         return min(points, key=lambda point: point.context_tokens).time_us
 
 
-def grid_that_fits(grid: LayerGrid, model: ModelSpec, device: torch.device) -> LayerGrid:
-    """The grid without the sequences whose cache would take more than a quarter of free memory."""
+def grids_that_fit(grid: LayerGrid, model: ModelSpec, device: torch.device) -> tuple[LayerGrid, ...]:
+    """The grid in parts that each fit: as it is where its cache takes no more than a quarter of free memory.
+
+    The cache gives every sequence the longest context, and a chunk of many tokens wants a long one: then chunks are a
+    part of their own with one sequence, and so is each context of decode batches, with the sequences that fit most of
+    free memory.
+    """
     spec = model.backbone
     per_token = spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * (4 if device.type == "cpu" else 2)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_bytes()
-    longest = grid.geometry.max_context_tokens
-    kept = tuple(count for count in grid.sequences if count * longest * per_token <= free // 4)
-    return LayerGrid(kept or grid.sequences[:1], grid.contexts, grid.chunks, grid.starts)
+    whole = grid.geometry
+    if whole.num_slots * whole.max_context_tokens * per_token <= free // 4:
+        return (grid,)
+    parts = []
+    by_counts: dict[tuple[int, ...], list[int]] = {}
+    for context in grid.contexts:
+        kept = tuple(count for count in grid.sequences if count * context * per_token <= free * DECODE_CACHE_RATIO)
+        by_counts.setdefault(kept or grid.sequences[:1], []).append(context)
+    parts += [LayerGrid(counts, tuple(contexts), (), ()) for counts, contexts in by_counts.items()]
+    return (*parts, LayerGrid((), (), grid.chunks, grid.starts))
+
+
+def joined(parts: Sequence[LayerTimes]) -> LayerTimes:
+    """The times of all parts of a grid as one table; a point that several parts measured is the first one's."""
+    components: dict[Component, tuple[ComputePoint, ...]] = {}
+    for name in COMPONENT_ORDER:
+        points: dict[tuple[int, int], ComputePoint] = {}
+        for part in parts:
+            for point in part.table.components.get(name, ()):
+                points.setdefault((point.num_tokens, point.context_tokens), point)
+        if points:
+            components[name] = tuple(points[key] for key in sorted(points))
+    spreads: dict[ComponentKey, Spread[LayerKey]] = {}
+    for part in reversed(parts):
+        spreads |= part.spreads
+    table = parts[0].table.model_copy(update={"components": components})
+    return LayerTimes(table, spreads, tuple(probe for part in parts for probe in part.probes))
 
 
 def measure_layers(
@@ -87,14 +118,15 @@ def measure_layers(
     with torch.inference_mode():
         decodes = [bench.step([context] * count, []) for count in grid.sequences for context in grid.contexts]
         chunks = [bench.step([], [(start, count)]) for count in grid.chunks for start in grid.starts]
-        middle = grid.sequences[len(grid.sequences) // 2]
-        wholes = [
-            (bench.step([max(grid.contexts[:3])] * middle, []), middle),
-            (bench.step([], [(0, grid.chunks[-1])]), 0),
-        ]
+        wholes = []
+        if grid.sequences:
+            middle = grid.sequences[len(grid.sequences) // 2]
+            wholes.append(bench.step([max(grid.contexts[:3])] * middle, []))
+        if grid.chunks:
+            wholes.append(bench.step([], [(0, grid.chunks[-1])]))
         cases: list[Case[LayerKey]] = [_follow_up_case(bench, step) for step in decodes]
         cases += [_walk_case(bench, step) for step in chunks]
-        cases += [_whole_case(bench, step) for step, _ in wholes]
+        cases += [_whole_case(bench, step) for step in wholes]
         spreads = {spread.key: spread for spread in collect(cases, effort, clock)}
     components: dict[Component, tuple[ComputePoint, ...]] = {}
     times: dict[ComponentKey, Spread[LayerKey]] = {}
@@ -126,7 +158,7 @@ def measure_layers(
         context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
     )
-    checks = [_whole_probe(bench, step, spreads) for step, _ in wholes]
+    checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, times, (*probes, *checks))
 
 

@@ -101,10 +101,7 @@ def _efficiencies(found: Findings) -> tuple[Efficiency, ...]:
     """What share of the measured peaks the layers of each model reached."""
     precision: Precision = "fp32" if compute_dtype(found.device) == torch.float32 else "bf16"
     peak, rate = found.rates.tflops[precision].value, found.memory_gb_per_s
-    fits = [
-        fit_efficiency(times.table, found.backbones[times.table.shape_sha256], precision, peak, rate)
-        for times in found.layer_times
-    ]
+    fits = [fit_efficiency(table, found.backbones[table.shape_sha256], precision, peak, rate) for table in found.tables]
     return tuple(fit for fit in fits if fit is not None)
 
 
@@ -131,13 +128,14 @@ def _quantity(spread: Spread[str], factor: float = 1.0) -> Quantity:
 
 def _device(found: Findings, product: str) -> Device:
     layer_us, step_us = _overheads(found)
+    graphs = [fit for fit in _efficiencies(found) if fit.graph_mode != "eager"]
     common = {
         "product_name": product,
         "dense_tflops": found.rates.tflops,
         "matmul_efficiency_ratio": found.rates.matmul_efficiency_ratio,
         "memory_efficiency_ratio": found.rates.memory_efficiency_ratio,
-        "layer_overhead_us": {"eager": layer_us},
-        "step_overhead_us": {"eager": step_us},
+        "layer_overhead_us": {"eager": layer_us} | {fit.graph_mode: fit.layer_overhead_us for fit in reversed(graphs)},
+        "step_overhead_us": {"eager": step_us} | {fit.graph_mode: fit.step_overhead_us for fit in reversed(graphs)},
     }
     if found.device_copies is not None:
         properties = torch.cuda.get_device_properties(found.device)

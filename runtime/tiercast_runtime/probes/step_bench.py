@@ -198,6 +198,13 @@ class StepBench:
         self._take_timings()
         return watch.laps_ns()[0]
 
+    def staged(self, batch: BatchPlan) -> list[StagedRows]:
+        """The rows of all layers of a step, looked up and left where they are."""
+        self._prefetcher.begin_step(self.row_ids(batch))
+        rows = self._staged()
+        self._take_timings()
+        return rows
+
     def layers_pass(self, hidden: torch.Tensor, batch: BatchPlan) -> torch.Tensor:
         """All decoder layers once, without Engram: the compute that a lookup runs beside."""
         for index in range(self.model.backbone.num_layers):

@@ -1,6 +1,8 @@
 """All probes of one machine in order: what they found, and what could not be measured and why."""
 
 import datetime
+import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.errors import InfeasibleScenario, MissingCapability, TiercastError
 from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import (
     ComputeTable,
@@ -24,7 +26,9 @@ from tiercast_profiles.hardware import (
 from tiercast_profiles.model import Backbone, Engram, ModelSpec
 from tiercast_profiles.store import load_model
 from tiercast_runtime.backbone import check_runnable
+from tiercast_runtime.decode_attention import has_kernels
 from tiercast_runtime.device import num_cores, set_compute_threads
+from tiercast_runtime.graph_backend import CudaGraphs
 from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
@@ -33,9 +37,10 @@ from tiercast_runtime.paths.uva import UvaPath, require_uva
 from tiercast_runtime.probes import copies, gather, numa, storage
 from tiercast_runtime.probes.copies import CopyRates
 from tiercast_runtime.probes.envelope import watched
+from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
 from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
-from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grid_that_fits, measure_layers
+from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
@@ -70,6 +75,7 @@ class Findings:
     storage: Storage | None = None
     layer_times: list[LayerTimes] = field(default_factory=list)
     backbones: dict[str, Backbone] = field(default_factory=dict)  # by shape
+    graph_tables: list[ComputeTable] = field(default_factory=list)
     empty_layer: LayerTimes | None = None
     interference: list[Interference] = field(default_factory=list)
     probes: list[ProbeResult] = field(default_factory=list)
@@ -77,7 +83,7 @@ class Findings:
     @property
     def tables(self) -> tuple[ComputeTable, ...]:
         """Component tables of the models."""
-        return tuple(times.table for times in self.layer_times)
+        return (*(times.table for times in self.layer_times), *self.graph_tables)
 
     @property
     def memory_gb_per_s(self) -> float:
@@ -349,20 +355,51 @@ class _Survey:
 
             def stage(model: ModelSpec = model, done: float = done, is_first: bool = number == 0) -> None:
                 self._progress(f"layers of {model.name}", done)
-                fitting = grid_that_fits(self._plan.grid, model, self._device)
-                with StepBench(model, self._device, fitting.geometry) as bench:
-                    times = measure_layers(bench, fitting, found.num_threads, self._plan.layers)
-                    found.layer_times.append(times)
-                    found.backbones[model.backbone.shape_sha256] = model.backbone
-                    found.probes += times.probes
-                    if is_first:
-                        self._progress("interference", done + 0.8 * share)
-                        self._interference(found, bench)
+                parts = grids_that_fit(self._plan.grid, model, self._device)
+                eager, graphs = [], []
+                for place, part in enumerate(parts):
+                    with StepBench(model, self._device, part.geometry) as bench:
+                        times = measure_layers(bench, part, found.num_threads, self._plan.layers.shared(len(parts)))
+                        eager.append(times)
+                        if part.sequences:
+                            graphs += self._graphs(found, bench, part, len(parts))
+                        if is_first and place == 0:
+                            self._progress("interference", done + 0.8 * share)
+                            self._interference(found, bench)
+                    self._free()
+                times = joined(eager)
+                found.layer_times.append(times)
+                found.backbones[model.backbone.shape_sha256] = model.backbone
+                found.probes += times.probes
+                if graphs:
+                    found.graph_tables += graph_tables(graphs, times.table)
 
             self._attempt(found, f"layers.{model.name}", stage)
         single = LayerGrid((1,), (16,), (1,), (0,))
         with StepBench(empty_model(self._models[0]), self._device, single.geometry) as bench:
             found.empty_layer = measure_layers(bench, single, found.num_threads, self._plan.overhead)
+
+    def _graphs(self, found: Findings, bench: StepBench, grid: LayerGrid, num_parts: int) -> list[Spread[GraphKey]]:
+        """Times of the same batches as captured graphs, where the device captures; a refusal costs no other probe."""
+        name = f"layers.graph.{bench.model.name}"
+        if not has_kernels(self._device):
+            found.probes.append(not_measured(name, "graphs need a CUDA device and triton"))
+            return []
+        try:
+            backend = CudaGraphs(self._device, time.perf_counter_ns)
+            graphs = measure_graphs(bench, grid, self._plan.layers.shared(num_parts), backend)
+        except (RuntimeError, TiercastError) as error:  # what torch raises for a refused capture
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            found.probes.append(not_measured(name, first, is_failure=True))
+            return []
+        found.probes += graphs.probes
+        return list(graphs.spreads)
+
+    def _free(self) -> None:
+        """Give device memory back before the next model takes its own."""
+        if self._device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _interference(self, found: Findings, bench: StepBench) -> None:
         """Every path of this machine beside the first model's layers; path device is itself compute, beside nothing."""

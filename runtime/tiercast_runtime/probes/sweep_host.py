@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tiercast_profiles.gather import SMALL_PAGE_BYTES, GatherSweep
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable
@@ -29,6 +31,7 @@ from tiercast_runtime.probes.sweep_ids import RowSource
 from tiercast_runtime.probes.timing import Case, Clock, Effort, collect, rounded
 
 Bytes = npt.NDArray[np.uint8]
+BlockT = TypeVar("BlockT", Bytes, torch.Tensor)
 Ids = npt.NDArray[np.int64]
 
 PASS_ROWS, PASS_BYTES = 4096, 1 << 20  # rows of a timed pass, and bytes it may move
@@ -152,7 +155,7 @@ def placed_block(num_bytes: int, arm: Arm) -> Iterator[HostBlock]:
         yield block
 
 
-def parts_of(block: Bytes, spot: Spot) -> list[Bytes]:
+def parts_of(block: BlockT, spot: Spot) -> list[BlockT]:
     """The first ``footprint_bytes`` of a block as tables ``[rows, piece]`` that lie one behind the other."""
     num_rows = (spot.footprint_bytes - SMALL_PAGE_BYTES * (len(spot.piece_bytes) - 1)) // spot.row_bytes
     parts, first = [], 0

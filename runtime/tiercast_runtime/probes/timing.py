@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -39,6 +39,10 @@ class Effort:
     num_warm_ups: int = 2
     min_rounds: int = 7
     max_rounds: int = 60
+
+    def shared(self, num_parts: int) -> "Effort":
+        """The effort of one of several parts."""
+        return replace(self, budget_ns=self.budget_ns // num_parts)
 
 
 @dataclass(frozen=True, slots=True)
