@@ -53,13 +53,24 @@ def resolve_scenario(scenario: "Scenario", label: str) -> "ResolvedScenario":
     """
     from tiercast_profiles import store
 
+    check_hardware(scenario, label)
+    return store.resolve(scenario)
+
+
+def check_hardware(scenario: "Scenario", label: str) -> None:
+    """That the profile a scenario names is there; ``label`` names the scenario in an error.
+
+    Raises:
+        FileProblem: the file is missing; the message says how to make one.
+    """
+    from tiercast_profiles import store
+
     wanted = Path(scenario.hardware)
     if scenario.hardware not in store.shipped_names("hardware") and wanted.suffix and not wanted.exists():
         raise FileProblem(
             f"scenario {label}: hardware {scenario.hardware}: no such file; "
             f"write one with: tiercast profile --quick -o profile.yaml, and give it as --profile profile.yaml"
         )
-    return store.resolve(scenario)
 
 
 def hardware_names(text: str) -> list[str]:

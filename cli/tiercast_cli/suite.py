@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tiercast_cli import inputs, validation
 from tiercast_cli.output import make_folder
-from tiercast_plan.settings import apply
+from tiercast_plan.documents import Documents
+from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
 from tiercast_profiles.document import Strict
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
@@ -83,14 +84,22 @@ def scenarios(suite: Suite, profile: str) -> dict[str, ResolvedScenario]:
         FileProblem: there is no such profile; the message says how to make one.
         BadInput: a setting names no field, or gives a value the schema refuses.
     """
+    documents = Documents()
     resolved = {}
     for work_name, work in suite.works.items():
         for arm in work.arms:
             name = f"{work_name}/{arm}"
             data = store.parse(Scenario, {**suite.base, "hardware": profile}, name).model_dump(mode="json")
+            inside = []
             for path, value in {**work.settings, **suite.arms[arm]}.items():
-                data = apply(data, path, value)
-            resolved[name] = inputs.resolve_scenario(store.parse(Scenario, data, name), name)
+                setting = document_setting(path, value)
+                if setting is None:
+                    data = apply(data, path, value)
+                else:
+                    inside.append(setting)
+            scenario = store.parse(Scenario, data, name)
+            inputs.check_hardware(scenario, name)
+            resolved[name] = documents.resolve(scenario, inside)
     return resolved
 
 

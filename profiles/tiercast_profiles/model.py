@@ -119,6 +119,20 @@ class Engram(Strict):
         """What this dialect does, as data."""
         return RULES[self.dialect]
 
+    @property
+    def sha256(self) -> str:
+        """Identifies the Engram as a whole, tables and places included."""
+        return canonical_sha256(self.model_dump(mode="json"))
+
+    @property
+    def shape_sha256(self) -> str:
+        """Identifies what an Engram layer computes: how many rows there are and which ones it asks for change nothing.
+
+        A module is handed rows, whatever table they come from; hashing takes a remainder, whatever the divisor.
+        """
+        elsewhere = {"layer_ids", "rows_per_head", "compressed_vocab_size", "pad_token_id", "hash_seed"}
+        return canonical_sha256(self.model_dump(mode="json", exclude=elsewhere))
+
     def require_hash(self) -> None:
         """Refuse a dialect whose hash is not known.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tiercast_profiles.document import Bound, canonical_sha256
+from tiercast_profiles.document import Bound
 from tiercast_profiles.hardware import Component, ComputeTable
 from tiercast_profiles.model import Engram
 from tiercast_profiles.scenario import ResolvedScenario
@@ -36,9 +36,12 @@ class StepCompute:
     segments_ns: tuple[float, ...]
 
 
-def engram_sha256(engram: Engram) -> str:
-    """Identifies the Engram shape a component table was measured with."""
-    return canonical_sha256(engram.model_dump(mode="json"))
+def is_of_shape(table: ComputeTable, engram: Engram) -> bool:
+    """Whether a component table was measured with an Engram layer that computes what this one does.
+
+    Profiles of earlier versions name the whole Engram, tables included, instead of its shape.
+    """
+    return table.engram_sha256 in (engram.shape_sha256, engram.sha256)
 
 
 def find_table(resolved: ResolvedScenario) -> tuple[ComputeTable | None, tuple[str, ...]]:
@@ -56,8 +59,7 @@ def find_table(resolved: ResolvedScenario) -> tuple[ComputeTable | None, tuple[s
         )
     if resolved.scenario.parallel.tensor > 1:
         return None, ("compute was measured on one rank; tensor parallel uses the roofline",)
-    wanted = engram_sha256(resolved.model.engram)
-    exact = [table for table in matching if table.engram_sha256 == wanted]
+    exact = [table for table in matching if is_of_shape(table, resolved.model.engram)]
     return (exact or matching)[0], ()
 
 
@@ -88,7 +90,7 @@ class ComputeModel:
         self._measured: frozenset[Component] = frozenset()
         if table is not None and self._table is not None:
             known: tuple[Component, ...] = BACKBONE_COMPONENTS
-            if table.engram_sha256 in (None, engram_sha256(resolved.model.engram)):
+            if table.engram_sha256 is None or is_of_shape(table, resolved.model.engram):
                 known += ENGRAM_COMPONENTS
             measured: set[Component] = set()
             for name in known:

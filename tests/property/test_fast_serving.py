@@ -13,7 +13,6 @@ from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
 from tiercast_sim import schedule_columns
-from tiercast_sim.compute import engram_sha256
 from tiercast_sim.compute_columns import distinct_of
 from tiercast_sim.fast_serving import needs_events
 from tiercast_sim.run import run
@@ -163,7 +162,7 @@ def table_of(resolved, statistic, generator):
         {
             "model_name": "mini",
             "shape_sha256": resolved.model.backbone.shape_sha256,
-            "engram_sha256": engram_sha256(resolved.model.engram),
+            "engram_sha256": resolved.model.engram.shape_sha256,
             "graph_mode": "full",
             "context_statistic": statistic,
             "components": {name: list(points()) for name in names.split()},

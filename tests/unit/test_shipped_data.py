@@ -43,6 +43,7 @@ MODELS = (
     "paper-8b-100b",
     "qwen3.8-flash-next",
     "tiny",
+    "tiny-wide",
 )
 DOCUMENTS = [("hardware", name) for name in HARDWARE] + [("models", name) for name in MODELS] + [("prices", "default")]
 KIND_OF_MARK = {

@@ -5,7 +5,7 @@ import pytest
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.hardware import ComputeTable
 from tiercast_profiles.workload import Request
-from tiercast_sim.compute import ComputeModel, engram_sha256, find_table
+from tiercast_sim.compute import ComputeModel, find_table, is_of_shape
 from tiercast_sim.compute_table import TableTimes, interpolate
 from tiercast_sim.roofline import Roofline, layer_params, matmul_precision
 from tiercast_sim.work import Chunk, StepPlan
@@ -37,7 +37,7 @@ def table(resolved, component_us, *, with_engram=True, graph_mode="full", statis
         {
             "model_name": "mini",
             "shape_sha256": resolved.model.backbone.shape_sha256,
-            "engram_sha256": engram_sha256(resolved.model.engram) if with_engram else "0" * 64,
+            "engram_sha256": resolved.model.engram.shape_sha256 if with_engram else "0" * 64,
             "graph_mode": graph_mode,
             "context_statistic": statistic,
             "components": components,
@@ -53,6 +53,19 @@ def with_tables(resolved, *tables):
 def plan(positions=(), chunks=(), drafts=0):
     requests = [Request(i, 0, 1, 1) for i in range(len(positions))]
     return StepPlan(requests, list(positions), tuple(chunks), drafts)
+
+
+def test_a_table_serves_models_whose_layers_compute_the_same(sim_scenario):
+    resolved = sim_scenario({"tier": "nvme"})
+    engram = resolved.model.engram
+    more_rows = engram.model_copy(update={"rows_per_head": tuple(3 * n for n in engram.rows_per_head), "hash_seed": 9})
+    wider_rows = engram.model_copy(update={"row_values": 2 * engram.row_values})
+    of_shape = table(resolved, {})
+    assert is_of_shape(of_shape, more_rows)
+    assert not is_of_shape(of_shape, wider_rows)
+    whole = of_shape.model_copy(update={"engram_sha256": engram.sha256})  # as written before shapes were told apart
+    assert is_of_shape(whole, engram)
+    assert not is_of_shape(whole, more_rows)
 
 
 def test_interpolation_extends_by_the_nearest_line_and_stays_positive():

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from tiercast_profiles.document import canonical_sha256
 from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable, ProbeResult
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.units import NS_PER_US
@@ -152,7 +151,7 @@ def measure_layers(
     table = ComputeTable(
         model_name=bench.model.name,
         shape_sha256=bench.model.backbone.shape_sha256,
-        engram_sha256=canonical_sha256(bench.model.engram.model_dump(mode="json")),
+        engram_sha256=bench.model.engram.shape_sha256,
         graph_mode="eager",
         num_threads=num_threads,
         context_statistic="max" if bench.device.type == "cpu" else "mean",
