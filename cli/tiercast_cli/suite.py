@@ -1,80 +1,24 @@
 """The validation suite: every case measured and predicted from one profile, then scored, held-out cases apart."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tiercast_cli import inputs, validation
-from tiercast_cli.output import make_folder
+from tiercast_cli import inputs, suite_result
+from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
+from tiercast_cli.suite_result import Failure, SuiteResult
+from tiercast_cli.validation import Case
+from tiercast_cli.wrong_profiles import Wrong, spoilt
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
-from tiercast_profiles.document import Strict
-from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
-from tiercast_profiles.record import Metric
+from tiercast_profiles.compare import compare
+from tiercast_profiles.errors import BadInput, InfeasibleScenario, MissingCapability
+from tiercast_profiles.hardware import HardwareProfile
+from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario
-from tiercast_profiles.scores import Pair, Score, score
 from tiercast_profiles.suite import Suite
 
-RELATIVE = ("output_tokens_per_s", "ttft_ms.p50", "tpot_ms.p50", "step_ms.p50")
-DIFFERENCES = (("stall_ms_per_step", "ms"), ("hidden_ratio", "points"), ("penalty", "points"))
-POINTS = 100.0
-
 Report = Callable[[str, float], None]
-
-
-class Failure(Strict):
-    """A case that could not be measured or predicted; it counts in every score."""
-
-    case: str
-    reason: str
-
-
-class MeasuredAndPredicted(Strict):
-    """One metric of one case."""
-
-    measured: Metric
-    predicted: Metric
-
-
-class SuiteCase(Strict):
-    """One case: what it was and its metrics on both sides; penalties are against the baseline arm of its work."""
-
-    name: str
-    is_held_out: bool
-    workload_sha256: str
-    metrics: dict[str, MeasuredAndPredicted]
-    differing_inputs: tuple[str, ...]
-
-
-class ArmsOrder(Strict):
-    """The arms of one work by throughput, and whether the prediction departs only where the measurement ties."""
-
-    work: str
-    measured: tuple[str, ...]
-    predicted: tuple[str, ...]
-    agrees_up_to_ties: bool
-
-
-class SuiteResult(Strict):
-    """Everything a page about the suite needs."""
-
-    schema_version: int = 1
-    hardware_name: str
-    profile_sha256: str
-    held_out_declared: str
-    repeats: int
-    cases: tuple[SuiteCase, ...]
-    failures: tuple[Failure, ...]
-    scores: dict[str, tuple[Score, ...]]
-    orders: tuple[ArmsOrder, ...]
-    decode_step_ms: dict[str, Metric]
-
-
-@dataclass(slots=True)
-class _Found:
-    cases: list[validation.Case]
-    failures: list[Failure]
 
 
 def scenarios(suite: Suite, profile: str) -> dict[str, ResolvedScenario]:
@@ -106,171 +50,168 @@ def scenarios(suite: Suite, profile: str) -> dict[str, ResolvedScenario]:
 def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> SuiteResult:
     """Measure and predict every case, one work after another, its arms in rounds.
 
-    With a ``folder``, both records of every case are written into it, without raw samples.
+    With a ``folder``, both records of every case are written into it, without raw samples; cases that an interrupted
+    run of the same profile and repeats left there are not measured again.
 
     Raises:
+        BadInput: the profile lacks layer times of a model of the suite, or the folder is of another run.
         FileProblem: the profile cannot be read, or the folder cannot be written.
         MissingCapability: the runtime extra is not installed.
     """
     from tiercast_cli.probing import decode_step_ms
 
-    suite, held_out = store.load_suite()
+    suite, _ = store.load_suite()
     ready = scenarios(suite, profile)
-    found = _Found([], [])
-    drift = {"before": decode_step_ms(suite.base["model"])}
+    hardware = store.load_hardware(profile)
+    check_models(ready, hardware, profile)
+    kept = None if folder is None else SuiteFolder(folder)
+    state = SuiteState(hardware_name=hardware.name, profile_sha256=hardware.sha256, repeats=repeats, decode_step_ms={})
+    known = None if kept is None else kept.begin(state)
+    if known is None:
+        state = state.model_copy(update={"decode_step_ms": {"before": decode_step_ms(suite.base["model"])}})
+    else:
+        state = known
+    measured = {} if kept is None else kept.measured(ready)
+    if kept is not None:
+        kept.save(state)
+    failures = {failure.case: failure for failure in state.failures}
     for index, (work_name, work) in enumerate(suite.works.items()):
-        arms = {f"{work_name}/{arm}": ready[f"{work_name}/{arm}"] for arm in work.arms}
+        names = [f"{work_name}/{arm}" for arm in work.arms]
+        todo = {name: ready[name] for name in names if name not in failures}
+        if all(name in measured for name in todo):
+            continue  # of a work that is not whole every arm is measured again: they are compared in rounds
 
-        def report_work(what: str, ratio: float, done: int = index, title: str = work_name) -> None:
-            report(f"{title}: {what}", (done + ratio) / len(suite.works))
+        def report_run(ratio: float, done: int = index, title: str = work_name) -> None:
+            report(title, (done + ratio) / len(suite.works))
 
-        _run_work(arms, repeats, report_work, found)
-    drift["after"] = decode_step_ms(suite.base["model"])
-    if folder is not None:
-        _write(folder, found.cases)
-    hardware = next(iter(ready.values())).hardware
-    return result(suite, held_out.cases, found.cases, found.failures).model_copy(
-        update={
-            "hardware_name": hardware.name,
-            "profile_sha256": hardware.sha256,
-            "held_out_declared": held_out.declared,
-            "repeats": repeats,
-            "decode_step_ms": drift,
+        records, failed = measure(todo, repeats, report_run)
+        measured |= records
+        failures |= {failure.case: failure for failure in failed}
+        state = state.model_copy(update={"failures": tuple(failures.values())})
+        if kept is not None:
+            for name, record in records.items():
+                kept.write("measured", name, record)
+            kept.save(state)
+    if "after" not in state.decode_step_ms:
+        after = {**state.decode_step_ms, "after": decode_step_ms(suite.base["model"])}
+        state = state.model_copy(update={"decode_step_ms": after})
+        if kept is not None:
+            kept.save(state)
+    return predict_and_score(ready, hardware, measured, state, kept)
+
+
+def rescore(folder: Path, profile: str, wrong: Wrong | None = None) -> SuiteResult:
+    """Predict from a profile what a folder holds measurements of, and score it; nothing is run or written.
+
+    The profile may be the one that was used, after a change of the model; or that of another machine, carried over to
+    this one. ``wrong`` spoils it in a known way first: the errors must show it.
+
+    Raises:
+        FileProblem: the folder holds no suite, or the profile cannot be read.
+    """
+    suite, _ = store.load_suite()
+    opened, state = open_measured(folder)
+    ready, hardware = scenarios(suite, profile), store.load_hardware(profile)
+    if wrong is not None:
+        hardware = spoilt(hardware, wrong)
+        ready = {name: case.model_copy(update={"hardware": hardware}) for name, case in ready.items()}
+    return predict_and_score(ready, hardware, opened.measured(ready), state, None)
+
+
+def check_models(ready: Mapping[str, ResolvedScenario], hardware: HardwareProfile, profile: str) -> None:
+    """That the profile holds layer times of every backbone and Engram layer of the suite.
+
+    Raises:
+        BadInput: naming the models to probe.
+    """
+    known = {(table.shape_sha256, table.engram_sha256) for table in hardware.compute}
+    lacking = sorted(
+        {
+            case.model.name
+            for case in ready.values()
+            if not any(
+                (case.model.backbone.shape_sha256, engram) in known
+                for engram in (case.model.engram.shape_sha256, case.model.engram.sha256)
+            )
         }
     )
+    if lacking:
+        wanted = " ".join(f"--model {name}" for name in sorted({case.model.name for case in ready.values()}))
+        raise BadInput(
+            f"{profile} holds no layer times of {', '.join(lacking)}, which the suite runs; "
+            f"write one that does with: tiercast profile {wanted} -o {profile}"
+        )
 
 
-def _run_work(arms: Mapping[str, ResolvedScenario], repeats: int, report: Report, found: _Found) -> None:
-    """One work in rounds; where an arm cannot be run the others are run without it."""
-    todo = dict(arms)
-    while todo:
-        try:
-            found.cases += validation.run_cases(todo, repeats=repeats, folder=None, report=report)
-        except (InfeasibleScenario, MissingCapability) as error:
-            failed = _first_that_fails(todo)
-            if failed is None:  # together they do not fit: each by itself
-                for name, resolved in todo.items():
-                    _run_work({name: resolved}, repeats, report, found)
-                return
-            found.failures.append(Failure(case=failed, reason=str(error)))
-            todo.pop(failed)
-        else:
-            return
-
-
-def _first_that_fails(todo: Mapping[str, ResolvedScenario]) -> str | None:
-    """The first case that neither the runtime nor the simulator would take by itself."""
+def measure(
+    todo: Mapping[str, ResolvedScenario], repeats: int, report: Callable[[float], None]
+) -> tuple[dict[str, RunRecord], list[Failure]]:
+    """The arms of one work in rounds; where they do not fit together, each by itself."""
+    from tiercast_runtime.bench import bench_in_rounds
     from tiercast_runtime.support import check_supported
-    from tiercast_sim.simulate import simulate
 
+    failures = []
+    able = {}
     for name, resolved in todo.items():
         try:
             check_supported(resolved)
-            simulate(resolved, with_baselines=False, with_bounds=False, keep_samples=False)
-        except (InfeasibleScenario, MissingCapability):
-            return name
-    return next(iter(todo)) if len(todo) == 1 else None
+        except (InfeasibleScenario, MissingCapability) as error:
+            failures.append(Failure(case=name, reason=str(error)))
+        else:
+            able[name] = resolved
+    if not able:
+        return {}, failures
+    try:
+        records = bench_in_rounds(list(able.values()), repeats=repeats, progress=report)
+        return dict(zip(able, records, strict=True)), failures
+    except (InfeasibleScenario, MissingCapability) as error:
+        if len(able) == 1:
+            return {}, [*failures, Failure(case=next(iter(able)), reason=str(error))]
+    found: dict[str, RunRecord] = {}
+    for name, resolved in able.items():
+        record, failed = measure({name: resolved}, repeats, report)
+        found |= record
+        failures += failed
+    return found, failures
 
 
-def result(
-    suite: Suite, held_out: Sequence[str], cases: Sequence[validation.Case], failures: Sequence[Failure]
+def predict_and_score(
+    ready: Mapping[str, ResolvedScenario],
+    hardware: HardwareProfile,
+    measured: Mapping[str, RunRecord],
+    state: SuiteState,
+    kept: SuiteFolder | None,
 ) -> SuiteResult:
-    """Scores of all cases, of those a constant may have been chosen on, and of those held out."""
-    by_name = {case.name: case for case in cases}
-    rows = tuple(_case(suite, case, by_name, case.name in held_out) for case in cases)
-    groups = {
-        "all": [row.name for row in rows],
-        "open": [row.name for row in rows if not row.is_held_out],
-        "held out": [row.name for row in rows if row.is_held_out],
-    }
-    scores = {}
-    for group, names in groups.items():
-        failed = [
-            failure.case for failure in failures if group == "all" or (failure.case in held_out) == (group != "open")
-        ]
-        scores[group] = _scores([row for row in rows if row.name in names], len(failed))
+    """Predict every measured case from its scenario alone, set it against its record, and score."""
+    from tiercast_sim.simulate import simulate
+
+    suite, held_out = store.load_suite()
+    failures = list(state.failures)
+    cases = []
+    for name, resolved in ready.items():
+        if name not in measured:
+            if name not in {failure.case for failure in failures}:
+                failures.append(Failure(case=name, reason="no measured record"))
+            continue
+        try:
+            predicted = simulate(resolved, with_baselines=False, keep_samples=measured[name].samples is not None)
+        except (InfeasibleScenario, MissingCapability) as error:
+            failures.append(Failure(case=name, reason=f"not predicted: {error}"))
+            continue
+        cases.append(Case(name, measured[name], predicted, compare(measured[name], predicted)))
+        if kept is not None:
+            kept.write("simulated", name, predicted)
+    rows = suite_result.suite_cases(suite, held_out.cases, cases)
     return SuiteResult(
-        hardware_name="",
-        profile_sha256="",
-        held_out_declared="",
-        repeats=1,
+        hardware_name=state.hardware_name,
+        profile_sha256=state.profile_sha256,
+        predicted_from=hardware.name,
+        predicted_from_sha256=hardware.sha256,
+        held_out_declared=held_out.declared,
+        repeats=state.repeats,
         cases=rows,
         failures=tuple(failures),
-        scores=scores,
-        orders=tuple(_orders(suite, by_name)),
-        decode_step_ms={},
+        scores=suite_result.grouped_scores(rows, failures, held_out.cases),
+        orders=suite_result.orders(rows),
+        decode_step_ms=state.decode_step_ms,
     )
-
-
-def _case(suite: Suite, case: validation.Case, by_name: Mapping[str, validation.Case], is_held_out: bool) -> SuiteCase:
-    metrics = {}
-    for name in (*RELATIVE, *(name for name, _ in DIFFERENCES)):
-        measured, predicted = case.metric(name, of="measured"), case.metric(name, of="predicted")
-        if measured is not None and predicted is not None:
-            metrics[name] = MeasuredAndPredicted(measured=measured, predicted=predicted)
-    baseline = by_name.get(f"{case.name.split('/')[0]}/{suite.baseline}")
-    if baseline is not None and baseline is not case:
-        pair = [
-            validation.penalty(record.metrics.output_tokens_per_s, base.metrics.output_tokens_per_s)
-            for record, base in ((case.measured, baseline.measured), (case.predicted, baseline.predicted))
-        ]
-        metrics["penalty"] = MeasuredAndPredicted(measured=pair[0], predicted=pair[1])
-    return SuiteCase(
-        name=case.name,
-        is_held_out=is_held_out,
-        workload_sha256=case.measured.workload_sha256,
-        metrics=metrics,
-        differing_inputs=tuple(difference.path for difference in case.comparison.differing_inputs),
-    )
-
-
-def _scores(rows: Sequence[SuiteCase], num_failed: int) -> tuple[Score, ...]:
-    found = [score(name, "ratio", _pairs(rows, name, 1.0), num_failed=num_failed) for name in RELATIVE]
-    for name, unit in DIFFERENCES:
-        factor = POINTS if unit == "points" else 1.0
-        found.append(score(name, unit, _pairs(rows, name, factor), num_failed=num_failed))
-    return tuple(found)
-
-
-def _pairs(rows: Sequence[SuiteCase], metric: str, factor: float) -> list[Pair]:
-    pairs = []
-    for row in rows:
-        both = row.metrics.get(metric)
-        if both is not None:
-            measured, predicted = both.measured, both.predicted
-            inside = None
-            if measured.low is not None and measured.high is not None:
-                inside = measured.low <= predicted.value <= measured.high
-            pairs.append(
-                Pair(
-                    case=row.name,
-                    measured=measured.value * factor,
-                    predicted=predicted.value * factor,
-                    is_inside_spread=inside,
-                )
-            )
-    return pairs
-
-
-def _orders(suite: Suite, by_name: Mapping[str, validation.Case]) -> list[ArmsOrder]:
-    found = []
-    for work_name, work in suite.works.items():
-        order = validation.rank([by_name[name] for arm in work.arms if (name := f"{work_name}/{arm}") in by_name])
-        if order is not None:
-            arms = [tuple(name.split("/")[1] for name in names) for names in (order.measured, order.predicted)]
-            found.append(
-                ArmsOrder(
-                    work=work_name, measured=arms[0], predicted=arms[1], agrees_up_to_ties=order.agrees_up_to_ties
-                )
-            )
-    return found
-
-
-def _write(folder: Path, cases: Sequence[validation.Case]) -> None:
-    """Both records of every case, raw samples and spans left out: the folder is meant to be committed."""
-    for side in ("measured", "simulated"):
-        make_folder(folder / side)
-    for case in cases:
-        for side, record in (("measured", case.measured), ("simulated", case.predicted)):
-            small = record.model_copy(update={"samples": None, "spans": ()})
-            store.write_text(folder / side / f"{case.name.replace('/', '-')}.json", small.to_json())

@@ -1,38 +1,72 @@
 """What the result of the validation suite looks like: scores first, then every case."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiercast_cli import render
 from tiercast_cli.output import to_json
-from tiercast_cli.suite import POINTS, SuiteCase, SuiteResult
+from tiercast_cli.suite_result import POINTS, Order, SuiteCase, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.errors import CheckFailed
 from tiercast_profiles.scores import Score
 
 PAGE_WIDTH = 110
 RANKED = "output_tokens_per_s"
+SCORE_COLUMNS = ("error", "cases", "median", "p90", "worst", "mean", "bias", "r", "spread", "inside")
 
 
 def page(result: SuiteResult) -> None:
     """Scores of all, of open and of held-out cases; the order of the arms; each case; failures; the machine's drift."""
     render.heading(f"{len(result.cases)} cases on {result.hardware_name}, {result.repeats} runs each")
+    if result.predicted_from_sha256 != result.profile_sha256:
+        render.line(f"predicted from another profile: {result.predicted_from} ({result.predicted_from_sha256[:12]})")
     for group, scores in result.scores.items():
-        rows = [_score_row(score) for score in scores if score.num_cases]
-        columns = ["error", "cases", "median", "p90", "worst", "mean", "bias", "r"]
-        render.table(f"{group} cases", columns, rows)
+        rows = [score_row(score) for score in scores if score.num_cases]
+        render.table(f"{group} cases", list(SCORE_COLUMNS), rows)
     render.line(f"held out: declared {result.held_out_declared}")
-    render.table("cases", ["case", "measured\ntokens/s", "predicted\ntokens/s", "error", "penalty\nerror"],
-                 [_case_row(case) for case in result.cases])  # fmt: skip
-    for order in result.orders:
-        verdict = "as measured" if order.agrees_up_to_ties else "NOT as measured"
-        render.line(f"{order.work}: {' > '.join(order.predicted)} ({verdict}: {' > '.join(order.measured)})")
+    render.line("spread: half the distance between the quartiles of the repeats, median over the cases")
+    render.line("inside: predictions that lie between those quartiles")
+    columns = ["case", "measured\ntokens/s", "predicted\ntokens/s", "error", "inside\nspread", "penalty\nerror"]
+    render.table("cases", columns, [case_row(case) for case in result.cases])
+    for line in order_lines(result.orders):
+        render.line(line)
     for failure in result.failures:
         render.line(f"failed: {failure.case}: {failure.reason}")
+    differing = sorted({path for case in result.cases for path in case.differing_inputs})
+    render.line(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
+    drift = drift_line(result)
+    if drift:
+        render.line(drift)
+
+
+def order_lines(orders: Sequence[Order]) -> list[str]:
+    """Per ranked metric how many pairs of cases the prediction puts in the measured order, and those it does not."""
+    lines = []
+    for metric in dict.fromkeys(order.metric for order in orders):
+        of_metric = [order for order in orders if order.metric == metric]
+        for kind, words in (("work", "arms of a work"), ("arm", "works of an arm")):
+            group = [order for order in of_metric if order.group.startswith(f"{kind} ")]
+            wrong = [pair for order in group for pair in order.wrong]
+            num_decided = sum(order.num_decided for order in group)
+            num_pairs = sum(order.num_pairs for order in group)
+            listed = "".join(f"; measured {more} > {less}" for more, less in wrong)
+            lines.append(
+                f"{metric}, {words}: {num_decided - len(wrong)} of {num_decided} pairs in the measured order "
+                f"({num_pairs - num_decided} undecided by the measurement){listed}"
+            )
+    return lines
+
+
+def drift_line(result: SuiteResult) -> str:
+    """How much faster or slower the machine itself was after the cases than before; empty where it was not timed."""
     before, after = result.decode_step_ms.get("before"), result.decode_step_ms.get("after")
-    if before is not None and after is not None:
-        change = render.percent(after.value / before.value - 1, signed=True)
-        render.line(f"the machine itself: one decode step took {render.with_interval(before)} ms before the suite and "
-                    f"{render.with_interval(after)} ms after it ({change})")  # fmt: skip
+    if before is None or after is None:
+        return ""
+    change = render.percent(after.value / before.value - 1, signed=True)
+    return (
+        f"the machine itself: one decode step took {render.with_interval(before)} ms before the suite and "
+        f"{render.with_interval(after)} ms after it ({change})"
+    )
 
 
 def write(folder: Path, result: SuiteResult) -> None:
@@ -49,7 +83,7 @@ def check(result: SuiteResult, max_error_ratio: float | None) -> None:
     """
     if max_error_ratio is None:
         return
-    found = next(score for score in result.scores["all"] if score.metric == RANKED)
+    found = result.score_of(RANKED)
     if found.num_failed:
         raise CheckFailed(f"{found.num_failed} of {found.num_cases} cases could not be run")
     if found.worst_absolute is not None and found.worst_absolute > max_error_ratio:
@@ -59,7 +93,9 @@ def check(result: SuiteResult, max_error_ratio: float | None) -> None:
         )
 
 
-def _score_row(score: Score) -> list[str]:
+def score_row(score: Score) -> list[str]:
+    """One metric: the cells of ``SCORE_COLUMNS``."""
+
     def cell(value: float | None, *, signed: bool = False) -> str:
         if value is None:
             return render.UNKNOWN
@@ -78,10 +114,13 @@ def _score_row(score: Score) -> list[str]:
         cell(score.mean_absolute),
         cell(score.bias, signed=True),
         render.UNKNOWN if score.correlation is None else f"{score.correlation:.3f}",
+        cell(score.machine_spread),
+        f"{score.num_inside_spread}",
     ]
 
 
-def _case_row(case: SuiteCase) -> list[str]:
+def case_row(case: SuiteCase) -> list[str]:
+    """Throughput on both sides, its error, whether that is inside the machine's spread, and the penalty's error."""
     speed, penalty = case.metrics[RANKED], case.metrics.get("penalty")
     points = render.UNKNOWN
     if penalty is not None:
@@ -91,5 +130,6 @@ def _case_row(case: SuiteCase) -> list[str]:
         render.with_interval(speed.measured),
         render.with_interval(speed.predicted),
         render.percent(speed.predicted.value / speed.measured.value - 1, signed=True),
+        {True: "yes", False: "no", None: render.UNKNOWN}[case.is_inside_spread(RANKED)],
         points,
     ]

@@ -10,6 +10,7 @@ from tiercast_profiles.errors import BadInput
 EPILOG = examples(
     "tiercast validate --profile profile.yaml",
     "tiercast validate --suite --profile profile.yaml --folder out/suite",
+    "tiercast validate --records out/suite --profile other.yaml",
     "tiercast validate my.yaml --profile profile.yaml --repeats 5 --max-error 0.2",
 )
 
@@ -27,7 +28,16 @@ def command(
         bool, typer.Option("--suite", help="Run the shipped suite and score it, held-out cases apart.")
     ] = False,
     folder: Annotated[
-        str | None, typer.Option("--folder", metavar="DIR", help="With --suite: write every record and the page here.")
+        str | None,
+        typer.Option("--folder", metavar="DIR", help="With --suite: write all records here; run again to go on."),
+    ] = None,
+    records: Annotated[
+        str | None,
+        typer.Option("--records", metavar="DIR", help="Run nothing: predict what such a folder holds, and score it."),
+    ] = None,
+    wrong: Annotated[
+        str | None,
+        typer.Option("--wrong", metavar="HOW", help="With --records: spoil the profile first; errors must show it."),
     ] = None,
     repeats: Repeats = 3,
     max_error: Annotated[
@@ -44,10 +54,18 @@ def command(
     from tiercast_cli import inputs, validation, validation_views
     from tiercast_cli.output import check_writable, emit, progress, save, to_json
 
-    inputs.require_runtime("validate")
     check_writable(output)
+    if suite or records is not None:
+        _check_suite(scenarios, profile, "--suite" if records is None else "--records")
+    if records is not None:
+        if suite or folder is not None:
+            raise BadInput("--records runs nothing; leave out --suite and --folder, or leave out --records")
+        _rescore(str(profile), records, wrong, max_error=max_error, output=output, as_json=as_json)
+        return
+    if wrong is not None:
+        raise BadInput("--wrong belongs to --records DIR: it spoils a profile that is scored against records")
+    inputs.require_runtime("validate")
     if suite:
-        _check_suite(scenarios, profile)
         _suite(str(profile), folder, repeats=repeats, max_error=max_error, output=output, as_json=as_json)
         return
     if folder is not None:
@@ -62,11 +80,11 @@ def command(
     validation.check_error(cases, max_error)
 
 
-def _check_suite(scenarios: list[str] | None, profile: str | None) -> None:
+def _check_suite(scenarios: list[str] | None, profile: str | None, option: str) -> None:
     if scenarios:
-        raise BadInput(f"--suite runs its own scenarios; leave out {', '.join(scenarios)}, or leave out --suite")
+        raise BadInput(f"{option} has its own scenarios; leave out {', '.join(scenarios)}, or leave out {option}")
     if profile is None:
-        raise BadInput("--suite needs --profile FILE; write one with: tiercast profile --quick -o profile.yaml")
+        raise BadInput(f"{option} needs --profile FILE; write one with: tiercast profile --quick -o profile.yaml")
 
 
 def _suite(
@@ -84,6 +102,25 @@ def _suite(
         result = suite.run(profile, repeats=repeats, folder=target, report=report)
     if target is not None:
         suite_views.write(target, result)
+    if output is not None:
+        save(output, to_json(result))
+    emit(result, lambda: suite_views.page(result), as_json=as_json)
+    suite_views.check(result, max_error)
+
+
+def _rescore(
+    profile: str, records: str, wrong: str | None, *, max_error: float | None, output: str | None, as_json: bool
+) -> None:
+    from pathlib import Path
+
+    from tiercast_cli import suite, suite_views
+    from tiercast_cli.output import emit, save, to_json
+    from tiercast_cli.wrong_profiles import BY_NAME
+
+    chosen = None if wrong is None else BY_NAME.get(wrong)
+    if wrong is not None and chosen is None:
+        raise BadInput(f"--wrong {wrong}: unknown; one of: {', '.join(BY_NAME)}")
+    result = suite.rescore(Path(records), profile, chosen)
     if output is not None:
         save(output, to_json(result))
     emit(result, lambda: suite_views.page(result), as_json=as_json)

@@ -121,7 +121,7 @@ def ranking(values: Mapping[str, float]) -> tuple[str, ...]:
 
 def tied_neighbours(order: Sequence[str], metrics: Mapping[str, Metric]) -> tuple[tuple[str, str], ...]:
     """Neighbours in ``order`` whose intervals overlap: the metric does not decide between them."""
-    return tuple((a, b) for a, b in pairwise(order) if _overlap(metrics[a], metrics[b]))
+    return tuple((a, b) for a, b in pairwise(order) if overlap(metrics[a], metrics[b]))
 
 
 def flat_metrics(metrics: Metrics) -> dict[str, tuple[str, Metric]]:
@@ -160,7 +160,8 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, Metric]]:
         yield path, Metric(value=value)
 
 
-def _overlap(one: Metric, other: Metric) -> bool:
+def overlap(one: Metric, other: Metric) -> bool:
+    """Whether two intervals overlap; a value without one counts as a point."""
     low, high = _ends(one)
     other_low, other_high = _ends(other)
     return low <= other_high and other_low <= high
@@ -189,7 +190,7 @@ def _compare_metric(name: str, unit: str, measured: Metric, predicted: Metric) -
         error_ratio=relative_error(predicted.value, measured.value) if measured.value != 0 else None,
         is_inside_predicted=_is_inside(measured.value, predicted),
         is_inside_spread=_is_inside(predicted.value, measured),
-        intervals_meet=_overlap(measured, predicted) if has_interval else None,
+        intervals_meet=overlap(measured, predicted) if has_interval else None,
     )
 
 

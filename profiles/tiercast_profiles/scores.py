@@ -11,13 +11,15 @@ from tiercast_profiles.stats import median, quantile
 class Pair(Strict):
     """A metric of one case, measured and predicted.
 
-    ``is_inside_spread``: the prediction lies within the machine's own spread over repeats; None where there is none.
+    ``is_inside_spread``: the prediction lies within the machine's own spread over repeats, ``half_spread`` is half of
+    that; None where there is none.
     """
 
     case: str
     measured: float
     predicted: float
     is_inside_spread: bool | None = None
+    half_spread: float | None = None
 
 
 class Score(Strict):
@@ -25,7 +27,8 @@ class Score(Strict):
 
     ``unit`` is ``ratio`` (predicted ÷ measured − 1) or that of the difference. ``num_cases`` counts failures too, and
     ``num_failed`` says how many have no error because they could not be run or predicted. ``correlation`` is Pearson's
-    r of predicted and measured values; None below three cases or where one side does not vary.
+    r of predicted and measured values; None below three cases or where one side does not vary. ``machine_spread`` is
+    the median over the cases of half the spread between repeats, in the same unit: no prediction is better than that.
     """
 
     metric: str
@@ -40,6 +43,7 @@ class Score(Strict):
     worst_case: str
     correlation: float | None
     num_inside_spread: int
+    machine_spread: float | None
 
 
 def score(metric: str, unit: str, pairs: Sequence[Pair], *, num_failed: int = 0) -> Score:
@@ -52,6 +56,11 @@ def score(metric: str, unit: str, pairs: Sequence[Pair], *, num_failed: int = 0)
     sizes = {case: abs(error) for case, error in errors.items()}
     worst = max(sizes, key=lambda case: sizes[case], default="")
     values = list(sizes.values())
+    spreads = [
+        pair.half_spread / (abs(pair.measured) if unit == "ratio" else 1.0)
+        for pair in pairs
+        if pair.half_spread is not None
+    ]
     return Score(
         metric=metric,
         unit=unit,
@@ -65,6 +74,7 @@ def score(metric: str, unit: str, pairs: Sequence[Pair], *, num_failed: int = 0)
         worst_case=worst,
         correlation=_correlation(pairs),
         num_inside_spread=sum(pair.is_inside_spread is True for pair in pairs),
+        machine_spread=median(spreads) if spreads else None,
     )
 
 

@@ -129,6 +129,8 @@ def test_an_unknown_command_and_an_unknown_option(run):
 
 
 def test_the_suite_takes_no_scenarios_and_needs_a_profile(fails):
-    assert "--suite runs its own scenarios; leave out v41-dram" in fails(2, "validate", "v41-dram", "--suite")
+    assert "--suite has its own scenarios; leave out v41-dram" in fails(2, "validate", "v41-dram", "--suite")
     assert "--suite needs --profile FILE" in fails(2, "validate", "--suite")
+    assert "--records needs --profile FILE" in fails(2, "validate", "--records", "x")
+    assert "--records runs nothing" in fails(2, "validate", "--records", "x", "--suite", "--profile", "p.yaml")
     assert "--folder belongs to --suite" in fails(2, "validate", "v41-dram", "--folder", "x")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tiercast_cli import suite, suite_views, validation
+from tiercast_cli import suite, suite_result, suite_views, validation
 from tiercast_cli.render import to_text
+from tiercast_cli.suite_result import Failure, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.compare import compare
 from tiercast_profiles.errors import CheckFailed
@@ -44,8 +45,21 @@ def found(record):
         made(record, "b/none", 200, 200),
         made(record, "b/far", 150, 100),
     ]
-    failures = [suite.Failure(case="c/far", reason="the machine has no such tier")]
-    return suite.result(plan, ["b/far"], cases, failures)
+    failures = [Failure(case="c/far", reason="the machine has no such tier")]
+    rows = suite_result.suite_cases(plan, ["b/far"], cases)
+    return SuiteResult(
+        hardware_name="here",
+        profile_sha256="0" * 64,
+        predicted_from="here",
+        predicted_from_sha256="0" * 64,
+        held_out_declared="2026-01-01",
+        repeats=3,
+        cases=rows,
+        failures=tuple(failures),
+        scores=suite_result.grouped_scores(rows, failures, ["b/far"]),
+        orders=suite_result.orders(rows),
+        decode_step_ms={},
+    )
 
 
 def test_the_shipped_suite_is_large_enough_and_holds_out_a_part():
@@ -123,7 +137,8 @@ def test_the_page_and_the_limit(found):
     page = to_text(lambda: suite_views.page(found), 110)
     assert "b/far (held out)" in page
     assert "failed: c/far: the machine has no such tier" in page
-    assert "a: none > far (as measured: none > far)" in page
+    assert "output_tokens_per_s, arms of a work: 2 of 2 pairs in the measured order (0 undecided" in page
+    assert "resolved inputs that differ" in page
     suite_views.check(found, None)
     with pytest.raises(CheckFailed, match="1 of 5 cases could not be run"):
         suite_views.check(found, 0.5)

@@ -1,0 +1,100 @@
+"""Profiles made wrong on purpose: a validation that does not catch them would catch nothing.
+
+Each takes a measured profile and spoils one thing that the suite must notice: the error table then moves in a known
+direction, in the cases that use the spoilt thing, and nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from tiercast_profiles.document import Quantity
+from tiercast_profiles.hardware import ComputePoint, ComputeTable, HardwareProfile, Link, LookupCurve, LookupPoint
+
+Wrong = Literal["link-halved", "rows-doubled", "layers-slower"]
+WRONG: tuple[Wrong, ...] = get_args(Wrong)
+BY_NAME: dict[str, Wrong] = {name: name for name in WRONG}
+WORDS: dict[Wrong, str] = {
+    "link-halved": "everything below device memory at half its speed: links, drive, and the lookups measured over them",
+    "rows-doubled": "every lookup charged for twice its rows",
+    "layers-slower": "every component of a step a fifth slower",
+}
+SLOWER = 1.2
+
+
+def spoilt(profile: HardwareProfile, how: Wrong) -> HardwareProfile:
+    """The profile with one thing wrong; its name says so."""
+    changed = {"link-halved": _link_halved, "rows-doubled": _rows_doubled, "layers-slower": _layers_slower}[how](
+        profile
+    )
+    return changed.model_copy(update={"name": f"{profile.name}-{how}"})
+
+
+def _link_halved(profile: HardwareProfile) -> HardwareProfile:
+    def halved(link: Link) -> Link:
+        return link.model_copy(update={"bandwidth_gb_per_s": _scaled(link.bandwidth_gb_per_s, 0.5)})
+
+    def slower(curve: LookupCurve) -> LookupCurve:
+        if curve.tier == "hbm":
+            return curve
+        return curve.model_copy(
+            update={
+                "fixed_us": _scaled(curve.fixed_us, 2),
+                "row_ns": _scaled(curve.row_ns, 2),
+                "bandwidth_gb_per_s": _scaled(curve.bandwidth_gb_per_s, 0.5),
+                "points": tuple(_lookup_point(point, lambda time_us: 2 * time_us) for point in curve.points),
+            }
+        )
+
+    tiers = {
+        name: tier.model_copy(update={"read_bandwidth_gb_per_s": _scaled(tier.read_bandwidth_gb_per_s, 0.5)})
+        for name, tier in (("nvme", profile.nvme), ("cxl", profile.cxl), ("pool", profile.pool))
+        if tier is not None
+    }
+    return profile.model_copy(
+        update={
+            "host_to_device": halved(profile.host_to_device),
+            "device_to_host": halved(profile.device_to_host),
+            "lookups": tuple(slower(curve) for curve in profile.lookups),
+            **tiers,
+        }
+    )
+
+
+def _rows_doubled(profile: HardwareProfile) -> HardwareProfile:
+    def doubled(curve: LookupCurve) -> LookupCurve:
+        fixed_us = curve.fixed_us.value
+        return curve.model_copy(
+            update={
+                "row_ns": _scaled(curve.row_ns, 2),
+                "bandwidth_gb_per_s": _scaled(curve.bandwidth_gb_per_s, 0.5),
+                "points": tuple(
+                    _lookup_point(point, lambda time_us: max(time_us, 2 * time_us - fixed_us)) for point in curve.points
+                ),
+            }
+        )
+
+    return profile.model_copy(update={"lookups": tuple(doubled(curve) for curve in profile.lookups)})
+
+
+def _layers_slower(profile: HardwareProfile) -> HardwareProfile:
+    def slower_point(point: ComputePoint) -> ComputePoint:
+        times = {name: SLOWER * getattr(point, name) for name in ("time_us", "low_us", "high_us")}
+        return point.model_copy(update=times)
+
+    def slower(table: ComputeTable) -> ComputeTable:
+        components = {name: tuple(map(slower_point, points)) for name, points in table.components.items()}
+        return table.model_copy(update={"components": components})
+
+    return profile.model_copy(update={"compute": tuple(slower(table) for table in profile.compute)})
+
+
+def _lookup_point(point: LookupPoint, change: Callable[[float], float]) -> LookupPoint:
+    return point.model_copy(update={name: change(getattr(point, name)) for name in ("time_us", "low_us", "high_us")})
+
+
+def _scaled(quantity: Quantity, factor: float) -> Quantity:
+    ends = {
+        name: None if getattr(quantity, name) is None else factor * getattr(quantity, name)
+        for name in ("value", "low", "high")
+    }
+    return quantity.model_copy(update=ends)

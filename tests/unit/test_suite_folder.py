@@ -1,0 +1,174 @@
+"""A suite that survives an interruption, is scored again from its records, and catches a profile that is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tiercast_cli import probing, suite, suite_views
+from tiercast_cli.render import to_text
+from tiercast_cli.wrong_profiles import WRONG, spoilt
+from tiercast_profiles import store
+from tiercast_profiles.errors import BadInput, FileProblem
+from tiercast_profiles.record import Metric
+from tiercast_profiles.suite import HeldOut, Suite
+from tiercast_sim.simulate import simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "validation" / "two-core-epyc" / "profile.yaml"
+
+
+@pytest.fixture
+def profile(tmp_path) -> str:
+    """A profile with layer times, in a file of its own."""
+    file = tmp_path / "profile.yaml"
+    shutil.copy(COMMITTED, file)
+    return str(file)
+
+
+@pytest.fixture
+def small_suite(monkeypatch):
+    """Two works of the shipped suite, shortened."""
+    shipped, _ = store.load_suite()
+    short = {"workload.num_requests": 3, "workload.concurrency": 2, "workload.output_tokens": {"fixed": 8}}
+    arms = ("none", "dram", "nvme-off")
+    plan = Suite.model_validate(
+        {
+            **shipped.model_dump(),
+            "works": {
+                "docs": {"settings": short, "arms": arms},
+                "random": {"settings": {**short, "workload.text": "random"}, "arms": arms},
+            },
+        }
+    )
+    held_out = HeldOut(schema_version=1, declared="2026-11-29", cases=("random/dram",))
+    monkeypatch.setattr(store, "load_suite", lambda: (plan, held_out))
+    return plan
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine that does to the nanosecond what its profile predicts; counts the cases it was made to run."""
+    ran = []
+
+    def bench_in_rounds(scenarios, *, repeats, progress):
+        ran.extend(scenario.scenario.placement.tier for scenario in scenarios)
+        return tuple(
+            simulate(scenario, with_baselines=False, with_bounds=False).model_copy(update={"kind": "measured"})
+            for scenario in scenarios
+        )
+
+    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    monkeypatch.setattr(probing, "decode_step_ms", lambda _: Metric(value=10.0))
+    return ran
+
+
+def run(profile: str, folder: Path, repeats: int = 3):
+    return suite.run(profile, repeats=repeats, folder=folder, report=lambda _what, _ratio: None)
+
+
+pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+
+def test_a_perfect_machine_is_predicted_perfectly(profile, small_suite, machine, tmp_path):
+    found = run(profile, tmp_path / "out")
+    assert len(machine) == 6
+    for group, num_cases in (("all", 6), ("open", 5), ("held out", 1)):
+        score = found.score_of("output_tokens_per_s", group)
+        assert (score.num_cases, score.worst_absolute) == (num_cases, 0)
+    assert not any(order.wrong for order in found.orders)
+    assert all("facts.compute" not in case.differing_inputs for case in found.cases)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machine, tmp_path, monkeypatch):
+    whole = suite.measure
+
+    def interrupted(todo, repeats, report):
+        if any(name.startswith("random/") for name in todo):
+            raise KeyboardInterrupt
+        return whole(todo, repeats, report)
+
+    monkeypatch.setattr(suite, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(profile, tmp_path / "out")
+    assert len(machine) == 3
+    monkeypatch.setattr(suite, "measure", whole)
+    found = run(profile, tmp_path / "out")
+    assert len(machine) == 6, "the work that was whole is not run again"
+    assert found.score_of("output_tokens_per_s").num_cases == 6
+    again = run(profile, tmp_path / "out")
+    assert len(machine) == 6
+    assert again == found
+
+
+def test_a_folder_of_another_run_is_not_mixed_with_this_one(profile, small_suite, machine, tmp_path):
+    run(profile, tmp_path / "out")
+    with pytest.raises(BadInput, match=r"holds cases of .*3 repeats.*give another folder"):
+        run(profile, tmp_path / "out", repeats=2)
+
+
+def test_records_are_small_and_can_be_scored_again(profile, small_suite, machine, tmp_path):
+    found = run(profile, tmp_path / "out")
+    files = list((tmp_path / "out").rglob("*.json"))
+    assert sum(file.stat().st_size for file in files) < 200_000
+    assert suite.rescore(tmp_path / "out", profile).scores == found.scores
+    assert len(machine) == 6, "nothing is run"
+    with pytest.raises(FileProblem, match="no suite was run into this folder"):
+        suite.rescore(tmp_path, profile)
+
+
+def test_a_record_that_is_missing_stays_in_the_denominator(profile, small_suite, machine, tmp_path):
+    run(profile, tmp_path / "out")
+    (tmp_path / "out" / "measured" / "docs-dram.json").unlink()
+    score = suite.rescore(tmp_path / "out", profile).score_of("output_tokens_per_s")
+    assert (score.num_cases, score.num_failed) == (6, 1)
+
+
+def test_a_profile_that_lacks_a_model_says_what_to_probe(profile, small_suite, machine, tmp_path):
+    bare = store.load_hardware(profile).model_copy(update={"compute": ()})
+    store.write_text(profile, store.to_yaml(bare))
+    with pytest.raises(BadInput, match=r"no layer times of tiny, which the suite runs; .*--model tiny -o"):
+        run(profile, tmp_path / "out")
+
+
+def test_wrong_profiles_are_caught(profile, small_suite, machine, tmp_path):
+    """Each moves the errors the way it must, where the spoilt thing is used, and nowhere else."""
+    run(profile, tmp_path / "out")
+    by_how = {how: suite.rescore(tmp_path / "out", profile, how) for how in WRONG}
+
+    def errors(how: str, metric: str) -> dict[str, float]:
+        return {
+            case.name.split("/")[1]: case.metrics[metric].predicted.value - case.metrics[metric].measured.value
+            for case in by_how[how].cases
+            if metric in case.metrics
+        }
+
+    for how in ("link-halved", "rows-doubled"):
+        assert errors(how, "output_tokens_per_s")["none"] == 0
+        assert errors(how, "output_tokens_per_s")["nvme-off"] < 0
+        assert errors(how, "stall_ms_per_step")["nvme-off"] > 0
+        assert errors(how, "penalty")["nvme-off"] > 0
+    slower = errors("layers-slower", "output_tokens_per_s")
+    measured = {
+        case.name.split("/")[1]: case.metrics["output_tokens_per_s"].measured for case in by_how[WRONG[0]].cases
+    }
+    assert slower["none"] / measured["none"].value == pytest.approx(1 / 1.2 - 1, abs=1e-3)
+    assert slower["nvme-off"] < 0
+    assert errors("layers-slower", "stall_ms_per_step")["nvme-off"] == pytest.approx(0, abs=1e-3)
+    for found in by_how.values():
+        bias = found.score_of("output_tokens_per_s").bias
+        assert bias is not None
+        assert bias < -0.02
+        page = to_text(lambda found=found: suite_views.page(found), 110)
+        assert "predicted from another profile" in page
+
+
+def test_a_wrong_profile_is_wrong_in_one_thing():
+    right = store.load_hardware(str(COMMITTED))
+    assert spoilt(right, "layers-slower").lookups == right.lookups
+    assert spoilt(right, "rows-doubled").compute == right.compute
+    halved = spoilt(right, "link-halved")
+    assert halved.compute == right.compute
+    assert halved.host_to_device.bandwidth_gb_per_s.value == right.host_to_device.bandwidth_gb_per_s.value / 2
+    for one, other in zip(halved.lookups, right.lookups, strict=True):
+        assert one == other if one.tier == "hbm" else one.fixed_us.value == 2 * other.fixed_us.value
