@@ -187,9 +187,9 @@ def test_threads_share_a_gather_and_wrong_rows_are_an_error(monkeypatch):
         parts = sweep_host.parts_of(block.array, Spot((256, 8), MIB, 10))
         assert [part.shape[1] for part in parts] == [256, 8]
         ids, out = np.arange(10) * 7, np.zeros((10, 264), dtype=np.uint8)
-        gather(parts, ids, out)
+        gather(sweep_host.RowGather(parts, 264), ids, out)
         assert np.array_equal(out, np.concatenate([part[ids] for part in parts], axis=1))
-        monkeypatch.setattr(sweep_host, "gather_rows", lambda *_: None)
+        monkeypatch.setattr(sweep_host.RowGather, "gather", lambda *_: None)
         with pytest.raises(WrongRows):
             sweep_host.sweep_host(block, Arm("4k"), TINY, ONCE, RowSource("random"))
 

@@ -1,7 +1,7 @@
 """Path ``cpu_gather``: host threads gather rows into a staging slot, one copy takes them to the device."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 
 from tiercast_runtime.cache import RowCache
 from tiercast_runtime.device import num_cores
+from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
 from tiercast_runtime.paths.staging import StagingRing, host_ids
 from tiercast_runtime.table import MemoryTable
@@ -42,66 +43,86 @@ class CpuGatherPath:
     ) -> None:
         self.device = device
         self._tables = tuple(tables)
+        self._gathers = tuple(
+            RowGather([part.numpy() for part in table.parts], table.engram.row_bytes, table.label) for table in tables
+        )
         self._num_threads = default_gather_threads(device) if num_threads is None else num_threads
         self._pool: ThreadPoolExecutor | None = None
         if self._num_threads > 1:
-            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="tiercast-gather")
-        self._caches = [RowCache(cache_slots, sum(table.part_widths)) for table in tables] if cache_slots else []
-        self._ring = StagingRing(len(self._tables), sum(self._tables[0].part_widths) if self._tables else 0, device)
+            # the thread that fetches takes a share itself
+            self._pool = ThreadPoolExecutor(self._num_threads - 1, thread_name_prefix="tiercast-gather")
+        row_bytes = self._tables[0].engram.row_bytes if self._tables else 0
+        self._caches = [RowCache(cache_slots, row_bytes) for _ in tables] if cache_slots else []
+        self._ring = StagingRing(len(self._tables), row_bytes, device)
+        self._copies = device.type != "cpu"
 
     @property
     def facts(self) -> Mapping[str, str | int | float | bool]:
-        """Gather threads, and whether a copy follows."""
-        return {"gather_threads": self._num_threads, "gather_copies_to_device": self.device.type != "cpu"}
+        """Gather threads, whether the loop is compiled, and whether a copy follows."""
+        return {
+            "gather_threads": self._num_threads,
+            "gather_is_compiled": any(gather.is_compiled for gather in self._gathers),
+            "gather_copies_to_device": self._copies,
+        }
 
     def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
         """See ``LookupPath.fetch``."""
-        table = self._tables[layer_index]
-        ids = host_ids(row_ids)
-        # as unsigned numbers negative ids are the largest: NumPy's one pass is 20 µs cheaper than torch's
-        if ids.dtype != np.int64 or (len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= table.num_rows):
-            check_row_ids(torch.from_numpy(ids)[None], table.num_rows)
+        if row_ids.dtype is not torch.int64 or row_ids.ndim != 2:
+            check_row_ids(row_ids, self._tables[layer_index].num_rows)
         if self._caches:
-            return self._fetch_cached(layer_index, ids, tuple(row_ids.shape))
+            return self._fetch_cached(layer_index, host_ids(row_ids), tuple(row_ids.shape))
+        ids = row_ids if row_ids.is_cpu and row_ids.is_contiguous() else row_ids.to("cpu").contiguous()
+        count = ids.numel()
         slot = self._ring.next_slot(layer_index)
-        staged = slot.rows(len(ids))
-        self._gather(table, ids, staged.numpy())
-        rows = self._ring.to_device(slot, staged)
-        return StagedRows(rows[:, : table.engram.row_bytes], None, num_rows=len(ids), num_rows_read=len(ids))
+        rows = slot.rows(count)
+        gather = self._gathers[layer_index]
+        if gather.is_compiled and (self._pool is None or count <= _MIN_ROWS_PER_THREAD):
+            gather.at_addresses(ids.data_ptr(), count, slot.address)
+        else:
+            self._gather(gather, ids.reshape(-1).numpy(), rows.numpy())
+        if self._copies:
+            return StagedRows(self._ring.to_device(slot, rows), None, num_rows=count, num_rows_read=count)
+        if slot.handed is None or slot.handed.rows is not rows:
+            slot.handed = StagedRows(rows, None, num_rows=count, num_rows_read=count)
+        return slot.handed
 
     def _fetch_cached(self, layer_index: int, ids: npt.NDArray[np.int64], shape: tuple[int, ...]) -> StagedRows:
-        table, cache = self._tables[layer_index], self._caches[layer_index]
+        gather, cache = self._gathers[layer_index], self._caches[layer_index]
         unique, inverse = np.unique(ids, return_inverse=True)
+        if len(unique):
+            check_row_ids(torch.from_numpy(unique[[0, -1]])[None], gather.num_rows)
         slot = self._ring.next_slot(layer_index)
         staged = slot.rows(len(unique))
         missing = cache.lookup(unique, staged.numpy())
         num_missing = int(np.count_nonzero(missing))
         if num_missing:
             gathered = np.empty((num_missing, staged.shape[1]), dtype=np.uint8)
-            self._gather(table, unique[missing], gathered)
+            self._gather(gather, unique[missing], gathered)
             staged.numpy()[missing] = gathered
             cache.insert(unique[missing], gathered)
         rows = self._ring.to_device(slot, staged)
         return StagedRows(
-            rows[:, : table.engram.row_bytes],
+            rows,
             torch.from_numpy(inverse).view(shape).to(self.device),
             num_rows=len(ids),
             num_rows_read=num_missing,
             num_rows_hit=len(ids) - int(np.count_nonzero(missing[inverse])),
         )
 
-    def _gather(self, table: MemoryTable, ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
-        parts = [part.numpy() for part in table.parts]
+    def _gather(self, gather: RowGather, ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
         share = max(_MIN_ROWS_PER_THREAD, -(-len(ids) // self._num_threads))
-        if self._pool is None or len(ids) <= share:
-            gather_rows(parts, ids, target)
-        else:
+        pending: list[Future[None]] = []
+        if self._pool is not None:
             pending = [
-                self._pool.submit(gather_rows, parts, ids[first : first + share], target[first : first + share])
-                for first in range(0, len(ids), share)
+                self._pool.submit(gather.gather, ids[first : first + share], target[first : first + share])
+                for first in range(share, len(ids), share)
             ]
-            for done in pending:
-                done.result()
+        try:
+            gather.gather(ids[:share], target[:share])
+        finally:
+            wait(pending)  # no thread writes into the slot once this has returned or raised
+        for done in pending:
+            done.result()
 
     def clear_cache(self) -> None:
         """See ``LookupPath.clear_cache``."""
@@ -116,19 +137,4 @@ class CpuGatherPath:
         if self._pool is not None:
             self._pool.shutdown()
         self._ring.close()
-        self._tables, self._caches = (), []
-
-
-def gather_rows(
-    parts: Sequence[npt.NDArray[np.uint8]], ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]
-) -> None:
-    """Rows ``ids [n]`` of a table's parts side by side into ``target [n, row width]``; ids must be checked before."""
-    if len(parts) == 1:
-        # ids were checked; "clip" only spares NumPy the buffered copy that "raise" makes
-        np.take(parts[0], ids, axis=0, out=target, mode="clip")
-        return
-    first = 0
-    for part in parts:
-        # a take of its own and a copy: half the time of part[ids], and of a take into a target with gaps
-        target[:, first : first + part.shape[1]] = np.take(part, ids, axis=0, mode="clip")
-        first += part.shape[1]
+        self._tables, self._gathers, self._caches = (), (), []

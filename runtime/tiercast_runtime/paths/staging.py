@@ -13,6 +13,7 @@ import torch
 
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.units import format_bytes
+from tiercast_runtime.paths.base import StagedRows
 
 _SLOTS_PER_LAYER = 2
 
@@ -25,9 +26,13 @@ class Slot:
     is_pinned: bool
     buffer: torch.Tensor = field(init=False)
     event: torch.cuda.Event | None = None
+    address: int = 0
+    handed: StagedRows | None = None  # what the last lookup was given; lookups of one size get it again
+    _view: torch.Tensor = field(init=False)
+    _view_rows: int = 0
 
     def __post_init__(self) -> None:
-        self.buffer = torch.empty((0, self.width), dtype=torch.uint8)
+        self.buffer = self._view = torch.empty((0, self.width), dtype=torch.uint8)
 
     def rows(self, num_rows: int) -> torch.Tensor:
         """The first ``num_rows`` rows, after the copy that last read them has ended.
@@ -38,10 +43,20 @@ class Slot:
         if self.event is not None:
             self.event.synchronize()
             self.event = None
+        if num_rows == self._view_rows:  # cutting a tensor takes longer than gathering the rows of a token
+            return self._view
         if num_rows > len(self.buffer):
             capacity = 1 << (num_rows - 1).bit_length()
             self.buffer = self._allocate(capacity)
-        return self.buffer[:num_rows]
+            self.address = self.buffer.data_ptr()
+        self._view, self._view_rows = self.buffer[:num_rows], num_rows
+        return self._view
+
+    def release(self) -> None:
+        """Let go of the memory once no copy reads it."""
+        self.rows(0)
+        self.handed = None
+        self.buffer = self._view = torch.empty((0, self.width), dtype=torch.uint8)
 
     def _allocate(self, num_rows: int) -> torch.Tensor:
         try:
@@ -81,8 +96,7 @@ class StagingRing:
         """Let go of the memory once no copy reads it."""
         for slots in self._slots:
             for slot in slots:
-                slot.rows(0)
-                slot.buffer = torch.empty((0, slot.width), dtype=torch.uint8)
+                slot.release()
 
 
 def host_ids(row_ids: torch.Tensor) -> npt.NDArray[np.int64]:

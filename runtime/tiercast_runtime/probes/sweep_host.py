@@ -19,9 +19,9 @@ import torch
 from tiercast_profiles.gather import SMALL_PAGE_BYTES, GatherSweep
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable
 from tiercast_profiles.units import NS_PER_US
+from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
-from tiercast_runtime.paths.cpu_gather import gather_rows
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
 from tiercast_runtime.probes.numa import own_and_remote
 from tiercast_runtime.probes.round_trip import round_trip_ns
@@ -165,20 +165,20 @@ def parts_of(block: BlockT, spot: Spot) -> list[BlockT]:
     return parts
 
 
-Gather = Callable[[Sequence[Bytes], Ids, Bytes], None]
+Gather = Callable[[RowGather, Ids, Bytes], None]
 
 
 @contextmanager
 def _gatherer(num_threads: int) -> Iterator[Gather]:
     """The gather by one thread, or cut in equal shares among several."""
     if num_threads == 1:
-        yield gather_rows
+        yield RowGather.gather
         return
     with ThreadPoolExecutor(num_threads) as pool:
 
-        def together(parts: Sequence[Bytes], ids: Ids, target: Bytes) -> None:
+        def together(rows: RowGather, ids: Ids, target: Bytes) -> None:
             shares = zip(np.array_split(ids, num_threads), np.array_split(target, num_threads), strict=True)
-            for done in [pool.submit(gather_rows, parts, some, into) for some, into in shares]:
+            for done in [pool.submit(rows.gather, some, into) for some, into in shares]:
                 done.result()
 
         yield together
@@ -189,7 +189,8 @@ def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Cl
     table_rows = len(parts[0])
     target = np.empty((spot.num_rows, spot.row_bytes), dtype=np.uint8)
     ids = source.draw(spot, table_rows)
-    gather(parts, ids, target)
+    rows = RowGather(parts, spot.row_bytes)
+    gather(rows, ids, target)
     if not np.array_equal(target, np.concatenate([part[ids] for part in parts], axis=1)):
         raise WrongRows("a gather delivered other rows than were asked for; nothing it times can be trusted")
     num_calls = max(1, min(most_calls, min(PASS_ROWS, PASS_BYTES // spot.row_bytes) // spot.num_rows))
@@ -198,7 +199,7 @@ def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Cl
         batches = [source.draw(spot, table_rows) for _ in range(num_calls)]
         start_ns = clock()
         for batch in batches:
-            gather(parts, batch, target)
+            gather(rows, batch, target)
         return (clock() - start_ns) / num_calls
 
     def case() -> list[tuple[Spot, float]]:
