@@ -1,65 +1,104 @@
-"""Row gathers from memory: the runtime's paths beside NumPy's and torch's own."""
+"""Row gathers from memory: path cpu_gather beside NumPy's and torch's own, on the same table with the same ids.
+
+Whatever can write into memory made before does so. Each sample has ids that were never asked for before; where a call
+takes microseconds, a sample is several calls in a row, each with ids of its own.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from figures import Figures
 from tiercast_profiles.rng import stream
+from tiercast_runtime.device import num_cores
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
-from tiercast_runtime.paths.device import DevicePath
 from tiercast_runtime.probes.gather import BlockTable, fill_random, random_ids
-from tiercast_runtime.probes.timing import Effort, collect, seconds, timed
+from tiercast_runtime.probes.timing import Effort, collect, seconds, timed, to_us
 
-ROW_BYTES = 264
-COUNTS = (24, 96, 768, 3072)
-BLOCK_BYTES = 256 << 20
+COUNTS = (1, 8, 24, 96, 768, 3072, 24_576, 196_608)
+SEVERAL_THREADS_COUNTS = (3072, 24_576, 196_608)
+TABLES = ((264, 2 << 30), (256, 2 << 30), (512, 2 << 30), (264, 4 << 30))  # row bytes, table bytes
+ROWS_PER_SAMPLE = 768
+MAX_CALLS = 64
+OURS = "ours: cpu_gather"
+UNCHECKED = "numpy.take, ids unchecked"
+Way = Callable[[torch.Tensor], object]
+
+
+def ways_of(table: BlockTable, count: int, num_threads: int) -> tuple[dict[str, Way], CpuGatherPath]:
+    """Each way from ids ``[1, count]`` to rows."""
+    rows, path = table.parts[0], CpuGatherPath([table], torch.device("cpu"), num_threads)
+    arrays = rows.numpy()
+    out = torch.empty((count, rows.shape[1]), dtype=torch.uint8)
+    out_array = out.numpy()
+    # A bag takes floating-point rows only, so the same bytes are given as float32. It adds each row to zero, which
+    # turns -0.0 into 0.0: its time counts, its bytes are not compared.
+    words, starts = rows.view(torch.float32), torch.arange(count)
+    ways: dict[str, Way] = {
+        OURS: lambda ids: path.fetch(0, ids).rows,
+        "torch.index_select": lambda ids: torch.index_select(rows, 0, ids[0], out=out),
+        "numpy.take": lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=out_array),
+        UNCHECKED: lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=out_array, mode="clip"),
+        "torch F.embedding": lambda ids: torch.nn.functional.embedding(ids[0], rows),
+        "torch EmbeddingBag": lambda ids: torch.nn.functional.embedding_bag(ids[0], words, starts, mode="sum"),
+    }
+    return ways, path
+
+
+def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    generator = stream(0, "bench-gather")
+    ways, path = ways_of(table, count, num_threads)
+    ids = random_ids(generator, table.num_rows, count)
+    expected = torch.from_numpy(table.parts[0].numpy()[ids[0].numpy()])
+    for name, way in ways.items():
+        found = way(ids)
+        found = found if isinstance(found, torch.Tensor) else torch.from_numpy(np.asarray(found))
+        assert "Bag" in name or torch.equal(found, expected), f"{name} gave other rows"
+    num_calls = max(1, min(MAX_CALLS, ROWS_PER_SAMPLE // count))
+    asked: list[torch.Tensor] = []
+
+    def prepare() -> None:
+        asked[:] = [random_ids(generator, table.num_rows, count) for _ in range(num_calls)]
+
+    def sample(way: Way) -> Callable[[], None]:
+        def calls() -> None:
+            for one in asked:
+                way(one)
+
+        return calls
+
+    cases = [timed(name, sample(way), prepare) for name, way in ways.items()]
+    spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, Effort(seconds(3), 2, 15))}
+    row_bytes = table.parts[0].shape[1]
+    threads = f", {num_threads} threads" if num_threads > 1 else ""
+    figures.compare(
+        f"{count:,} rows of {row_bytes} B, {table_bytes >> 30} GiB{threads}",
+        spreads,
+        unit="µs",
+        ours=OURS,
+        target_ratio=1.0,
+    )
+    path.close()
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    block = HostBlock(BLOCK_BYTES)
-    fill_random(block.array)
-    table = BlockTable(torch.from_numpy(block.array), ROW_BYTES)
-    rows = table.parts[0]
-    cpu = torch.device("cpu")
-    device, gather = DevicePath([table], cpu), CpuGatherPath([table], cpu)
-    ways = {
-        "ours: device path": lambda ids: device.fetch(0, ids).rows,
-        "ours: cpu_gather path": lambda ids: gather.fetch(0, ids).rows,
-        "numpy rows[ids]": lambda ids: torch.from_numpy(rows.numpy()[ids[0].numpy()]),
-        "numpy.take": lambda ids: torch.from_numpy(np.take(rows.numpy(), ids[0].numpy(), axis=0)),
-        "torch.index_select": lambda ids: torch.index_select(rows, 0, ids[0]),
-        "torch F.embedding": lambda ids: torch.nn.functional.embedding(ids[0], rows),
-        "torch EmbeddingBag": lambda ids: bag(ids[0][:, None]),
-    }
-    # A bag takes floating-point rows only, so the same bytes are given as float32. It adds each row to zero, which
-    # turns -0.0 into 0.0: its time counts, its bytes are not compared.
-    words = rows.view(torch.float32)
-    bag_module = torch.nn.EmbeddingBag.from_pretrained(words, mode="sum")
-
-    def bag(ids):
-        with torch.inference_mode():
-            return bag_module(ids).view(torch.uint8)
-
-    generator = stream(0, "bench-gather")
-    print(f"rows of {ROW_BYTES} B out of {BLOCK_BYTES >> 20} MiB, one thread, fresh ids; median µs [quartiles]")
-    for count in COUNTS:
-        ids = random_ids(generator, table.num_rows, count)
-        expected = torch.from_numpy(rows.numpy()[ids[0].numpy()])
-        assert all(torch.equal(way(ids), expected) for name, way in ways.items() if "Bag" not in name), "other rows"
-        holder = {"ids": ids}
-
-        def prepare(holder=holder, count=count):
-            holder["ids"] = random_ids(generator, table.num_rows, count)
-
-        cases = [timed(name, lambda way=way, h=holder: way(h["ids"]), prepare) for name, way in ways.items()]
-        spreads = {spread.key: spread for spread in collect(cases, Effort(seconds(2), 3, 21, 200))}
-        best = min(spread.value for name, spread in spreads.items() if not name.startswith("ours"))
-        for name, spread in spreads.items():
-            low, value, high = (np.array([spread.low, spread.value, spread.high]) / 1e3).round(1)
-            print(f"{count:6} rows  {name:24} {value:8} [{low} .. {high}]  best other/this {best / spread.value:.2f}")
-    device.close()
-    gather.close()
+    figures = Figures("Gather of scattered rows from host memory")
+    with torch.inference_mode():
+        for row_bytes, table_bytes in TABLES:
+            block = HostBlock(table_bytes)
+            fill_random(block.array)
+            table = BlockTable(torch.from_numpy(block.array), row_bytes)
+            for count in COUNTS:
+                measure(figures, table, table_bytes, count, 1)
+            if row_bytes == 264 and num_cores() > 1:
+                for count in SEVERAL_THREADS_COUNTS:
+                    measure(figures, table, table_bytes, count, num_cores())
+            del table
+            block.close()
+    figures.finish()
 
 
 if __name__ == "__main__":

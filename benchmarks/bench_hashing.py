@@ -1,7 +1,7 @@
-"""Row ids of a step at V4.1 size: our NumPy, torch and fused-kernel hashers beside the plain oracle of reference.py.
+"""Row ids: what the engine calls on this CPU beside the oracle, whose loops a reader can check by hand.
 
-Timed from windows on the device to row ids on the device; on a GPU the wait for the device is inside. A call of some
-microseconds is timed twice: as one of many in a row, and alone between other work, as a decode step makes it.
+Shown aside: the same by NumPy alone and in torch operations, and what torch needs to make the tensor of the result. A
+sample is many calls in a row, as a sequence of decode steps makes them; the oracle's prime search is not timed.
 """
 
 import importlib.util
@@ -10,59 +10,66 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from figures import Figures
 from tiercast_profiles.rng import stream
 from tiercast_profiles.store import load_model
 from tiercast_runtime import reference
 from tiercast_runtime.hashing import EngramHasher, NumpyHasher, build_windows
-from tiercast_runtime.probes.timing import Effort, collect, seconds, timed
+from tiercast_runtime.probes.timing import Effort, collect, seconds, timed, to_us
 
-COUNTS = (1, 8, 64, 256, 1024, 8192)
-TOKENS_PER_SAMPLE = 4096
+COUNTS = (1, 2, 4, 8, 64, 256, 1024, 8192)
+TOKENS_PER_SAMPLE = 2048
+OURS = "ours: EngramHasher"
 ORACLE = "oracle: reference.py"
+FLOOR = "torch.empty of the result"
 
 
 def main() -> None:
+    figures = Figures("Row ids of both Engram layers of DeepSeek-V4.1-Flash, 48 per token")
     torch.set_num_threads(1)
     engram = load_model("deepseek-v4.1-flash").engram
-    cpu = torch.device("cpu")
-    on_cpu, with_numpy = EngramHasher(engram, cpu), NumpyHasher(engram)
+    on_cpu, with_numpy = EngramHasher(engram, torch.device("cpu")), NumpyHasher(engram)
     has_kernel = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-    generator = stream(0, "bench-hashing")
-    print(f"{engram.num_rows_per_token} rows x {len(engram.layer_ids)} layers per token; median µs [quartiles]")
     if not has_kernel:
-        print("fused kernel: not timed, no CUDA GPU with triton here")
+        figures.note("fused Triton kernel: not timed, no CUDA GPU with triton here")
     # The oracle searches its primes and draws its multipliers in every call, the hashers once: take that share away.
     reference_moduli, reference_multipliers = reference.moduli(engram), reference.multipliers(engram)
     reference.moduli = lambda _engram: reference_moduli
     reference.multipliers = lambda _engram: reference_multipliers
-    for count in COUNTS:
-        max_order = engram.ngram_orders[-1]
-        ids = generator.integers(0, engram.compressed_vocab_size, max_order + count)
-        windows = build_windows(ids, max_order, count, max_order)  # inside a sequence, as decode steps are
-        tensor = torch.from_numpy(windows)
-        ways = {
-            ORACLE: lambda w=windows: reference.row_ids(engram, w),
-            "ours: NumPy": lambda w=windows: with_numpy.row_ids(w),
-            "ours: torch on the CPU": lambda t=tensor: on_cpu.torch_row_ids(t),
-        }
-        if has_kernel:
-            gpu = torch.device("cuda", 0)
-            on_gpu, moved = EngramHasher(engram, gpu), tensor.to(gpu)
-            ways["ours: torch on the GPU"] = lambda h=on_gpu, t=moved: _waited(h.torch_row_ids(t))
-            ways["ours: fused kernel"] = lambda h=on_gpu, t=moved: _waited(h.kernel_row_ids(t))
-        expected = reference.row_ids(engram, windows)
-        for name, way in ways.items():
-            found = way()
-            found = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
-            assert np.array_equal(found, expected), f"{name} found other rows"
-        for num_calls in sorted({1, max(1, TOKENS_PER_SAMPLE // count)}, reverse=True):
-            cases = [timed(name, _repeated(way, num_calls)) for name, way in ways.items()]
-            spreads = {spread.key: spread for spread in collect(cases, Effort(seconds(2), 1, 5, 100))}
-            for name, spread in spreads.items():
-                low, value, high = (np.array([spread.low, spread.value, spread.high]) / 1e3 / num_calls).round(1)
-                ratio = spreads[ORACLE].value / spread.value
-                how = f"{num_calls} in a row" if num_calls > 1 else "alone"
-                print(f"{count:6} tokens  {name:22} {how:14} {value:10} [{low} .. {high}]  oracle/this {ratio:.1f}")
+    with torch.inference_mode():
+        for count in COUNTS:
+            measure(figures, on_cpu, with_numpy, count, has_kernel=has_kernel)
+    figures.finish()
+
+
+def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, count: int, *, has_kernel: bool) -> None:
+    engram = on_cpu.engram
+    max_order, shape = engram.ngram_orders[-1], (len(engram.layer_ids), count, engram.num_rows_per_token)
+    ids = stream(0, f"bench-hashing {count}").integers(0, engram.compressed_vocab_size, max_order + count)
+    windows = build_windows(ids, max_order, count, max_order)  # inside a sequence, as decode steps are
+    tensor = torch.from_numpy(windows)
+    ways: dict[str, Callable[[], object]] = {
+        OURS: lambda: on_cpu.row_ids(tensor),
+        ORACLE: lambda: reference.row_ids(engram, windows),
+        "NumPy alone": lambda: with_numpy.row_ids(windows),
+        "torch operations": lambda: on_cpu.torch_row_ids(tensor),
+    }
+    if has_kernel:
+        gpu = torch.device("cuda", 0)
+        on_gpu, moved = EngramHasher(engram, gpu), tensor.to(gpu)
+        ways["fused kernel on the GPU"] = lambda: _waited(on_gpu.kernel_row_ids(moved))
+    expected = reference.row_ids(engram, windows)
+    for name, way in ways.items():
+        found = way()
+        found = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
+        assert np.array_equal(found, expected), f"{name} found other rows"
+    ways[FLOOR] = lambda: torch.empty(shape, dtype=torch.int64)
+    num_calls = max(1, TOKENS_PER_SAMPLE // count)
+    cases = [timed(name, _repeated(way, num_calls)) for name, way in ways.items()]
+    effort = Effort(seconds(3), 1, 7, 40)
+    spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, effort)}
+    aside = tuple(name for name in ways if name not in (OURS, ORACLE))
+    figures.compare(f"{count:,} tokens", spreads, unit="µs", ours=OURS, target_ratio=10.0, aside=aside)
 
 
 def _repeated(way: Callable[[], object], num_calls: int) -> Callable[[], None]:

@@ -212,7 +212,7 @@ class EngramHasher:
         Raises:
             BadInput: windows of another shape or type or, on the CPU, with ids outside the folded vocabulary.
         """
-        if windows.device.type == "cpu":
+        if windows.is_cpu:
             if self._compiled is not None:
                 return self._compiled.row_ids(windows)
             import torch
