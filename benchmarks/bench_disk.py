@@ -29,7 +29,7 @@ from tiercast_runtime.table import FileTable, expected_rows
 FILE_BYTES = 256 << 20
 DEPTHS = (1, 32, 128, 256)
 READ_SIZES = (4096, 16384)
-ROUNDS, SECONDS_EACH = 3, 2
+ROUNDS, SECONDS_EACH = 3, 1
 READS_PER_CALL = 1024
 OURS, OUR_READER = "ours: disk path", "ours: RowReader"
 
@@ -84,7 +84,7 @@ def lookups(figures: Figures, folder: Path) -> None:
             drop_page_cache(table.path)
 
         cases = [timed(name, lambda way=way, h=holder: way(h["ids"]), prepare) for name, way in ways.items()]
-        spreads = {spread.key: to_ms(spread) for spread in collect(cases, Effort(seconds(5), 1, 7, 40))}
+        spreads = {spread.key: to_ms(spread) for spread in collect(cases, Effort(seconds(4), 1, 7, 40))}
         case = f"lookup of {count:,} rows" + (f", each asked for {copies} times" if copies > 1 else "")
         few = count < 96  # as deep as the lookup is: nothing to win beyond that
         figures.compare(case, spreads, unit="ms", ours=OURS, target_ratio=None if few else 5.0)

@@ -1,10 +1,12 @@
 """Row gathers from memory: path cpu_gather beside NumPy's and torch's own, on the same table with the same ids.
 
-Whatever can write into memory made before does so. Each sample has ids that were never asked for before; where a call
+Whatever can write into memory made before does so, into two pieces in turn, as a lookup must: its rows stay while the
+next is fetched. Each sample has ids that were never asked for before; where a call
 takes microseconds, a sample is several calls in a row, each with ids of its own.
 """
 
 from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -31,16 +33,17 @@ def ways_of(table: BlockTable, count: int, num_threads: int) -> tuple[dict[str, 
     """Each way from ids ``[1, count]`` to rows."""
     rows, path = table.parts[0], CpuGatherPath([table], torch.device("cpu"), num_threads)
     arrays = rows.numpy()
-    out = torch.empty((count, rows.shape[1]), dtype=torch.uint8)
-    out_array = out.numpy()
+    outs = [torch.empty((count, rows.shape[1]), dtype=torch.uint8) for _ in range(2)]
+    next_out = cycle(outs).__next__
+    next_array = cycle([out.numpy() for out in outs]).__next__
     # A bag takes floating-point rows only, so the same bytes are given as float32. It adds each row to zero, which
     # turns -0.0 into 0.0: its time counts, its bytes are not compared.
     words, starts = rows.view(torch.float32), torch.arange(count)
     ways: dict[str, Way] = {
         OURS: lambda ids: path.fetch(0, ids).rows,
-        "torch.index_select": lambda ids: torch.index_select(rows, 0, ids[0], out=out),
-        "numpy.take": lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=out_array),
-        UNCHECKED: lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=out_array, mode="clip"),
+        "torch.index_select": lambda ids: torch.index_select(rows, 0, ids[0], out=next_out()),
+        "numpy.take": lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=next_array()),
+        UNCHECKED: lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=next_array(), mode="clip"),
         "torch F.embedding": lambda ids: torch.nn.functional.embedding(ids[0], rows),
         "torch EmbeddingBag": lambda ids: torch.nn.functional.embedding_bag(ids[0], words, starts, mode="sum"),
     }
@@ -71,7 +74,9 @@ def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int, n
         return calls
 
     cases = [timed(name, sample(way), prepare) for name, way in ways.items()]
-    spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, Effort(seconds(3), 2, 15))}
+    spreads = {
+        spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, Effort(seconds(1.5), 2, 15))
+    }
     row_bytes = table.parts[0].shape[1]
     threads = f", {num_threads} threads" if num_threads > 1 else ""
     figures.compare(

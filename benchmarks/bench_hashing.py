@@ -66,7 +66,7 @@ def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, cou
     ways[FLOOR] = lambda: torch.empty(shape, dtype=torch.int64)
     num_calls = max(1, TOKENS_PER_SAMPLE // count)
     cases = [timed(name, _repeated(way, num_calls)) for name, way in ways.items()]
-    effort = Effort(seconds(3), 1, 7, 40)
+    effort = Effort(seconds(2), 1, 7, 40)
     spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, effort)}
     aside = tuple(name for name in ways if name not in (OURS, ORACLE))
     figures.compare(f"{count:,} tokens", spreads, unit="µs", ours=OURS, target_ratio=10.0, aside=aside)

@@ -20,10 +20,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# Rows asked for ahead of the one that is copied. Of 0, 4, 8, 16 and 32 the last two were fastest on one x86 core with
-# tables of 2 GiB: 24,576 rows of 264 B took 0.93 ms without, 0.70 and 0.69 ms with them; few rows do not notice.
-_PREFETCH_ROWS = 32
-_LINE_BYTES = 64
+# Rows asked for ahead of the one that is copied, the first line of each: the processor brings the rest by itself.
+# Rows never touched before out of 2 GiB, one x86 core: 768 rows of 264 B took 56 µs without, 51 µs with all lines of
+# 16 rows ahead and 45 µs with the first; 24,576 rows 1.56, 1.46 and 1.37 ms.
+_PREFETCH_ROWS = 16
 
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
@@ -97,9 +97,7 @@ def gather(  # noqa: PLR0917  # a loop's arguments are its wires
     for place in range(count):
         ahead = place + _PREFETCH_ROWS
         if ahead < count:
-            first = table + _load(ids, ahead) * row_stride
-            for line in range(0, num_bytes, _LINE_BYTES):
-                _prefetch(first + line)
+            _prefetch(table + _load(ids, ahead) * row_stride)
         _copy(out + place * out_stride, table + _load(ids, place) * row_stride, num_bytes)
     return -1
 
