@@ -4,18 +4,14 @@
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from tiercast_runtime.probes.timing import Spread
+from write_record import write_record
 
-LIBRARIES = ("numpy", "torch", "numba")
+LIBRARIES = ("torch", "numba")
 
 
 class Figures:
@@ -26,7 +22,7 @@ class Figures:
         parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures as JSON")
         self._file: Path | None = parser.parse_args().record
         self._title = title
-        self._cases: list[dict[str, object]] = []
+        self._figures: dict[str, object] = {}
         self._notes: list[str] = []
         print(title)
 
@@ -62,17 +58,15 @@ class Figures:
             }
             for name, spread in spreads.items()
         }
-        self._cases.append(
-            {
-                "case": case,
-                "unit": unit,
-                "ours": ours,
-                "best_other": best,
-                "ratio": _rounded(ratio),
-                "target_ratio": target_ratio,
-                "ways": ways,
-            }
-        )
+        assert case not in self._figures, f"two cases are named {case!r}"
+        self._figures[case] = {
+            "unit": unit,
+            "ours": ours,
+            "best_other": best,
+            "ratio": _rounded(ratio),
+            "target_ratio": target_ratio,
+            "ways": ways,
+        }
         for name, spread in spreads.items():
             mark = f"  ours / best other {ratio:.2f}" if name == ours else "  not compared" if name in aside else ""
             print(
@@ -85,32 +79,9 @@ class Figures:
         """Write the record if one was asked for."""
         if self._file is None:
             return
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-        record = {
-            "title": self._title,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "git_commit": commit.strip() + ("+changes" if changed.strip() else ""),
-            "cpu_model": cpu_model(),
-            "num_cores": os.cpu_count(),
-            "load_average": round(os.getloadavg()[0], 2),
-            "python": platform.python_version(),
-            "libraries": {name: metadata.version(name) for name in LIBRARIES if _is_installed(name)},
-            "notes": self._notes,
-            "cases": self._cases,
-        }
+        libraries = {name: metadata.version(name) for name in LIBRARIES if _is_installed(name)}
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def cpu_model() -> str:
-    """What the kernel calls the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        write_record(self._file, self._figures, title=self._title, libraries=libraries, notes=self._notes)
 
 
 def _is_installed(name: str) -> bool:
