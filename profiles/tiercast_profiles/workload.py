@@ -1,6 +1,7 @@
 """What is asked of a serving engine: how requests arrive, how long they are, what text they carry."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -161,6 +162,15 @@ class RequestShapes:
     arrival_ns: Column
     prompt_tokens: Column
     output_tokens: Column
+
+
+def warm_up_requests(requests: Sequence[Request]) -> tuple[Request, ...]:
+    """Requests of a warm-up that decides what a ``static_hot`` cache holds.
+
+    Assumption A80: as many requests of the same lengths from the same text, at starts of their own.
+    """
+    after = max((request.request_id for request in requests), default=-1) + 1
+    return tuple(replace(request, request_id=after + request.request_id) for request in requests)
 
 
 def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -> Column:

@@ -209,7 +209,7 @@ def _metrics(
 def memory_bytes(resolved: ResolvedScenario, engine: Engine) -> dict[MemoryTier, int]:
     """Bytes this run allocated by tier: weights and buffers on the device, tables where they live.
 
-    A row cache lies in host memory and counts with its index.
+    A row cache lies in host memory, or on the device where that moves the rows, and counts with its index.
 
     The KV cache takes what is left of the device's memory; its size is among the facts.
     """
@@ -219,7 +219,8 @@ def memory_bytes(resolved: ResolvedScenario, engine: Engine) -> dict[MemoryTier,
     if tier != "none":
         by_tier[tier] = by_tier.get(tier, 0) + engine.table_bytes
     if engine.cache.size_bytes:
-        by_tier["dram"] = by_tier.get("dram", 0) + engine.cache.size_bytes
+        place: MemoryTier = "hbm" if engine.cache.is_on_device else "dram"
+        by_tier[place] = by_tier.get(place, 0) + engine.cache.size_bytes
     return by_tier
 
 
@@ -263,6 +264,7 @@ def _median_us(per_run: Sequence[Sequence[LayerStep]], value_ns: Callable[[Layer
 
 
 def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> dict[str, str | int | float | bool]:
+    resolved = engine.resolved
     facts: dict[str, str | int | float | bool] = {
         "device": describe(engine.device),
         "num_cores": num_cores(),
@@ -284,7 +286,10 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     }
     if engine.cache.size_bytes:
         facts["cache_rows_per_layer"] = engine.cache.num_slots_per_layer
-        facts["cache_start"] = "empty"
+        facts["cache_policy"] = resolved.placement.cache_policy
+        facts["cache_start"] = (
+            "hottest rows of a warm-up" if resolved.placement.cache_policy == "static_hot" else "empty"
+        )
     held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
     if held is not None:
         facts.update(held.facts)

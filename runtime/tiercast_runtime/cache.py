@@ -1,16 +1,21 @@
 """A cache of rows in front of a tier: set-associative, and without a Python loop over rows.
 
-A set is chosen by a multiplicative hash of the row id; inside a set the least recently used row makes room. A batch
-looks before it inserts, as the simulator's cache does (Assumption A12). NumPy only, so that the lookup process, which
-knows nothing of torch, can hold one; ``cache_torch`` is the same algorithm on a device.
+A set is chosen by a multiplicative hash of the row id; inside a set the least recently (``lru``) or the least often
+(``lfu``) used row makes room, or none ever does (``static_hot``). A batch looks before it inserts, as the simulator's
+cache does (Assumption A12). NumPy only, so that the lookup process, which knows nothing of torch, can hold one;
+``cache_torch`` is the same algorithm on a device.
+
+A stamp orders the rows of a set by who leaves first: the time of the last use, and with ``lfu`` the number of uses
+above it. Uses are lookups that asked for the row while it was here, at most ``MAX_USES``.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Policy = Literal["lru", "static"]
+Policy = Literal["lru", "lfu", "static_hot"]  # those of placement.cache_policy
 Int64Array = npt.NDArray[np.int64]
 
 DEFAULT_WAYS = 16
@@ -18,6 +23,9 @@ INDEX_BYTES_PER_SLOT = 16  # a tag and a stamp, int64 each
 # 2**64 divided by the golden ratio, as a signed number (Knuth, The Art of Computer Programming, vol. 3, section 6.4)
 HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 HASH_SHIFT, HASH_MASK = 32, 0xFFFF_FFFF  # the high half of the product is the mixed one
+ONE_USE = 1 << 40  # above the clock of any run: it counts rows looked up
+MAX_USES = 1 << 22
+_FILL_ROWS = 65_536
 
 
 def cache_geometry(num_slots: int, num_ways: int = DEFAULT_WAYS) -> tuple[int, int]:
@@ -27,15 +35,40 @@ def cache_geometry(num_slots: int, num_ways: int = DEFAULT_WAYS) -> tuple[int, i
     return num_slots // ways, ways
 
 
+def sets_of(ids: Int64Array, num_sets: int) -> Int64Array:
+    """The set of each row id."""
+    sets: Int64Array = ((ids * HASH_FACTOR >> HASH_SHIFT) & HASH_MASK) % num_sets
+    return sets
+
+
+def hot_places(ids: Int64Array, num_slots: int, num_ways: int = DEFAULT_WAYS) -> tuple[Int64Array, Int64Array]:
+    """Which of some row ids, hottest first, a cache of ``num_slots`` rows keeps, and in which slots.
+
+    Where a set is full the colder rows are left out; of an id that comes twice the first counts.
+
+    Returns:
+        The ids kept, ascending, and the slot of each.
+    """
+    num_sets, num_ways = cache_geometry(num_slots, num_ways)
+    ids = ids[np.sort(np.unique(ids, return_index=True)[1])]
+    sets = sets_of(ids, num_sets)
+    order = np.argsort(sets, kind="stable")
+    rank = np.arange(len(ids)) - np.searchsorted(sets[order], sets[order], side="left")
+    is_kept = rank < num_ways
+    kept, slots = ids[order][is_kept], sets[order][is_kept] * num_ways + rank[is_kept]
+    ascending = np.argsort(kept)
+    return kept[ascending], slots[ascending]
+
+
 class RowCache:
-    """Rows of one table that were asked for last (``lru``), or that were named once (``static``).
+    """Rows of one table that were asked for last or most often, or that were named once.
 
     Memory is taken as pages are first touched. One thread at a time.
 
     Args:
         num_slots: rows it may hold; rounded down to whole sets.
         row_bytes: bytes of a row.
-        policy: ``lru`` replaces the least recently used row of a set; ``static`` keeps what ``fill`` gave it.
+        policy: which row of a set makes room; ``static_hot`` keeps what ``fill`` gave it.
         num_ways: rows per set.
     """
 
@@ -70,7 +103,8 @@ class RowCache:
         places = np.flatnonzero(is_hit)
         slots = sets[places] * self.num_ways + is_match[places].argmax(axis=1)
         out[places] = self._rows[slots]
-        self._stamps.reshape(-1)[slots] = self._clock + places
+        stamps = self._stamps.reshape(-1)
+        stamps[slots] = self._used_again(stamps[slots], self._clock + places)
         self._clock += len(ids)
         self.num_lookups += len(ids)
         self.num_hits += len(places)
@@ -85,22 +119,27 @@ class RowCache:
             rows: ``[n, row_bytes] uint8``, their rows.
         """
         assert len(ids) < 2 or bool(np.all(ids[1:] > ids[:-1])), "ids ascend, so that none comes twice"
-        if self.policy == "lru":
-            self._place(ids, rows, keeps_last=True)
+        if self.policy != "static_hot" and len(ids):
+            self._place(ids, rows)
 
-    def fill(self, ids: Int64Array, rows: npt.NDArray[np.uint8]) -> int:
-        """Fill an empty cache once, hottest row first; where a set is full the colder rows are left out.
+    def fill(self, ids: Int64Array, read: Callable[[Int64Array], npt.NDArray[np.uint8]]) -> int:
+        """Fill an empty cache, hottest row first; where a set is full the colder rows are left out.
 
         Args:
             ids: ``[n] int64``; of an id that comes twice the first counts.
-            rows: ``[n, row_bytes] uint8``, their rows.
+            read: rows ``[m, row_bytes] uint8`` of ascending ids ``[m] int64``.
 
         Returns:
             How many rows were kept.
         """
-        assert self._clock == 1, "only a cache that was never used is filled"
-        firsts = np.sort(np.unique(ids, return_index=True)[1])
-        return self._place(ids[firsts], rows[firsts], keeps_last=False)
+        assert not self._tags.any(), "only an empty cache is filled"
+        kept, slots = hot_places(ids, self.num_slots, self.num_ways)
+        for first in range(0, len(kept), _FILL_ROWS):
+            part = slice(first, first + _FILL_ROWS)
+            self._rows[slots[part]] = read(kept[part])
+        self._tags.reshape(-1)[slots] = kept + 1
+        self._stamps.reshape(-1)[slots] = ONE_USE
+        return len(kept)
 
     def clear(self) -> None:
         """Forget every row and every count."""
@@ -110,28 +149,38 @@ class RowCache:
         self.num_lookups = self.num_hits = self.num_evictions = 0
 
     def _sets(self, ids: Int64Array) -> Int64Array:
-        sets: Int64Array = ((ids * HASH_FACTOR >> HASH_SHIFT) & HASH_MASK) % self.num_sets
-        return sets
+        return sets_of(ids, self.num_sets)
 
-    def _place(self, ids: Int64Array, rows: npt.NDArray[np.uint8], *, keeps_last: bool) -> int:
-        """Give the rows of each set its oldest ways; of more rows than ways the last or the first are kept."""
+    def _used_again(self, stamps: Int64Array, now: Int64Array) -> Int64Array:
+        """Stamps of rows that had these ones and are used now."""
+        if self.policy != "lfu":
+            return now + ONE_USE
+        uses = np.minimum(stamps // ONE_USE + 1, MAX_USES)
+        return uses * ONE_USE + now
+
+    def _place(self, ids: Int64Array, rows: npt.NDArray[np.uint8]) -> None:
+        """Give the rows of each set the ways of those that leave first; of more rows than such ways the last are kept.
+
+        Rows come one after the other, each in the place of the one that leaves first. With ``lfu`` a row that came just
+        now leaves before one that was used twice: a set has as many ways to give as it has rows used once at most, or
+        one.
+        """
         by_set = self._sets(ids)
         order = np.argsort(by_set, kind="stable")
         sets, position = by_set[order], np.arange(len(ids))
         first, end = np.searchsorted(sets, sets, side="left"), np.searchsorted(sets, sets, side="right")
-        if keeps_last:
-            rank = position - np.maximum(first, end - self.num_ways)
-            is_kept = rank >= 0
-        else:
-            rank = position - first
-            is_kept = rank < self.num_ways
-        order, sets, rank = order[is_kept], sets[is_kept], rank[is_kept]
-        oldest_first = np.argsort(self._stamps[sets], axis=1, kind="stable")
-        slots = sets * self.num_ways + oldest_first[np.arange(len(rank)), rank]
+        stamps = self._stamps[sets]
+        num_given: Int64Array | int = self.num_ways
+        if self.policy == "lfu":
+            num_given = np.maximum(np.count_nonzero(stamps < 2 * ONE_USE, axis=1), 1)
+        rank = position - np.maximum(first, end - num_given)
+        is_kept = rank >= 0
+        order, sets, rank, stamps = order[is_kept], sets[is_kept], rank[is_kept], stamps[is_kept]
+        first_to_leave = np.argsort(stamps, axis=1, kind="stable")
+        slots = sets * self.num_ways + first_to_leave[np.arange(len(rank)), rank]
         tags = self._tags.reshape(-1)
         self.num_evictions += int(np.count_nonzero(tags[slots]))
         tags[slots] = ids[order] + 1
-        self._stamps.reshape(-1)[slots] = self._clock + order
+        self._stamps.reshape(-1)[slots] = ONE_USE + self._clock + order
         self._rows[slots] = rows[order]
         self._clock += len(ids)
-        return len(slots)

@@ -1,8 +1,8 @@
-"""How many rows the caches of a run hold, what they take of host memory, and which paths can have one."""
+"""How many rows the caches of a run hold, how much memory they take, and whose."""
 
 from dataclasses import dataclass
 
-from tiercast_profiles.errors import BadInput, MissingCapability
+from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import gib_to_bytes
@@ -11,10 +11,14 @@ from tiercast_runtime.cache import INDEX_BYTES_PER_SLOT, cache_geometry
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """Row slots per Engram layer, and bytes of rows and index of all layers; all 0 without a cache."""
+    """Row slots per Engram layer, and bytes of rows and index of all layers; all 0 without a cache.
+
+    A cache lies in the memory of whoever moves the rows: the host's for paths it drives, the device's for the others.
+    """
 
     num_slots_per_layer: int
     size_bytes: int
+    is_on_device: bool = False
 
 
 def plan_cache(resolved: ResolvedScenario) -> CachePlan:
@@ -38,23 +42,5 @@ def plan_cache(resolved: ResolvedScenario) -> CachePlan:
         )
     num_sets, num_ways = cache_geometry(num_slots)
     num_slots = num_sets * num_ways
-    return CachePlan(num_slots, num_layers * num_slots * (row_bytes + INDEX_BYTES_PER_SLOT))
-
-
-def check_cached_path(resolved: ResolvedScenario) -> None:
-    """Refuse a cache where the host does not move the rows, and a policy the row cache does not follow.
-
-    Raises:
-        MissingCapability: one line with the knob, its value and what to do.
-    """
-    placement = resolved.placement
-    if placement.cache_gib > 0 and placement.path not in HOST_DRIVEN_PATHS:
-        raise MissingCapability(
-            f"placement.cache_gib={placement.cache_gib:g} with path {placement.path!r}: the runtime keeps a row cache "
-            "in front of disk and cpu_gather only; set cache_gib to 0, choose such a path, or simulate"
-        )
-    if placement.cache_gib > 0 and placement.cache_policy != "lru":
-        raise MissingCapability(
-            f"placement.cache_policy={placement.cache_policy!r}: the runtime's row cache follows 'lru' only; leave it "
-            "out, or simulate"
-        )
+    size_bytes = num_layers * num_slots * (row_bytes + INDEX_BYTES_PER_SLOT)
+    return CachePlan(num_slots, size_bytes, is_on_device=placement.path not in HOST_DRIVEN_PATHS)

@@ -109,10 +109,11 @@ def plan_kv(
     shared_tiers = ("hbm", "dram") if device.type == "cpu" else ("hbm",)
     tables = table_bytes if resolved.placement.tier in shared_tiers else 0
     fresh = parameter_bytes(resolved, dtype) + buffer_bytes(resolved, dtype, max_step)
-    # A row cache lies in host memory and is filled while the run lasts.
-    cache = plan_cache(resolved).size_bytes if device.type == "cpu" else 0
+    # A row cache of the host takes device memory only where the two are one; it is filled while the run lasts.
+    planned = plan_cache(resolved)
+    cache = planned.size_bytes if planned.is_on_device or device.type == "cpu" else 0
     room = math.floor(usable - gb_to_bytes(memory.memory_reserve_gb.value) - fresh - tables - cache)
-    # What the profile grants, and what is really free now: the tables are allocated already, weights are not.
+    # What the profile grants, and what is really free now: the tables are allocated already, weights and cache are not.
     allocatable = min(room, free_bytes(device) - fresh - cache)
     slot_bytes = max_context * per_token
     num_slots = min(wanted, max(0, allocatable) // slot_bytes - num_spare_slots)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tiercast_profiles.errors import BadInput
 from tiercast_runtime.aio import ReadMode, RowReader
-from tiercast_runtime.cache import RowCache
+from tiercast_runtime.cache import Policy, RowCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,17 @@ class DiskTable:
 class DiskReader:
     """Reads lookups of one table, past a cache of ``cache_slots`` rows if that is not 0; one thread at a time."""
 
-    def __init__(self, table: DiskTable, *, depth: int, mode: ReadMode | None = None, cache_slots: int = 0) -> None:
+    def __init__(
+        self,
+        table: DiskTable,
+        *,
+        depth: int,
+        mode: ReadMode | None = None,
+        cache_slots: int = 0,
+        cache_policy: Policy = "lru",
+    ) -> None:
         self.table = table
-        self.cache = RowCache(cache_slots, table.row_bytes) if cache_slots else None
+        self.cache = RowCache(cache_slots, table.row_bytes, policy=cache_policy) if cache_slots else None
         self.rows = RowReader(Path(table.path), depth=depth, mode=mode)
 
     def unique(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -76,6 +84,22 @@ class DiskReader:
             target[missing] = rows
             self.cache.insert(unique[missing], rows)
         return missing
+
+    def fill_cache(self, ids: npt.NDArray[np.int64]) -> None:
+        """Fill the empty cache, if there is one, with the rows of ``ids [n]``, hottest first.
+
+        Raises:
+            FileProblem: a read failed or the file ends too early.
+        """
+        if self.cache is None:
+            return
+
+        def read(ascending: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+            rows = np.empty((len(ascending), self.table.row_bytes), dtype=np.uint8)
+            self.read(ascending, rows)
+            return rows
+
+        self.cache.fill(ids, read)
 
     def close(self) -> None:
         """Close the file."""

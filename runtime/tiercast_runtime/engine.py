@@ -33,6 +33,7 @@ from tiercast_runtime.graph_backend import CudaGraphs, GraphBackend
 from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.hot_rows import hot_row_ids
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network
@@ -114,6 +115,7 @@ class Engine:
         self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
         self.table_bytes = sum(table.size_bytes for table in self.tables)
         self.cache = plan_cache(resolved)
+        self._has_filled = False
         graph_mode, graph_reason = graph_mode_here(resolved.placement, device, has_backend=graphs is not None)
         num_pad_slots = 0 if graph_mode == "eager" else 1
         self.kv: KvPlan = plan_kv(
@@ -195,12 +197,15 @@ class Engine:
     def run(self, progress: Callable[[float], None] | None = None, *, keeps_cache: bool = False) -> EngineRun:
         """Serve all requests once, after an unrecorded warm-up with shapes like theirs and other rows.
 
-        A row cache starts the run empty, as the simulator's does; with ``keeps_cache`` it starts with what it has.
+        A row cache starts the run empty, as the simulator's does, or with the hottest rows where its policy is
+        ``static_hot``; with ``keeps_cache`` it starts with what it has.
         """
         with torch.inference_mode(), _without_garbage_collection():
             self._steps.capture()
+            self._fill_caches()
             num_warm_up_steps = self._warm_up()
-            if self.cache.size_bytes and not keeps_cache and self.prefetcher is not None:
+            is_static = self.resolved.placement.cache_policy == "static_hot"
+            if self.cache.size_bytes and not (keeps_cache or is_static) and self.prefetcher is not None:
                 self.prefetcher.clear_cache()
             recorder = self._recorder()
             outputs = self._serve(self.requests, self._tokens, recorder, progress)
@@ -219,6 +224,17 @@ class Engine:
         return Recorder(
             self._clock(), tuple(layer.layer_id for layer in self.engram_layers), rows_per_token, has_cache=has_cache
         )
+
+    def _fill_caches(self) -> None:
+        """Give caches that never change their rows, once."""
+        resolved = self.resolved
+        if self._has_filled or not self.cache.size_bytes or resolved.placement.cache_policy != "static_hot":
+            return
+        assert self.prefetcher is not None, "a cache stands in front of a tier"
+        self._has_filled = True
+        hottest = hot_row_ids(self.requests, self.text, resolved.model, resolved.scenario.seed)
+        for layer_index, row_ids in enumerate(hottest):
+            self.prefetcher.fill_cache(layer_index, row_ids)
 
     def _warm_up(self) -> int:
         """Run requests nobody counts; returns the number of steps they took."""

@@ -29,6 +29,7 @@ FIELDS = (*WHERE_FIELDS, *OUTCOME_FIELDS)
 LAYER, COUNT, IDS, INVERSE, ROWS, CAPACITY = range(len(WHERE_FIELDS))
 STATUS, NUM_UNIQUE, NUM_READ, NUM_HIT, STARTED_NS, READY_NS = range(len(WHERE_FIELDS), len(FIELDS))
 CLEAR_CACHES = -1  # in place of a layer: forget what the caches hold
+FILL_CACHE = -2  # this minus a layer, in its place: fill its cache with the rows of the ids, hottest first
 ERROR_BYTES = 4096
 JOBS_BYTES = MAX_JOBS * len(FIELDS) * 8
 HEADER_BYTES = -(-(JOBS_BYTES + ERROR_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -86,8 +87,13 @@ def serve(job: npt.NDArray[np.int64], disks: list[DiskReader], memory: SharedMem
                 each.cache.clear()
         job[STATUS] = STATUS_DONE
         return
-    disk, count = disks[int(job[LAYER])], int(job[COUNT])
+    is_fill = int(job[LAYER]) <= FILL_CACHE
+    disk, count = disks[FILL_CACHE - int(job[LAYER]) if is_fill else int(job[LAYER])], int(job[COUNT])
     try:
+        if is_fill:
+            disk.fill_cache(memory.int64(int(job[IDS]), count).copy())
+            job[STATUS] = STATUS_DONE
+            return
         unique, inverse = disk.unique(memory.int64(int(job[IDS]), count))
         width = disk.table.row_bytes
         rows = memory.uint8(int(job[ROWS]), len(unique) * width).reshape(len(unique), width)
@@ -114,7 +120,7 @@ def main() -> None:
         DiskTable(**{**table, "part_offsets": tuple(table["part_offsets"]), "part_widths": tuple(table["part_widths"])})
         for table in description["tables"]
     ]
-    options = {name: description[name] for name in ("depth", "mode", "cache_slots")}
+    options = {name: description[name] for name in ("depth", "mode", "cache_slots", "cache_policy")}
     disks = [DiskReader(table, **options) for table in tables]
     memory = SharedMemory(memory_fd)
     poll = select.poll()

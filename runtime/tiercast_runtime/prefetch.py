@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.scenario import Prefetch
@@ -34,6 +36,10 @@ class Lane(Protocol):
 
     def clear_cache(self) -> None:
         """Forget the rows of the caches in front of the tier."""
+        ...
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill the empty cache of a layer, hottest row first."""
         ...
 
     def take_timings(self) -> list[LookupTiming]:
@@ -134,6 +140,14 @@ class Prefetcher:
     def clear_cache(self) -> None:
         """Forget the rows of the caches in front of the tier, wherever the reads are made; between steps only."""
         self._lane.clear_cache()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill the layer's empty cache with rows ``[n]``, hottest first; between steps only.
+
+        Raises:
+            FileProblem: the rows could not be read.
+        """
+        self._lane.fill_cache(layer_index, row_ids)
 
     def take_timings(self) -> list[LookupTiming]:
         """Timings of the lookups whose rows were taken since the last call, in the order taken.

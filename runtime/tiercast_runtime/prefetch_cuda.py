@@ -9,6 +9,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.scenario import Prefetch
@@ -113,6 +115,7 @@ class CudaLane:
             flight.started.record()
             flight.staged = self._path.fetch(flight.layer_index, flight.row_ids)
             flight.ready.record()
+            flight.staged.keep()
 
     def _serve(self, job: Job) -> None:
         assert isinstance(job, _Flight), "this lane puts flights"
@@ -131,6 +134,7 @@ class CudaLane:
             )
             flight.staged = self._path.fetch(layer_index, row_ids)
             ready.record()
+            flight.staged.keep()
             self._taken.append(flight)
             return flight.staged
         return self._take(self._pending.pop(layer_index, None))
@@ -168,6 +172,10 @@ class CudaLane:
         """Forget cached rows; between steps the path is idle."""
         self._path.clear_cache()
 
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill an empty cache; between steps the path is idle."""
+        self._path.fill_cache(layer_index, row_ids)
+
     def take_timings(self) -> list[LookupTiming]:
         """Read the events of the lookups taken; waits until the compute stream has passed them."""
         timings = []
@@ -185,8 +193,7 @@ class CudaLane:
                     ready_ns,
                     max(0, ready_ns - self._event_clock.ns(flight.arrived)),
                     staged.num_rows,
-                    staged.num_rows_read,
-                    staged.num_rows_hit,
+                    *staged.counts(),
                     flight.is_early,
                 )
             )

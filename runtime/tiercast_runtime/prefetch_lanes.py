@@ -6,6 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import TiercastError
@@ -52,6 +54,7 @@ class InlineLane:
         issued_ns = self._clock()
         staged = self._path.fetch(layer_index, self._row_ids[layer_index])
         ready_ns = self._clock()
+        staged.keep()
         self._timings.append(
             LookupTiming(
                 layer_index,
@@ -60,8 +63,7 @@ class InlineLane:
                 ready_ns,
                 ready_ns - issued_ns,
                 staged.num_rows,
-                staged.num_rows_read,
-                staged.num_rows_hit,
+                *staged.counts(),
             )
         )
         return staged
@@ -69,6 +71,10 @@ class InlineLane:
     def clear_cache(self) -> None:
         """Forget cached rows; between steps the path is idle."""
         self._path.clear_cache()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill an empty cache; between steps the path is idle."""
+        self._path.fill_cache(layer_index, row_ids)
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""
@@ -151,6 +157,7 @@ class WorkerLane:
             # The path's two slots per layer turn once more before the step that takes these rows has ended.
             job.staged = replace(job.staged, rows=job.staged.rows.clone())
         job.ready_ns = self._clock()
+        job.staged.keep()
 
     def begin_step(self, row_ids: torch.Tensor) -> None:
         """Queue every layer's lookup."""
@@ -196,8 +203,7 @@ class WorkerLane:
                 job.ready_ns,
                 stall_ns,
                 job.staged.num_rows,
-                job.staged.num_rows_read,
-                job.staged.num_rows_hit,
+                *job.staged.counts(),
                 job.is_early,
             )
         )
@@ -213,6 +219,10 @@ class WorkerLane:
     def clear_cache(self) -> None:
         """Forget cached rows; between steps the path is idle."""
         self._path.clear_cache()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill an empty cache; between steps the path is idle."""
+        self._path.fill_cache(layer_index, row_ids)
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""

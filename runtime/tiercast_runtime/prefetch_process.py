@@ -12,14 +12,18 @@ import time
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import MissingCapability, TiercastError
+from tiercast_runtime.cache import hot_places
 from tiercast_runtime.lookup_process import (
     CAPACITY,
     CLEAR_CACHES,
     COUNT,
     ERRORS,
+    FILL_CACHE,
     HEADER_BYTES,
     IDS,
     INVERSE,
@@ -82,6 +86,7 @@ class ProcessLane:
 
     def __init__(self, path: DiskPath) -> None:
         self._row_bytes = [table.row_bytes for table in path.disk_tables]
+        self._cache_slots = path.cache_slots
         # Slots of a step's own lookups, then those of lookups made ahead: each kind takes turns of its own.
         self._slots = [[[_Slot() for _ in range(_SLOTS_PER_LAYER)] for _ in path.disk_tables] for _ in range(2)]
         self._turns = [[0] * len(path.disk_tables) for _ in range(2)]
@@ -112,7 +117,7 @@ class ProcessLane:
         tables = [asdict(table) for table in path.disk_tables]
         try:
             options = {"depth": path.depth, "mode": path.mode, "cache_slots": path.cache_slots}
-            line = json.dumps({"tables": tables, **options})
+            line = json.dumps({"tables": tables, **options, "cache_policy": path.cache_policy})
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
             self._await(_START_TIMEOUT_MS)
@@ -202,14 +207,34 @@ class ProcessLane:
 
     def clear_cache(self) -> None:
         """Have the process forget the rows its caches hold; returns when it has."""
-        assert not self._flights, "caches are cleared between steps"
+        self._do(CLEAR_CACHES, np.empty(0, np.int64))
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Have the process fill a layer's empty cache; returns when it has.
+
+        Raises:
+            FileProblem: the rows could not be read.
+        """
+        if self._cache_slots:
+            kept, _ = hot_places(row_ids, self._cache_slots)
+            self._do(FILL_CACHE - layer_index, kept)
+
+    def _do(self, what: int, ids: npt.NDArray[np.int64]) -> None:
+        """Have the process do something that is no lookup, and wait for it."""
+        assert not self._flights, "caches are cleared and filled between steps"
+        place = self._reserve(ids.nbytes)
+        os.ftruncate(self._memory_fd, self._end)
+        self._memory.remap()
+        self._memory.int64(place, len(ids))[:] = ids
         job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
         job[:] = 0
-        job[LAYER] = CLEAR_CACHES
+        job[LAYER], job[COUNT], job[CAPACITY], job[IDS] = what, len(ids), self._end, place
         self._num_jobs += 1
         os.eventfd_write(self._go_fd, 1)
         while self._num_done < self._num_jobs:
             self._collect(None)
+        if job[STATUS] != STATUS_DONE:
+            raise ERRORS.get(int(job[STATUS]), RuntimeError)(self._memory.read_error())
 
     def take_timings(self) -> list[LookupTiming]:
         """Hand over what was timed."""

@@ -11,6 +11,8 @@ numbers go through gloo on the host, on a GPU too, where waiting for the device 
 from collections.abc import Mapping
 from datetime import timedelta
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -107,6 +109,7 @@ class ShardedLookup:
         staged, problem = None, None
         try:
             staged = self._path.fetch(layer_index, self._shard.local_ids(layer_index, row_ids))
+            staged.keep()
         except TiercastError as error:
             problem = error
         num_read, num_hit = self._agree(layer_index, row_ids, staged)
@@ -120,7 +123,9 @@ class ShardedLookup:
         """Compare what the ranks are about to gather; rows they have read and hit together."""
         # reading ids on a GPU would wait for it; there the checksum stays 0
         checksum = int(row_ids.sum()) if row_ids.device.type == "cpu" and not row_ids.is_floating_point() else 0
-        own = (0, 0, 0) if staged is None else (staged.num_rows_read, staged.num_rows_hit, 1)
+        if staged is not None and staged.cache_work is not None and self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the count of hits is the device's
+        own = (0, 0, 0) if staged is None else (*staged.counts(), 1)
         note = torch.tensor([len(row_ids), layer_index, checksum, *own], dtype=torch.int64)
         notes = torch.empty((self._shard.num_ranks, len(_NOTE)), dtype=torch.int64)
         self._collect(notes, note)
@@ -169,6 +174,11 @@ class ShardedLookup:
     def clear_cache(self) -> None:
         """Empty this rank's own cache; every rank empties its own."""
         self._path.clear_cache()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill this rank's own cache with those of ``row_ids [n]``, rows of the whole table, that are this rank's."""
+        rows = self._shard.rows(layer_index)
+        self._path.fill_cache(layer_index, row_ids[(row_ids >= rows.start) & (row_ids < rows.stop)] - rows.start)
 
     def close(self) -> None:
         """Close the inner path; the group stays its owner's."""

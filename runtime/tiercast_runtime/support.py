@@ -5,7 +5,6 @@ import torch
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_runtime.backbone import check_runnable
-from tiercast_runtime.cache_plan import check_cached_path
 
 
 def device_of(resolved: ResolvedScenario) -> torch.device:
@@ -35,7 +34,6 @@ def check_supported(resolved: ResolvedScenario) -> None:
     check_runnable(resolved.model)
     if placement.tier != "none":
         resolved.model.engram.require_hash()
-    check_cached_path(resolved)
     refusals = (
         (
             scenario.speculative.draft_tokens > 0,

@@ -5,7 +5,6 @@ n-grams, not in rows.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from tiercast_profiles.head_sizes import head_sizes
 from tiercast_profiles.model import Engram, ModelSpec
 from tiercast_profiles.text import TokenText, fold, request_token_ids
-from tiercast_profiles.workload import Request
+from tiercast_profiles.workload import Request, warm_up_requests
 from tiercast_sim.work import RowCount
 
 Keys = npt.NDArray[np.int64]
@@ -50,8 +49,7 @@ class RequestNgrams:
     An n-gram of the i-th order has number × orders + i. ``known_counts`` keeps what :mod:`row_counts` found for these
     tokens, so that further runs over them need not count again.
 
-    With ``has_warm_up``, ``hottest`` are the n-grams of a warm-up, the most frequent first.
-    Assumption A80: the warm-up is as many requests of the same lengths from the same text, at starts of their own.
+    With ``has_warm_up``, ``hottest`` are the n-grams of a warm-up (Assumption A80), the most frequent first.
     """
 
     def __init__(
@@ -65,8 +63,7 @@ class RequestNgrams:
     ) -> None:
         pad_ids = np.array([model.engram.pad_token_id], dtype=np.int64)
         folded_pad = int(fold(pad_ids, text, model)[0])
-        after = max((request.request_id for request in requests), default=-1) + 1
-        earlier = [replace(r, request_id=after + r.request_id) for r in requests] if has_warm_up else []
+        earlier = warm_up_requests(requests) if has_warm_up else ()
         sequences = [fold(request_token_ids(text, model, r, seed), text, model) for r in (*requests, *earlier)]
         self._num_orders = len(model.engram.ngram_orders)
         orders = np.arange(self._num_orders, dtype=np.int64)

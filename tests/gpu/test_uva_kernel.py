@@ -14,6 +14,7 @@ from tiercast_profiles.errors import BadInput, MissingCapability  # noqa: E402
 from tiercast_runtime import rows, table  # noqa: E402
 from tiercast_runtime.hashing import EngramHasher, build_windows, numpy_row_ids  # noqa: E402
 from tiercast_runtime.paths import uva  # noqa: E402
+from tiercast_runtime.paths.cached import CachedPath  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
@@ -41,6 +42,11 @@ assert not complaints[0]
 ids, out = torch.tensor([0, 5, 500, -1, 3]), torch.zeros(5, 33, dtype=torch.uint8)
 launch_gather(rows, ids, out, complaints, 2)
 assert complaints[0] == 1 and not out[[2, 3]].any() and torch.equal(out[[0, 1, 4]], rows[[0, 5, 3]])
+# ids that a cache had are passed over without a complaint and without touching their place
+complaints.zero_()
+ids, out = torch.tensor([4, -(1 << 62), 9]), torch.full((3, 33), 5, dtype=torch.uint8)
+launch_gather(rows, ids, out, complaints, 2)
+assert not complaints[0] and (out[1] == 5).all() and torch.equal(out[[0, 2]], rows[[4, 9]])
 # a row beyond 2**31 bytes and beyond 2**31 of the widest words' bytes: untouched pages of a sparse block cost nothing
 stride, num_rows = 264, (1 << 31) // 264 + 5
 table = torch.empty(num_rows * stride, dtype=torch.uint8).view(num_rows, stride)
@@ -50,6 +56,76 @@ out, complaints = torch.zeros(3, stride, dtype=torch.uint8), torch.zeros(1, dtyp
 launch_gather(table, ids, out, complaints, 2)
 assert torch.equal(out, table[ids]) and not complaints[0]
 """
+
+
+CACHED = """
+import torch
+from tiercast_runtime.cache_torch import TorchRowCache
+cpu = torch.device("cpu")
+for width, slots, ways, policy in ((264, 64, 16, "lru"), (33, 21, 3, "lru"), (34, 64, 16, "static_hot")):
+    table = torch.randint(0, 256, (300, width), dtype=torch.uint8)
+    caches = [TorchRowCache(slots, width, cpu, policy=policy, num_ways=ways) for _ in range(2)]
+    caches[0].has_kernel = True
+    if policy == "static_hot":
+        for cache in caches:
+            cache.fill(torch.arange(85, 0, -1).numpy(), lambda ids: table[torch.from_numpy(ids)].numpy())
+    for num_ids in (0, 1, 7, 40, 33, 100):
+        ids = torch.randint(0, 90, (num_ids,))
+        if num_ids > 3:
+            ids[1] = -1  # no id of an empty place
+        outs, left = [], []
+        for cache in caches:
+            out = torch.full((num_ids, width), 7, dtype=torch.uint8)
+            left.append(cache.lookup(ids, out))
+            outs.append(out)
+        assert torch.equal(left[0], left[1]) and torch.equal(outs[0], outs[1]), (width, num_ids)
+        for cache, missing, out in zip(caches, left, outs):
+            rows = torch.where((missing >= 0)[:, None], table[ids.clamp(min=0)], out)
+            cache.insert(missing, rows)
+        assert torch.equal(caches[0].tags[:-1], caches[1].tags[:-1])
+        assert torch.equal(caches[0].stamps[:-1], caches[1].stamps[:-1])
+        assert (caches[0].num_hits, caches[0].num_evictions) == (caches[1].num_hits, caches[1].num_evictions)
+    assert caches[0].num_hits > 0 and (policy == "static_hot" or caches[0].num_evictions > 0)
+"""
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_a_lookup_in_the_cache_is_the_same_in_one_kernel():
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("policy", ["lru", "lfu", "static_hot"])
+@pytest.mark.parametrize("mode", ["off", "step_entry"])
+def test_a_cache_on_the_gpu_brings_the_rows(mini_model, gpu, tmp_path, mode, policy):
+    engram = mini_model("v41", engram={"row_values": 256, "rows_per_head": [5001] * 3}).engram
+    tables = [table.HostTable(engram, layer, "split", is_pinned=True) for layer in (0, 1)]
+    path = CachedPath(UvaPath(tables, gpu), tables, cache_slots=2000, policy=policy)
+    for layer in (0, 1):
+        path.fill_cache(layer, np.arange(1500) * 7)
+    prefetcher = Prefetcher(path, mode)
+    generator, num_hits = np.random.default_rng(0), 0
+    for num_tokens in (1, 300, 40, 300):
+        row_ids = torch.from_numpy(generator.integers(0, 3000, (2, num_tokens, 6))).to(gpu)
+        prefetcher.begin_step(row_ids)
+        for layer in (0, 1):
+            staged = prefetcher.rows_for(layer)
+            content = table.expected_rows(engram, layer, row_ids[layer].cpu().numpy().reshape(-1))
+            assert np.array_equal(staged.rows.cpu().numpy(), content)
+        for timing in prefetcher.take_timings():
+            assert timing.num_rows_read + timing.num_rows_hit == timing.num_rows
+            num_hits += timing.num_rows_hit
+    assert num_hits > 0
+    prefetcher.close()
+    path.close()
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")

@@ -87,8 +87,6 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
         ({"tier": "hbm"}, {"engine": {"prefix_caching": True}}, "engine.prefix_caching true"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),
         ({"tier": "nvme", "page_cache_residency_ratio": 0.5}, {}, "page_cache_residency_ratio=0.5"),
-        ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "lfu"}, {}, "placement.cache_policy='lfu'"),
-        ({"tier": "nvme", "cache_gib": 0.01, "cache_policy": "static_hot"}, {}, "placement.cache_policy='static_hot'"),
     ],
 )
 def test_a_knob_the_runtime_lacks_is_refused_not_ignored(mini_scenario, tmp_path, placement, sections, words):

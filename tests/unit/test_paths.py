@@ -252,7 +252,7 @@ def test_what_the_runtime_lacks_is_said_so(mini_scenario, tmp_path):
         paths.open_path(mini_scenario({"tier": "nvme", "cache_gib": 1e-8}), [], CPU)
     cached = mini_scenario({"tier": "dram", "cache_gib": 1})
     placement = cached.placement.model_copy(update={"path": "uva"})
-    with pytest.raises(MissingCapability, match="path 'uva': the runtime keeps a row cache in front of disk and cpu"):
+    with pytest.raises(MissingCapability, match="path uva needs a CUDA GPU"):
         paths.open_path(cached.model_copy(update={"placement": placement}), [], CPU)
     resolved = mini_scenario({"tier": "dram"})
     for name, message in (("uva", "path uva needs a CUDA GPU"), ("pool", "no path 'pool'")):

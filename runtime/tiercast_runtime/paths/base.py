@@ -1,12 +1,27 @@
 """What every lookup path promises, and the rows it hands over."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWork:
+    """What a lookup past a cache of the device leaves to be done and to be read once the device has come that far.
+
+    ``keep`` enqueues the keeping of the rows that were missing, behind their use. ``before`` and ``after`` are host
+    copies ``[1] int64`` of how many rows were missing in all lookups before this one and up to it.
+    """
+
+    keep: Callable[[], None]
+    before: torch.Tensor
+    after: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +31,8 @@ class StagedRows:
     ``rows`` is ``[n, row_bytes] uint8``. Without ``inverse`` it is in token-major order, ``n = T·R``. With ``inverse``
     (``[T, R] int64``) the row of token t, column r is ``rows[inverse[t, r]]``: duplicates were read once.
     ``num_rows`` counts what the tokens asked for, ``num_rows_read`` what the tier delivered, ``num_rows_hit`` those
-    asked for that a cache had before the lookup, duplicates included.
+    asked for that a cache had before the lookup, duplicates included. Behind a cache of the device the two are known
+    later (``counts``), and ``num_rows_read`` is the most it can be.
     """
 
     rows: torch.Tensor
@@ -24,6 +40,19 @@ class StagedRows:
     num_rows: int
     num_rows_read: int
     num_rows_hit: int = 0
+    cache_work: CacheWork | None = None
+
+    def keep(self) -> None:
+        """Enqueue what the cache has to do behind the rows; on the stream the lookup was made on, before the next."""
+        if self.cache_work is not None:
+            self.cache_work.keep()
+
+    def counts(self) -> tuple[int, int]:
+        """Rows read and rows hit, once the device has passed the lookup."""
+        if self.cache_work is None:
+            return self.num_rows_read, self.num_rows_hit
+        num_missing = int(self.cache_work.after[0]) - int(self.cache_work.before[0])
+        return num_missing, self.num_rows - num_missing
 
 
 @runtime_checkable
@@ -57,6 +86,10 @@ class LookupPath(Protocol):
 
     def clear_cache(self) -> None:
         """Forget the rows of a cache in front of the tier; does nothing where there is none."""
+        ...
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """Fill the layer's empty cache with rows ``row_ids [n]``, hottest first; does nothing where there is none."""
         ...
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tiercast_runtime.cache import RowCache
+from tiercast_runtime.cache import Policy, RowCache
 from tiercast_runtime.device import num_cores
 from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
@@ -26,8 +26,8 @@ def default_gather_threads(device: torch.device) -> int:
 class CpuGatherPath:
     """Gather by host threads. Where the CPU is the device the copy is left out: staging is what it reads.
 
-    With ``cache_slots`` above 0 that many rows of each table are kept, those used last, and duplicates are removed: a
-    cache is asked once for each row.
+    With ``cache_slots`` above 0 that many rows of each table are kept as ``cache_policy`` says, and duplicates are
+    removed: a cache is asked once for each row.
     """
 
     name = "cpu_gather"
@@ -40,6 +40,7 @@ class CpuGatherPath:
         num_threads: int | None = None,
         *,
         cache_slots: int = 0,
+        cache_policy: Policy = "lru",
     ) -> None:
         self.device = device
         self._tables = tuple(tables)
@@ -52,7 +53,8 @@ class CpuGatherPath:
             # the thread that fetches takes a share itself
             self._pool = ThreadPoolExecutor(self._num_threads - 1, thread_name_prefix="tiercast-gather")
         row_bytes = self._tables[0].engram.row_bytes if self._tables else 0
-        self._caches = [RowCache(cache_slots, row_bytes) for _ in tables] if cache_slots else []
+        widths = [row_bytes] * len(self._tables) if cache_slots else []
+        self._caches = [RowCache(cache_slots, width, policy=cache_policy) for width in widths]
         self._ring = StagingRing(len(self._tables), row_bytes, device)
         self._copies = device.type != "cpu"
 
@@ -128,6 +130,19 @@ class CpuGatherPath:
         """See ``LookupPath.clear_cache``."""
         for cache in self._caches:
             cache.clear()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """See ``LookupPath.fill_cache``."""
+        if not self._caches:
+            return
+        gather, row_bytes = self._gathers[layer_index], self._tables[layer_index].engram.row_bytes
+
+        def read(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+            rows = np.empty((len(ids), row_bytes), dtype=np.uint8)
+            self._gather(gather, ids, rows)
+            return rows
+
+        self._caches[layer_index].fill(row_ids, read)
 
     def check(self) -> None:
         """A gather on the host raises where it happens."""

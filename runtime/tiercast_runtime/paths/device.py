@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from tiercast_runtime.cache_torch import SKIP_ROW
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
 from tiercast_runtime.rows import from_parts
 from tiercast_runtime.table import MemoryTable
@@ -36,7 +39,19 @@ class DevicePath:
         rows = from_parts(table.engram, tuple(torch.index_select(part, 0, flat) for part in table.parts))
         return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
 
+    def gather_missing(self, layer_index: int, row_ids: torch.Tensor, rows: torch.Tensor) -> None:
+        """See ``CacheableGather.gather_missing``; rows that are skipped are gathered all the same and left out."""
+        table, is_skipped = self._tables[layer_index], row_ids == SKIP_ROW
+        picked = row_ids.masked_fill(is_skipped, 0)
+        if self.device.type == "cpu":
+            check_row_ids(picked[None], table.num_rows)
+        found = from_parts(table.engram, tuple(torch.index_select(part, 0, picked) for part in table.parts))
+        rows.copy_(torch.where(is_skipped[:, None], rows, found))
+
     def clear_cache(self) -> None:
+        """This path has no cache."""
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
         """This path has no cache."""
 
     def check(self) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import BadInput
 from tiercast_runtime.aio import DEFAULT_DEPTH, ReadMode, RowReader
+from tiercast_runtime.cache import Policy
 from tiercast_runtime.disk_reads import DiskReader, DiskTable
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.paths.staging import StagingRing, host_ids
@@ -16,7 +18,7 @@ from tiercast_runtime.table import FileTable
 class DiskPath:
     """Rows from table files. ``mode`` forces a way to read; by default the best this machine has.
 
-    ``cache_slots`` rows of each table are kept in host memory, those used last.
+    ``cache_slots`` rows of each table are kept in host memory, as ``cache_policy`` says.
     """
 
     name = "disk"
@@ -30,12 +32,16 @@ class DiskPath:
         depth: int = DEFAULT_DEPTH,
         mode: ReadMode | None = None,
         cache_slots: int = 0,
+        cache_policy: Policy = "lru",
     ) -> None:
         self.device = device
-        self.depth, self.mode, self.cache_slots = depth, mode, cache_slots
+        self.depth, self.mode = depth, mode
+        self.cache_slots: int = cache_slots
+        self.cache_policy: Policy = cache_policy
         self.disk_tables = tuple(_disk_table(table) for table in tables)
         self._disks = tuple(
-            DiskReader(table, depth=depth, mode=mode, cache_slots=cache_slots) for table in self.disk_tables
+            DiskReader(table, depth=depth, mode=mode, cache_slots=cache_slots, cache_policy=cache_policy)
+            for table in self.disk_tables
         )
         self._ring = StagingRing(len(tables), tables[0].engram.row_bytes if tables else 0, device)
 
@@ -81,6 +87,10 @@ class DiskPath:
         for disk in self._disks:
             if disk.cache is not None:
                 disk.cache.clear()
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
+        """See ``LookupPath.fill_cache``."""
+        self._disks[layer_index].fill_cache(row_ids)
 
     def check(self) -> None:
         """A read raises where it happens."""

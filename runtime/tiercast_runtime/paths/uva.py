@@ -4,6 +4,8 @@ import ctypes
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import BadInput, MissingCapability
@@ -114,19 +116,27 @@ class UvaPath:
 
     def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
         """See ``LookupPath.fetch``. An id outside the table is not read; ``check`` raises once the kernel has run."""
-        from tiercast_runtime.paths.uva_kernel import launch_gather
-
-        table = self._tables[layer_index]
         flat = row_ids.to(self.device).reshape(-1).contiguous()
-        rows = torch.empty((flat.numel(), table.engram.row_bytes), dtype=torch.uint8, device=self.device)
-        first = 0
-        for part in table.parts:
-            width = min(part.shape[1], table.engram.row_bytes - first)
-            launch_gather(part[:, :width], flat, rows[:, first : first + width], self._complaints, self._num_programs)
-            first += width
+        width = self._tables[layer_index].engram.row_bytes
+        rows = torch.empty((flat.numel(), width), dtype=torch.uint8, device=self.device)
+        self.gather_missing(layer_index, flat, rows)
         return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
 
+    def gather_missing(self, layer_index: int, row_ids: torch.Tensor, rows: torch.Tensor) -> None:
+        """See ``CacheableGather.gather_missing``."""
+        from tiercast_runtime.paths.uva_kernel import launch_gather
+
+        table, first = self._tables[layer_index], 0
+        for part in table.parts:
+            width = min(part.shape[1], table.engram.row_bytes - first)
+            target = rows[:, first : first + width]
+            launch_gather(part[:, :width], row_ids, target, self._complaints, self._num_programs)
+            first += width
+
     def clear_cache(self) -> None:
+        """This path has no cache."""
+
+    def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
         """This path has no cache."""
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
+from tiercast_runtime.cache_torch import SKIP_ROW
 from tiercast_runtime.paths.uva import as_words, rows_per_program
 
 
@@ -28,6 +29,7 @@ def _gather_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # a kernel's
     MAIN_WORDS: tl.constexpr,  # noqa: N803
     TAIL_WORDS: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
+    SKIP: tl.constexpr,  # noqa: N803
 ):
     """Each program copies ROWS rows at a time, strided over the grid: a power-of-two body, then the tail (scales)."""
     for first in range(tl.program_id(0) * ROWS, num_ids, tl.num_programs(0) * ROWS):
@@ -35,7 +37,7 @@ def _gather_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # a kernel's
         is_asked = places < num_ids
         row = tl.load(ids + places, mask=is_asked, other=0)
         is_valid = is_asked & (row >= 0) & (row < num_rows)
-        tl.store(complaints + places * 0, 1, mask=is_asked & (is_valid == 0))
+        tl.store(complaints + places * 0, 1, mask=is_asked & (is_valid == 0) & (row != SKIP))
         source = table + row[:, None] * table_stride
         target = out + places.to(tl.int64)[:, None] * out_stride
         body = tl.arange(0, MAIN_WORDS)[None, :]
@@ -55,7 +57,7 @@ def launch_gather(
 
     ``table [rows, width] uint8`` lies in pinned host memory (Triton asks the driver for the address the GPU sees),
     ``ids [n] int64`` and ``out [n, width] uint8`` on the device; ``complaints [1] int32`` becomes 1 when an id is
-    outside the table; its row is then left unwritten.
+    outside the table; its row is then left unwritten, as is, without complaint, that of ``SKIP_ROW``.
     """
     if ids.numel() == 0:
         return
@@ -82,4 +84,5 @@ def launch_gather(
         MAIN_WORDS=main_words,
         TAIL_WORDS=tail_words,
         ROWS=num_rows_each,
+        SKIP=SKIP_ROW,
     )
