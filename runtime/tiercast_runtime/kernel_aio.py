@@ -1,8 +1,9 @@
-"""Many reads of one file at once: Linux native AIO by its system calls, or a pool of threads."""
+"""Many reads of one file at once: Linux native AIO by its system calls, a pool of threads, or a memory map."""
 
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import sys
@@ -150,3 +151,52 @@ class PreadPool:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+
+class MappedFile:
+    """The same through a memory map and the page cache: pages are asked for ``depth`` spans ahead, then copied.
+
+    A drive that cannot read a page ends the process here (SIGBUS), where the other ways report an error; and a file cut
+    between the look at its size and the copy does the same. So this way is taken only when it is asked for.
+    """
+
+    def __init__(self, descriptor: int, depth: int) -> None:
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            raise OSError(errno.ENOSYS, "mapped reads need madvise")
+        self._depth = depth
+        self._map: mmap.mmap | None = None
+        if os.fstat(descriptor).st_size:
+            self._map = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+            self._map.madvise(mmap.MADV_RANDOM)  # no read-ahead of the kernel's own: the next row is elsewhere
+
+    def read(
+        self, descriptor: int, offsets: Int64Array, lengths: Int64Array, wanted: Int64Array, memory: memoryview
+    ) -> None:
+        """Read every span to its place in ``memory``; spans lie there one after the other.
+
+        Raises:
+            ShortRead: the file ends before a span does.
+        """
+        size_bytes = os.fstat(descriptor).st_size
+        short = np.flatnonzero(offsets + wanted > min(size_bytes, len(self._map or b"")))
+        if short.size:
+            first = int(short[0])
+            raise ShortRead(first, max(0, size_bytes - int(offsets[first])))
+        assert self._map is not None, "an empty file is too short for any span"
+        starts = offsets // mmap.PAGESIZE * mmap.PAGESIZE
+        pages = list(zip(starts.tolist(), (offsets + wanted - starts).tolist(), strict=True))
+        for start, length in pages[: self._depth]:
+            self._map.madvise(mmap.MADV_WILLNEED, start, length)
+        place = 0
+        source = memoryview(self._map)
+        for index, (offset, length) in enumerate(zip(offsets.tolist(), wanted.tolist(), strict=True)):
+            if index + self._depth < len(pages):
+                self._map.madvise(mmap.MADV_WILLNEED, *pages[index + self._depth])
+            memory[place : place + length] = source[offset : offset + length]
+            place += int(lengths[index])
+        source.release()
+
+    def close(self) -> None:
+        """Unmap the file."""
+        if self._map is not None:
+            self._map.close()

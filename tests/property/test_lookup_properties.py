@@ -1,7 +1,9 @@
 """What must hold for any model, any tokens and any rows."""
 
+import contextlib
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
+from tiercast_profiles.errors import BadInput  # noqa: E402
 from tiercast_profiles.head_sizes import table_rows  # noqa: E402
 from tiercast_profiles.model import Engram  # noqa: E402
 from tiercast_runtime import aio, hashing, reference, rows, table  # noqa: E402
@@ -34,7 +37,7 @@ def engrams(draw):
         rows_per_head=tuple(draw(st.lists(st.integers(2, 3000), min_size=num_orders, max_size=num_orders))),
         row_values=draw(st.integers(1, 9)) * (32 if row_format != "bf16" else draw(st.sampled_from([1, 20, 32]))),
         row_format=row_format,
-        compressed_vocab_size=draw(st.sampled_from([2, 3, 61, 6040, 99_092, 2**31])),
+        compressed_vocab_size=draw(st.sampled_from([2, 3, 61, 6040, 99_092, 2**31 - 1])),
         pad_token_id=draw(st.integers(0, 1)),
         hash_seed=draw(st.integers(0, 2**40)),
         conv_kernel_size=None if dialect == "v41" else 4,
@@ -53,11 +56,12 @@ def engrams_with_windows(draw):
 
 @given(engrams_with_windows())
 @settings(max_examples=80, deadline=None)
-def test_three_hashers_agree_and_stay_in_their_heads(case):
+def test_all_hashers_agree_and_stay_in_their_heads(case):
     engram, windows = case
     expected = reference.row_ids(engram, windows)
     assert np.array_equal(hashing.numpy_row_ids(engram, windows), expected)
     hasher = hashing.EngramHasher(engram, CPU)
+    assert np.array_equal(hasher.row_ids(torch.from_numpy(windows)).numpy(), expected)
     assert np.array_equal(hasher.torch_row_ids(torch.from_numpy(windows)).numpy(), expected)
     for layer, heads in zip(expected, reference.moduli(engram), strict=True):
         tops = np.cumsum([size for order in heads for size in order])
@@ -90,33 +94,69 @@ def test_any_bytes_decode_as_the_oracle_says(engram, num_rows, seed):
     assert np.array_equal(np.signbit(expected[expected == 0]), np.signbit(decoded[expected == 0]))
 
 
-@given(engrams(), LAYOUTS, st.integers(0, 40), st.integers(0, 2**32))
+def read_modes(folder):
+    """The ways to read that this file system and kernel have."""
+    probe = Path(folder) / "probe"
+    probe.write_bytes(bytes(8192))
+    modes = []
+    for mode in get_args(aio.ReadMode):
+        with contextlib.suppress(aio.MissingCapability):
+            aio.RowReader(probe, mode=mode).close()
+            modes.append(mode)
+    return modes
+
+
+def opened(stack, engram, layout, folder, cache_slots):
+    """Every path on the CPU, by name, each with a cache where one can stand in front of it."""
+    layers = range(len(engram.layer_ids))
+    memory = [table.ResidentTable(engram, index, layout, CPU) for index in layers]
+    files = [table.FileTable(engram, index, layout, Path(folder)) for index in layers]
+    paths = {"device": DevicePath(memory, CPU), "cpu_gather": CpuGatherPath(memory, CPU, cache_slots=cache_slots)}
+    paths["cpu_gather, 3 threads"] = CpuGatherPath(memory, CPU, 3, cache_slots=cache_slots)
+    for mode in read_modes(folder):
+        paths[mode] = DiskPath(files, CPU, depth=4, mode=mode, cache_slots=cache_slots)
+    for path in paths.values():
+        stack.callback(path.close)
+    return paths
+
+
+@given(engrams(), LAYOUTS, st.sampled_from([0, 0, 1, 16, 5000]), st.integers(0, 41), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_every_path_brings_what_the_oracle_recomputes(engram, layout, num_tokens, seed):
+def test_every_path_brings_what_the_oracle_recomputes(engram, layout, cache_slots, num_tokens, seed):
+    generator = np.random.default_rng(seed)
     layer = seed % len(engram.layer_ids)
-    ids = np.random.default_rng(seed).integers(0, table_rows(engram)[layer], (num_tokens, engram.num_rows_per_token))
-    expected = table.expected_rows(engram, layer, ids.reshape(-1))
-    memory = [table.ResidentTable(engram, index, layout, CPU) for index in range(len(engram.layer_ids))]
-    with tempfile.TemporaryDirectory() as folder:
-        files = [table.FileTable(engram, index, layout, Path(folder)) for index in range(len(engram.layer_ids))]
-        for path in (DevicePath(memory, CPU), CpuGatherPath(memory, CPU), DiskPath(files, CPU, depth=4)):
-            staged = path.fetch(layer, torch.from_numpy(ids))
-            found = staged.rows if staged.inverse is None else staged.rows[staged.inverse.reshape(-1)]
-            assert np.array_equal(found.numpy(), expected)
-            assert (
-                staged.num_rows
-                == ids.size
-                >= staged.num_rows_read
-                == (len(found) if path.name != "disk" else len(np.unique(ids)))
-            )
-            path.close()
+    num_rows = table_rows(engram)[layer]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        paths = opened(stack, engram, layout, folder, cache_slots)
+        for _ in range(3):  # a cache is filled by one lookup and asked by the next
+            ids = generator.integers(0, num_rows, (num_tokens, engram.num_rows_per_token))
+            ids[: num_tokens // 3] = [[0], [num_rows - 1]][seed % 2]  # duplicates of the first or the last row
+            ids[-1:] = num_rows - 1
+            expected = table.expected_rows(engram, layer, ids.reshape(-1))
+            for name, path in paths.items():
+                staged = path.fetch(layer, torch.from_numpy(ids))
+                found = staged.rows if staged.inverse is None else staged.rows[staged.inverse.reshape(-1)]
+                assert np.array_equal(found.numpy(), expected), name
+                assert staged.num_rows == ids.size, name
+                unique = len(np.unique(ids))
+                if cache_slots and path.name != "device":
+                    assert staged.num_rows_read <= unique, name
+                    assert staged.num_rows_read + staged.num_rows_hit <= ids.size, name
+                else:
+                    assert staged.num_rows_read == (unique if path.name == "disk" else ids.size), name
+        for bad in (-1, num_rows, 2**62):
+            wrong = torch.zeros((1, engram.num_rows_per_token), dtype=torch.int64)
+            wrong[0, -1] = bad
+            for path in paths.values():
+                with pytest.raises(BadInput, match="the table has rows 0 …"):
+                    path.fetch(layer, wrong)
 
 
 @given(
     st.integers(1, 20_000),
     st.integers(1, 700),
     st.lists(st.integers(0, 2**31), max_size=60),
-    st.sampled_from(["aio_direct", "pread_direct", "pread_buffered", None]),
+    st.sampled_from([*get_args(aio.ReadMode), None]),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_reader_returns_the_bytes_of_the_file(size, width, draws, mode):

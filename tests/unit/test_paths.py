@@ -18,7 +18,7 @@ from tiercast_runtime.paths.uva import UvaPath, as_words  # noqa: E402
 
 CPU = torch.device("cpu")
 LAYOUTS = ["packed", "split", "padded"]
-PATHS = ["device", "cpu_gather", "cpu_gather_threads", "disk", "disk_pread_direct", "disk_pread_buffered"]
+PATHS = ["device", "cpu_gather", "cpu_gather_threads", "disk", "disk_pread_direct", "disk_pread_buffered", "disk_mmap"]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def open_named(engram, tmp_path):
     def make(name, layout="packed", **options):
         if name.startswith("disk"):
             tables = [table.FileTable(engram, layer, layout, tmp_path) for layer in (0, 1)]
-            mode = {"disk_pread_direct": "pread_direct", "disk_pread_buffered": "pread_buffered"}.get(name)
+            mode = name.removeprefix("disk_") if name != "disk" else None
             path = DiskPath(tables, CPU, mode=mode, **options)
         else:
             tables = [table.ResidentTable(engram, layer, layout, CPU) for layer in (0, 1)]
@@ -142,7 +142,7 @@ def test_closing_twice_is_closing_once(open_named, tmp_path, name):
     path.close()
 
 
-@pytest.mark.parametrize("name", ["disk", "disk_pread_direct", "disk_pread_buffered"])
+@pytest.mark.parametrize("name", ["disk", "disk_pread_direct", "disk_pread_buffered", "disk_mmap"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_truncated_under_the_reader_is_an_error(open_named, tmp_path, name, layout):
     need(name, tmp_path)
@@ -213,6 +213,19 @@ def test_without_direct_io_the_page_cache_serves_and_the_record_can_say_so(open_
     assert np.array_equal(bytes_of(path.fetch(1, ids)), table.expected_rows(tables[0].engram, 1, np.arange(6)))
     with pytest.raises(MissingCapability, match="refuses direct I/O"):
         aio.RowReader(tables[0].path, mode="pread_direct")
+
+
+def test_a_map_is_taken_only_when_asked_for_and_goes_through_the_page_cache(open_named):
+    assert "mmap" not in aio.READ_MODES
+    assert open_named("disk_mmap")[0].facts["disk_bypasses_page_cache"] is False
+
+
+def test_a_file_with_nothing_in_it_is_too_short_for_a_map(tmp_path):
+    (tmp_path / "empty").touch()
+    reader = aio.RowReader(tmp_path / "empty", mode="mmap")
+    with pytest.raises(FileProblem, match="ends too early"):
+        reader.read_rows(np.array([0]), np.zeros((1, 8), dtype=np.uint8))
+    reader.close()
 
 
 def test_a_missing_file_and_a_silly_depth_are_refused(tmp_path):

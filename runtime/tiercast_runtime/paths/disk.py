@@ -60,7 +60,7 @@ class DiskPath:
             "disk_read_mode": reader.mode,
             "disk_depth": reader.depth,
             "disk_block_bytes": reader.granularity_bytes,
-            "disk_bypasses_page_cache": reader.mode != "pread_buffered",
+            "disk_bypasses_page_cache": reader.bypasses_page_cache,
         }
 
     def fetch(self, layer_index: int, row_ids: torch.Tensor) -> StagedRows:
