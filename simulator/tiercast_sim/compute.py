@@ -130,7 +130,7 @@ class ComputeModel:
         self.note_tokens(num_tokens)
         ended = [chunk.end - 1 for chunk in plan.chunks if chunk.is_last]
         num_samples = plan.num_decode_tokens + len(ended)
-        decode_ns = self._attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
+        decode_ns = self.attention_decode_ns(plan.decode_positions, 1 + plan.num_draft_tokens)
         linear_ns = self.linear_ns(num_tokens, is_late=False)
         early_ns = linear_ns + decode_ns
         prefill_ns = 0.0
@@ -141,7 +141,7 @@ class ComputeModel:
         late_linear_ns = late_ended_ns = late_ns = 0.0
         if self.has_late_layers:
             late_linear_ns = self.linear_ns(num_samples, is_late=True)
-            late_ended_ns = self._attention_decode_ns(ended, 1)
+            late_ended_ns = self.attention_decode_ns(ended, 1)
             late_ns = late_linear_ns + decode_ns + late_ended_ns
         overhead_ns = self.tokenwise_ns("step_overhead", plan.num_decodes + len(plan.chunks))
         draft_ns = plan.num_draft_tokens * self._draft_step_ns if plan.decode_positions else 0.0
@@ -190,7 +190,8 @@ class ComputeModel:
             self._linear_ns[key] = known
         return known
 
-    def _attention_decode_ns(self, positions: list[int], tokens_per_sequence: int) -> float:
+    def attention_decode_ns(self, positions: list[int], tokens_per_sequence: int) -> float:
+        """Attention of one layer for sequences that feed tokens at these positions."""
         if not positions:
             return 0.0
         if self._table is not None and "attention_decode" in self._measured:

@@ -5,6 +5,7 @@ Engram layer, and every step takes its n-th one together with all others. Progre
 ``links``, so that the result is that of the event engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,3 +93,30 @@ def interfering_columns(
     issued = np.broadcast_to(pre_ns, wanted.shape)
     service = np.diff(steps.ready, axis=0, prepend=pre_ns[np.newaxis])
     return StepColumns(steps.now, wanted, issued, steps.ready, stall), service
+
+
+def interfering_step(
+    pre_ns: int, segments_ns: Sequence[int], lookups: Sequence[tuple[int, ...]], compute_speed: int
+) -> int:
+    """Length of one such step; of each lookup its length, its speed alone and its speed beside compute."""
+    now_ns, head = pre_ns, 0
+    left = lookups[0][0] * SPEED_ONE
+    for layer, segment_ns in enumerate(segments_ns):
+        todo = segment_ns * SPEED_ONE
+        while todo > 0:
+            if head == len(lookups):
+                now_ns += -(-todo // SPEED_ONE)
+                break
+            speed = lookups[head][2]
+            elapsed = min(-(-todo // compute_speed), -(-left // speed))
+            now_ns += elapsed
+            todo -= elapsed * compute_speed
+            left -= elapsed * speed
+            if left <= 0:
+                head += 1
+                left = lookups[head][0] * SPEED_ONE if head < len(lookups) else 0
+        while layer < len(lookups) and head <= layer:
+            now_ns += -(-left // lookups[head][1])
+            head += 1
+            left = lookups[head][0] * SPEED_ONE if head < len(lookups) else 0
+    return now_ns

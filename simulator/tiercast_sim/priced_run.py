@@ -66,6 +66,13 @@ class PricedRun(Sequence[StepLog]):
         for first, last in self.schedule.blocks():
             yield self.table(first, last)
 
+    def requests(self) -> RequestColumns:
+        """When each request came, had its first token and was done."""
+        times = RequestTimes(self.schedule)
+        for (first, _), table in zip(self.schedule.blocks(), self.tables(), strict=True):
+            times.book(first, table)
+        return times.columns()
+
     def to_samples(self) -> Samples:
         """The samples as a record keeps them."""
         times, columns = RequestTimes(self.schedule), []

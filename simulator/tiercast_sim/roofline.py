@@ -179,6 +179,10 @@ class Roofline:
             seen = sum([position if position < last else last for position in positions]) + len(positions)
         return self._attention_ns(seen * tokens_per_sequence, seen)
 
+    def attention_of_sum_ns(self, num_seen: int) -> float:
+        """As :meth:`attention_decode_ns` of one token a sequence, from how many tokens all of them see together."""
+        return self._attention_ns(num_seen, num_seen)
+
     def attention_prefill_ns(self, num_tokens: int, start: int) -> float:
         """Attention of one layer for a chunk behind ``start`` earlier tokens: token i sees start + i + 1 of them."""
         end, window = start + num_tokens, self._backbone.attention_window_tokens

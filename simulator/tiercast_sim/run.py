@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from tiercast_profiles.columns import RequestColumns
 from tiercast_profiles.document import Bound
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import RequestSamples, Samples, StepSamples
@@ -67,6 +68,11 @@ class RunResult:
     def samples(self) -> Samples:
         """The samples as a record keeps them; priced anew at each call where arithmetic ran."""
         return self.kept.to_samples() if isinstance(self.kept, PricedRun) else self.kept
+
+    @property
+    def requests(self) -> RequestSamples | RequestColumns:
+        """The requests of the samples."""
+        return self.kept.requests() if isinstance(self.kept, PricedRun) else self.kept.requests
 
 
 def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:

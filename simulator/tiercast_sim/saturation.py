@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from tiercast_profiles.columns import RequestColumns
 from tiercast_profiles.record import RequestSamples, ResourceUse
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import median
@@ -21,20 +24,20 @@ def load_warnings(resolved: ResolvedScenario, nominal: RunResult, shared: Sequen
         if use.kind != "time" and use.busy_ratio.value >= FULL_RATIO
     ]
     if resolved.scenario.workload.kind != "closed_loop":
-        warnings += open_loop_warnings(nominal.samples.requests)
+        warnings += open_loop_warnings(nominal.requests)
     return warnings
 
 
-def open_loop_warnings(requests: RequestSamples) -> list[str]:
+def open_loop_warnings(requests: RequestSamples | RequestColumns) -> list[str]:
     """Whether requests came faster than they were served, and whether the queue was still growing."""
-    num_requests, last_ns = len(requests.arrival_ns), max(requests.arrival_ns)
+    arrival, first, finish = map(np.asarray, (requests.arrival_ns, requests.first_token_ns, requests.finish_ns))
+    num_requests, last_ns = len(arrival), int(arrival.max())
     if num_requests < MIN_REQUESTS or last_ns == 0:
         return []
     warnings = []
-    offered = sum(requests.output_tokens) * NS_PER_S / last_ns
-    served = sum(requests.output_tokens) * NS_PER_S / max(requests.finish_ns)
-    order = sorted(range(num_requests), key=lambda index: requests.arrival_ns[index])
-    waits = [requests.first_token_ns[index] - requests.arrival_ns[index] for index in order]
+    num_tokens = int(np.asarray(requests.output_tokens).sum())
+    offered, served = num_tokens * NS_PER_S / last_ns, num_tokens * NS_PER_S / int(finish.max())
+    waits = (first - arrival)[np.argsort(arrival, kind="stable")].tolist()
     quarter = num_requests // 4
     early, late = median(waits[quarter : 2 * quarter]), median(waits[-quarter:])
     is_growing = late > GROWTH_RATIO * early

@@ -97,7 +97,7 @@ def forget() -> None:
     _schedule.cache_clear()
 
 
-class _Finishes:
+class Finishes:
     """Running requests by the step whose end finishes them."""
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ def _plan(requests: RequestShapes, concurrency: int, engine: Engine, num_blocks:
     first_step, arrival_step = array("q", bytes(8 * count)), array("q", [-1]) * count
     chunks = array("q")  # request, step, start and tokens of one after the other
     prefilling: list[tuple[int, int]] = []  # request and its prompt tokens done, in admission order
-    finishes = _Finishes()
+    finishes = Finishes()
     num_arrived = min(concurrency, count)
     next_waiting = num_decoding = num_done = step = 0
     while num_done < count:
@@ -200,11 +200,11 @@ def _plan(requests: RequestShapes, concurrency: int, engine: Engine, num_blocks:
         peak_blocks=total - least_free,
         num_steps=step,
         block_steps=BLOCK_STEPS,
-        running=_running(first, last, step),
+        running=running_by_block(first, last, step),
     )
 
 
-def _running(first: Column, last: Column, num_steps: int) -> tuple[Column, ...]:
+def running_by_block(first: Column, last: Column, num_steps: int) -> tuple[Column, ...]:
     """Requests that decode across the start of each block of steps."""
     running, seen = np.zeros(0, dtype=np.int64), 0
     found = []

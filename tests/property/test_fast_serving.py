@@ -15,6 +15,7 @@ from tiercast_profiles.workload import Workload
 from tiercast_sim import schedule_columns
 from tiercast_sim.compute_columns import distinct_of
 from tiercast_sim.fast_serving import needs_events
+from tiercast_sim.memory import memory_plan
 from tiercast_sim.run import run
 from tiercast_sim.run_summary import median_decode_step
 from tiercast_sim.schedule_columns import batches_of, longest_positions, schedule_of
@@ -113,6 +114,103 @@ def test_random_closed_loops(
     )
     assert needs_events(resolved) is None
     same_run(resolved, bound)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    placement=placements,
+    prefetch=st.sampled_from(["off", "step_entry"]),
+    arrivals=st.sampled_from([{}, {"burstiness": 0.2}, {"on_off": {"mean_on_s": 0.01, "mean_off_s": 0.03}}]),
+    requests_per_s=st.sampled_from([2.0, 200.0, 3000.0, 100_000.0]),
+    prompt=lengths,
+    output=lengths,
+    count=st.integers(1, 40),
+    budget=st.integers(8, 90),
+    max_seqs=st.integers(1, 8),
+    window=st.sampled_from([None, 1, 16, 70]),
+    num_early=st.sampled_from([3, 6]),
+    reservation=st.sampled_from(["full", "on_demand"]),
+    interference=st.sampled_from([None, {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6}]),
+    bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
+    seed=st.integers(0, 1000),
+)
+def test_random_arrivals_by_the_clock(
+    sim_scenario,
+    placement,
+    prefetch,
+    arrivals,
+    requests_per_s,
+    prompt,
+    output,
+    count,
+    budget,
+    max_seqs,
+    window,
+    num_early,
+    reservation,
+    interference,
+    bound,
+    seed,
+):
+    entries = [{"tier": "dram", "path": path, **(interference or {})} for path in ("uva", "cpu_gather")]
+    resolved = sim_scenario(
+        {**placement, "prefetch": prefetch},
+        hardware={"interference": entries if interference else []},
+        backbone={"attention_window_tokens": window, "num_prefill_layers": num_early},
+        workload={
+            "kind": "poisson",
+            "requests_per_s": requests_per_s,
+            "num_requests": count,
+            "prompt_tokens": prompt,
+            "output_tokens": output,
+            **arrivals,
+        },
+        engine={
+            "max_num_batched_tokens": budget,
+            "max_num_seqs": max_seqs,
+            "kv_block_tokens": 4,
+            "kv_reservation": reservation,
+        },
+        seed=seed,
+    )
+    assert needs_events(resolved) is None
+    same_run(resolved, bound)
+
+
+def test_a_trace_by_the_clock(sim_scenario, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    lines = [(0, 30, 4), (0, 20, 1), (2, 50, 9), (2, 7, 3), (5000, 40, 6), (5001, 1, 1), (5001, 60, 12)]
+    trace.write_text(
+        "".join(f'{{"timestamp": {ms}, "input_length": {i}, "output_length": {o}}}\n' for ms, i, o in lines)
+    )
+    engine = {"max_num_batched_tokens": 40, "max_num_seqs": 4, "kv_block_tokens": 4}
+    resolved = sim_scenario({"tier": "dram"}, workload={"kind": "trace", "file": str(trace)}, engine=engine)
+    same_run(resolved)
+    assert simulate(resolved).provenance.facts["engine"] == "arithmetic"
+    table = table_of(resolved, "mean", np.random.default_rng(0))
+    measured = resolved.hardware.model_copy(update={"compute": (table,)})
+    same_run(resolved.model_copy(update={"hardware": measured}))
+    padded = measured.model_copy(update={"compute": (table_of(resolved, "max", np.random.default_rng(0)),)})
+    with pytest.raises(BadInput, match="longest context"):
+        run(resolved.model_copy(update={"hardware": padded}), "nominal", engine="arithmetic")
+
+
+@settings(max_examples=60, deadline=None)
+@given(spare_blocks=st.integers(0, 40), rate=st.sampled_from([50.0, 5000.0]), seed=st.integers(0, 1000))
+def test_arrivals_by_the_clock_when_kv_is_scarce(sim_scenario, spare_blocks, rate, seed):
+    workload = {
+        "kind": "poisson",
+        "requests_per_s": rate,
+        "num_requests": 30,
+        "prompt_tokens": {"uniform": [1, 60]},
+        "output_tokens": {"uniform": [1, 20]},
+    }
+    engine = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "kv_block_tokens": 4}
+    resolved = sim_scenario({"tier": "dram"}, workload=workload, engine=engine, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        scarce = replace(memory_plan(resolved), kv_capacity_tokens=(20 + spare_blocks) * 4)
+        patch.setattr("tiercast_sim.run.memory_plan", lambda *_: scarce)
+        same_run(resolved)
 
 
 @settings(max_examples=100, deadline=None)
@@ -255,8 +353,8 @@ def test_what_needs_events_gets_them(sim_scenario):
         "output_tokens": {"fixed": 5},
     }
     for resolved in (
-        sim_scenario({"tier": "dram"}, workload=poisson),
         sim_scenario({"tier": "dram"}, parallel={"data": 2}),
+        sim_scenario({"tier": "dram"}, workload=poisson, engine={"max_num_batched_tokens": 2}),
         sim_scenario({"tier": "dram"}, speculative={"draft_tokens": 2}),
         sim_scenario({"tier": "dram"}, engine={"max_num_batched_tokens": 2}),
         sim_scenario({"tier": "nvme"}),
