@@ -1,4 +1,4 @@
-"""Fill the generated places of the pages from the committed demo record, from the duel on it and from the ledger.
+"""Fill the generated places of the pages from the committed records, the duel on one of them, and the ledger.
 
 ``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The record is
 made by ``tiercast demo --folder validation/<machine>`` and committed; the ledger is what ``tiercast published`` prints.
@@ -9,11 +9,14 @@ import re
 import sys
 from pathlib import Path
 
+from gpu_page import gpu_places
+
 from tiercast_cli import duel, published_views, render
 from tiercast_plan.ledger import ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "validation" / "two-core-epyc"
+GPU_RECORD = ROOT / "validation" / "h200-sxm"
 PAGE_WIDTH = 110
 FIRST_SHOWN = "3. The same work"  # README leaves out what the probes found and the row reuse of the texts
 
@@ -54,10 +57,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
     arguments = parser.parse_args()
-    ledger_text = ledger_places()
+    ledger_text, gpu = ledger_places(), gpu_places(GPU_RECORD)
+    headline = {"gpu-headline": gpu.pop("gpu-headline")}
     pages = {
-        "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]},
+        "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]} | headline,
         "docs/published.md": {"ledger": ledger_text["ledger"]},
+        "docs/gpu.md": headline | gpu,
         "docs/duel.md": {"duel": duel.table(duel.duel(RECORD))},
     }
     stale = []

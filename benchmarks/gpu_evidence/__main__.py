@@ -11,7 +11,16 @@ from pathlib import Path
 
 import torch
 
-from gpu_evidence import stage_arms, stage_environment, stage_lookups, stage_predict, stage_probe, summary
+from gpu_evidence import (
+    stage_arms,
+    stage_environment,
+    stage_lookups,
+    stage_predict,
+    stage_probe,
+    stage_publish,
+    stage_sweep,
+    summary,
+)
 from gpu_evidence.context import Context, environment_of, plain
 from gpu_evidence.plan import Case
 from gpu_evidence.state import State
@@ -25,8 +34,9 @@ STAGES: dict[str, Callable[[Context], list[Case]]] = {
     "arms": stage_arms.arm_cases,
     "disk": stage_arms.disk_cases,
     "lookups": stage_lookups.cases,
-    "sweep": stage_probe.sweep_cases,
+    "sweep": stage_sweep.cases,
     "predict": stage_predict.cases,
+    "publish": stage_publish.cases,
 }
 LEAST_SECONDS = 20  # a stage is not started with less
 EXIT_MACHINE_LACKS = 4  # as the command line has it

@@ -65,15 +65,6 @@ def disk_table_bytes(room: Room, host_bytes: int) -> int:
     return max(64 * MIB, min(host_bytes, room.disk_bytes - DISK_RESERVE_BYTES, LARGEST_DISK_TABLE_BYTES))
 
 
-def footprints(table_bytes: int) -> tuple[int, ...]:
-    """Table sizes of the gather sweep, each four times the one before, up to the largest the host holds."""
-    sizes, size = [], 64 * MIB
-    while size < table_bytes:
-        sizes.append(size)
-        size *= 4
-    return (*sizes, table_bytes)
-
-
 def paper_model(name: str, table_bytes: int) -> ModelSpec:
     """A backbone of the paper's Table 4 with FP8 rows and one table of about ``table_bytes``."""
     base = load_model(name)

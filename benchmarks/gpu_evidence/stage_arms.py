@@ -13,6 +13,7 @@ import torch
 
 from gpu_evidence.context import Context
 from gpu_evidence.plan import Case
+from gpu_evidence.stage_sweep import table_case
 from tiercast_profiles.scenario import Placement, ResolvedScenario, Scenario, combine
 from tiercast_profiles.store import load_prices
 from tiercast_profiles.timeline import chrome_trace
@@ -41,7 +42,7 @@ OTHERS = (
     Arm("cpu_gather", {"tier": "dram", "path": "cpu_gather", "prefetch": "step_entry"}),
     Arm("cpu_gather-off", {"tier": "dram", "path": "cpu_gather", "prefetch": "off"}),
 )
-# A profile has component times of single calls only so far: what runs as graphs cannot be predicted from it, these can.
+# Both kinds of component times are checked: what runs as graphs by default, and single calls.
 EAGER = (
     Arm("no_engram-eager", {"tier": "none", "graph_mode": "eager"}),
     Arm("hbm-eager", {**HBM.placement, "graph_mode": "eager"}),
@@ -107,7 +108,8 @@ def arm_cases(context: Context) -> list[Case]:
     """Arms by workload, what matters most first; then the rows of the table are checked."""
     if context.is_rehearsal:
         rehearsed = (NO_ENGRAM, HBM, BY_NAME["cpu_gather"], UVA)
-        return [*(_case("arms", arm, rehearsal_work()) for arm in rehearsed), Case("arms", "rows", 5, check_rows)]
+        checks = [Case("arms", "rows", 5, check_rows), table_case()]
+        return [*(_case("arms", arm, rehearsal_work()) for arm in rehearsed), *checks]
     order: list[tuple[Work, tuple[Arm, ...]]] = [
         (WORKS["decode-64"], (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER)),
         (WORKS["decode-32"], (NO_ENGRAM, HBM, UVA)),
@@ -117,17 +119,18 @@ def arm_cases(context: Context) -> list[Case]:
         (PREFILL, (NO_ENGRAM, HBM, UVA, *OTHERS)),
         *((WORKS[f"decode-{batch}"], (NO_ENGRAM, HBM, UVA)) for batch in (8, 128, 512)),
         *((WORKS[f"decode-{batch}"], EAGER) for batch in (32, 256, 1)),
-        (PAPER, OTHERS[:2]),
+        (PAPER, OTHERS),
+        *((WORKS[f"decode-{batch}"], OTHERS) for batch in (32, 512, 8, 128)),
     ]
     cases = [_case("arms", arm, work) for work, arms in order for arm in arms]
-    return [*cases[:6], Case("arms", "rows", 10, check_rows), *cases[6:]]
+    return [*cases[:6], Case("arms", "rows", 10, check_rows), table_case(), *cases[6:]]
 
 
 def disk_cases(context: Context) -> list[Case]:
     """The drive's arms beside a baseline with the same model; their table is smaller where the drive is."""
     if context.is_rehearsal:
         return [_case("disk", arm, rehearsal_work(), is_disk=True) for arm in DISK]
-    works = (WORKS["decode-64"], WORKS["decode-1"], PREFILL)
+    works = (WORKS["decode-64"], WORKS["decode-1"], PREFILL, *(WORKS[f"decode-{batch}"] for batch in (256, 8, 32)))
     return [_case("disk", arm, work, is_disk=True) for work in works for arm in DISK]
 
 

@@ -12,7 +12,7 @@ from gpu_evidence.plan import Case
 from gpu_evidence.state import State
 
 BASELINES = ("no_engram", "hbm")
-FOLDERS = ("measured", "simulated", "compared", "traces", "sweep", "logs")
+FOLDERS = ("measured", "simulated", "compared", "traces", "gathers", "sweep", "logs")
 MAX_PACK_BYTES = 15 << 20  # of one packed file
 
 
@@ -75,7 +75,9 @@ def pack(out: Path, data: dict[str, Any], target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     (target / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     written = [target / "summary.json"]
-    for name in ("state.json", "environment.json", "profile-quick.yaml", "profile-full.yaml"):
+    # the shipped profile holds the full one; eight files at most come back from a machine
+    shipped = [path.name for path in sorted(out.glob("*-measured.yaml"))[:1]]
+    for name in ("state.json", "environment.json", "table-4.json", *(shipped or ("profile-full.yaml",))):
         if (out / name).exists():
             written.append(Path(shutil.copy2(out / name, target / name)))
     packs: list[list[Path]] = [[]]

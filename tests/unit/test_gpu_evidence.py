@@ -7,13 +7,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from gpu_evidence import plan, stage_arms, summary  # noqa: E402
+from gpu_evidence import plan, stage_arms, stage_publish, summary  # noqa: E402
 from gpu_evidence.__main__ import STAGES, parse, run_stage  # noqa: E402
 from gpu_evidence.context import Context  # noqa: E402
 from gpu_evidence.plan import Case, Room  # noqa: E402
 from gpu_evidence.state import State  # noqa: E402
+from tiercast_profiles.gather import GatherSweep  # noqa: E402
 from tiercast_profiles.head_sizes import table_rows  # noqa: E402
+from tiercast_profiles.store import load_hardware, to_yaml  # noqa: E402
 from tiercast_profiles.units import GIB, MIB  # noqa: E402
+from tiercast_runtime.probes.sweep_device import GPU_PLAN  # noqa: E402
 
 H200 = Room(host_bytes=124 * GIB, device_bytes=139 * GIB, disk_bytes=60 * GIB)
 
@@ -36,9 +39,10 @@ def test_the_paper_s_table_fits_an_h200_and_is_cut_where_the_host_is_smaller():
 
 
 def test_the_sweep_reaches_from_64_mib_to_the_table():
-    sizes = plan.footprints(93 * GIB)
+    sizes = GPU_PLAN.footprints(93 * GIB)
     assert (sizes[0], sizes[-1]) == (64 * MIB, 93 * GIB)
-    assert all(second <= 4 * first for first, second in itertools.pairwise(sizes))
+    assert GPU_PLAN.footprints(plan.paper_table_bytes())[-1] > 96 * GIB
+    assert all(second <= 5 * first for first, second in itertools.pairwise(sizes))
 
 
 def test_the_model_has_the_table_that_was_planned():
@@ -127,3 +131,28 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         parse(["--stages", "arms,sleep"])
     assert "no stage sleep" in capsys.readouterr().err
+
+
+def test_the_shipped_profile_holds_the_sweeps_and_the_longer_one_of_a_label(context, cpu_hardware):
+    measured = cpu_hardware.model_copy(update={"calibration": "measured"})
+    context.write("profile-quick.yaml", to_yaml(measured))
+    point = {"piece_bytes": [64], "footprint_bytes": 4096, "num_rows": 1, "num_workers": 1, "samples_us": [1.0]}
+    for name, count in (("table-random", 2), ("thp-local-random", 1)):
+        sweep = GatherSweep(path="uva", pages="thp", order="random", place="local", points=[point] * count)
+        context.write(f"gathers/{name}.json", sweep.model_dump_json())
+    before = [case.name for case in stage_publish.cases(context)]
+    assert stage_publish.publish(context)["num_sweeps"] == 1
+    shipped = load_hardware(str(context.out / "rehearsed.yaml"))
+    assert [len(sweep.points) for sweep in shipped.gather_sweeps] == [2]
+    context.write("profile-full.yaml", to_yaml(measured))
+    assert [case.name for case in stage_publish.cases(context)] != before  # published anew when more was measured
+
+
+def test_table_4_is_predicted_on_an_h800_from_the_measured_machine(context, cpu_hardware):
+    context.write("profile-quick.yaml", to_yaml(cpu_hardware))
+    ratios = stage_publish.table_4(context)
+    assert len(ratios) == 2
+    assert all(0 < ratio <= 1.01 for ratio in ratios.values())
+    rows = json.loads((context.out / "table-4.json").read_text())
+    assert [row["published"] for row in rows] == [0.98081, 0.97221]
+    assert all(row["low"] <= row["predicted"] <= row["high"] for row in rows)

@@ -32,6 +32,7 @@ Timed = Callable[[Callable[[], None]], float]
 GPU_PLAN = SweepPlan(
     num_rows=(64, 1024, 8192, 65_536),
     max_footprint_bytes=1024 * GIB,
+    footprint_step=5,  # 64 MiB … 39 GiB, and then the whole of a table of 93 to 97 GiB
     num_workers=(512, 2048, 8192, 32_768),
     max_row_total_bytes=64 * MIB,
 )
