@@ -17,9 +17,9 @@ from tiercast_profiles.workload import Request
 from tiercast_sim.closed_form import Speeds, WorkerState, run_step
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.costs import StepCosts
+from tiercast_sim.interference import interference_speeds
 from tiercast_sim.links import lone_speed
 from tiercast_sim.memory import replicas_per_host
-from tiercast_sim.tiers import interference_speeds
 from tiercast_sim.work import Chunk, StepPlan, StepWork
 
 

@@ -18,6 +18,7 @@ from tiercast_sim.compute import ComputeModel, find_table
 from tiercast_sim.costs import StepCosts, needs_ngrams
 from tiercast_sim.fast_serving import FastRun, fast_run, needs_events
 from tiercast_sim.handover import Handover, KvLink, into, out_of
+from tiercast_sim.interference import interference_speeds
 from tiercast_sim.links import Network
 from tiercast_sim.memory import MemoryPlan, memory_plan, require_fit
 from tiercast_sim.priced_run import PricedRun
@@ -27,7 +28,7 @@ from tiercast_sim.serving import Role, Scheduler, check_requests_fit
 from tiercast_sim.serving_counts import ServingCounts, summed
 from tiercast_sim.source import RequestSource, requests_of, shapes_of
 from tiercast_sim.step import Replica, StepLog, World
-from tiercast_sim.tiers import LookupCosts, ResourceKind, interference_speeds
+from tiercast_sim.tiers import LookupCosts, ResourceKind
 from tiercast_sim.work import SPEED_ONE
 
 Engine = Literal["auto", "events", "arithmetic"]

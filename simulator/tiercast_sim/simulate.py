@@ -10,11 +10,11 @@ from tiercast_profiles.text import load_text
 from tiercast_profiles.workload import workload_sha256
 from tiercast_sim.answers import kv_chain, offers, resources, time_spent
 from tiercast_sim.baselines import Baseline, baselines_of, with_baseline, with_cold_pages
+from tiercast_sim.interference import interference_speeds, interference_warning
 from tiercast_sim.metrics import at_each, metrics, spans
 from tiercast_sim.run import RunResult, request_ngrams, run
 from tiercast_sim.saturation import load_warnings
 from tiercast_sim.startup import start_up
-from tiercast_sim.tiers import interference_speeds
 from tiercast_sim.warm_up import page_cache_use
 
 
@@ -165,4 +165,7 @@ def run_warnings(resolved: ResolvedScenario, result: RunResult) -> list[str]:
     is_overlapped = placement.path != "device" and placement.prefetch != "off"
     if is_overlapped and not interference_speeds(resolved, "nominal")[2]:
         warnings.append(f"interference not measured for {placement.tier}/{placement.path}: taken as none")
+    beside = interference_warning(resolved) if is_overlapped else None
+    if beside is not None:
+        warnings.append(beside)
     return warnings

@@ -11,6 +11,7 @@ from tiercast_profiles.document import Bound
 from tiercast_profiles.scenario import Prefetch, ResolvedScenario
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.compute_columns import ComputePrices, needs_longest, step_columns
+from tiercast_sim.interference import interference_speeds
 from tiercast_sim.interference_columns import LookupColumns, interfering_columns
 from tiercast_sim.lookup_prices import LookupPrices, PricedLookups
 from tiercast_sim.maxplus import StepColumns
@@ -18,7 +19,7 @@ from tiercast_sim.maxplus import step_columns as maxplus_columns
 from tiercast_sim.schedule_columns import Column, Schedule, batches_of, longest_positions
 from tiercast_sim.step_clock import StepClock
 from tiercast_sim.step_table import LayerColumns, StepTable
-from tiercast_sim.tiers import LookupCosts, interference_speeds
+from tiercast_sim.tiers import LookupCosts
 from tiercast_sim.work import SPEED_ONE
 
 

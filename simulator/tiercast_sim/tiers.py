@@ -15,7 +15,7 @@ from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
 from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
-from tiercast_sim.work import NO_LOOKUP, SPEED_ONE, LookupWork, to_speed
+from tiercast_sim.work import NO_LOOKUP, LookupWork
 
 TOKEN_ID_BYTES = 4
 ResourceKind = Literal["bytes", "reads", "core_seconds", "messages"]
@@ -203,21 +203,6 @@ class LookupCosts:
     def kinds(self) -> dict[str, ResourceKind]:
         """What a unit of each of them is."""
         return {demand.resource: demand.kind for demand in self._demands}
-
-
-def interference_speeds(resolved: ResolvedScenario, bound: Bound) -> tuple[int, int, bool]:
-    """Speed of compute beside a lookup, of a lookup beside compute, and whether the profile gives them.
-
-    Assumption A14: the two ratios hold for as long as both run, whatever their sizes.
-    """
-    placement = resolved.placement
-    for entry in resolved.hardware.interference:
-        if (entry.tier, entry.path) == (placement.tier, placement.path):
-            label = f"interference {entry.tier}/{entry.path}"
-            compute = speed_ratio(entry.compute_speed_ratio, bound, f"{label} compute_speed_ratio")
-            lookup = speed_ratio(entry.lookup_speed_ratio, bound, f"{label} lookup_speed_ratio")
-            return to_speed(compute), to_speed(lookup), True
-    return SPEED_ONE, SPEED_ONE, False
 
 
 def _remote_numa_factor(resolved: ResolvedScenario, bound: Bound) -> float:

@@ -9,13 +9,13 @@ from tiercast_sim.clock import Clock
 from tiercast_sim.closed_form import Speeds, WorkerState, run_step
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.costs import StepCosts
+from tiercast_sim.interference import interference_speeds
 from tiercast_sim.links import Network
 from tiercast_sim.memory import memory_plan
 from tiercast_sim.run import run
 from tiercast_sim.serving import Scheduler
 from tiercast_sim.source import RequestSource
 from tiercast_sim.step import Replica, World
-from tiercast_sim.tiers import interference_speeds
 from tiercast_sim.work import SPEED_ONE, LookupWork, StepWork
 
 DURATIONS = st.integers(0, 3_000_000)
