@@ -4,6 +4,7 @@ import datetime
 import json
 from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 
@@ -75,6 +76,23 @@ def test_a_tighter_limit_means_a_lower_load_or_another_plan(found):
     tight = search(replace(QUESTION, slo_tpot_ms=found.plans[0].steady.tpot_ms * 0.7))
     assert tight.plans[0].usd_per_mtok >= found.plans[0].usd_per_mtok
     assert all(plan.steady.tpot_ms <= found.plans[0].steady.tpot_ms * 0.7 for plan in tight.plans)
+
+
+def test_more_demand_never_needs_fewer_devices_and_the_cheapest_fleet_is_first():
+    fleets = []
+    for demand in (10**9, 10**11, 10**13):
+        plans = search(replace(QUESTION, demand_tokens_per_day=demand)).plans
+        costs = [plan.fleet.usd_per_hour for plan in plans]
+        assert costs == sorted(costs)
+        assert all(plan.fleet.tokens_per_day >= demand for plan in plans)
+        fleets.append({plan.resolved.placement.tier: plan.fleet.num_devices for plan in plans})
+    for less, more in pairwise(fleets):
+        assert all(less[tier] <= more[tier] for tier in less.keys() & more.keys())
+
+
+def test_cheaper_memory_never_raises_the_cost_of_the_answer(found):
+    prices = QUESTION.prices.model_copy(update={"dram_usd_per_gb": Decimal(4)})
+    assert search(replace(QUESTION, prices=prices)).plans[0].usd_per_mtok <= found.plans[0].usd_per_mtok
 
 
 def test_the_front_falls_in_cost_as_it_rises_in_time(found):
