@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from write_record import write_record
-
 from tiercast_cli import inputs, planning
 from tiercast_plan.estimate import Estimate
 from tiercast_plan.search import best_estimate, search, usd_per_mtok
 from tiercast_plan.sensitivity import label
 from tiercast_plan.steady import is_by_events, steady_state
+from write_record import write_record
 
 MACHINES = "h100,h200,b200,gb200,mi355x"
 LIMITS = planning.Limits(slo_ttft_ms=2000, slo_tpot_ms=50)
