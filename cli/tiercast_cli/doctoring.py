@@ -33,10 +33,13 @@ def examine(*, scenario: str | None, model: str | None, copies: int, hardware: s
         raise BadInput(f"--copies {copies} belongs to --model; a scenario has placement.replication")
     if not Path(disk).is_dir():
         raise BadInput(f"--disk {disk!r} is not a folder; give one on the drive that would hold the tables")
-    profile = None if hardware is None else store.load_hardware(hardware)
+    names = [] if hardware is None else inputs.hardware_names(hardware)
+    if len(names) > 1:
+        raise BadInput(f"--hardware {hardware!r} names {len(names)} machines; give one")
+    profile = store.load_hardware(names[0]) if names else None
     need = Need("this machine" if profile is None else profile.name)
     if scenario is not None:
-        need = need_of(inputs.resolve(scenario, hardware))
+        need = need_of(inputs.resolve(scenario, names[0] if names else None))
     elif model is not None:
         need = _need_of_tables(model, copies)
     checks = check_host(read_host_facts(Path(disk)), need) if profile is None else check_profile(profile, need)

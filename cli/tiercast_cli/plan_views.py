@@ -24,6 +24,8 @@ def show(report: "Report") -> None:
         render.line("no option meets what was asked")
     else:
         _answer(report.plans[0])
+        if report.plans[0].is_at_largest_load:
+            render.line("no larger load was tried (--max-num-seqs); a larger one may be cheaper still")
         _ranking(report)
         _speeds(report.plans)
     _why_not(report)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from tiercast_plan.cost import CostReport
 from tiercast_plan.flags import LaunchFlags, launch_flags
 from tiercast_plan.fleet import Fleet
-from tiercast_plan.search import Answer, ParetoPoint, Plan, Question, ReasonKind, Rejection, search
+from tiercast_plan.search import Answer, ParetoPoint, Plan, Question, ReasonKind, Rejection, largest_load, search
 from tiercast_plan.sensitivity import BreakEven, Sway, break_evens, tornado
 from tiercast_profiles.scenario import ResolvedPlacement
 
@@ -17,7 +17,8 @@ class PlanRow:
     """One ranked plan. Latencies are simulated, at the percentile asked for; rates are those of one host.
 
     ``estimate_error_ratio``: closed form over simulation, minus one, of the total rate.
-    ``num_requests_per_replica`` is the load: requests in flight on each replica.
+    ``num_requests_per_replica`` is the load: requests in flight on each replica; ``is_at_largest_load``: no larger one
+    was tried, so a larger limit of sequences may be cheaper still.
     """
 
     rank: int
@@ -29,6 +30,7 @@ class PlanRow:
     data_per_host: int
     placement: ResolvedPlacement
     num_requests_per_replica: int
+    is_at_largest_load: bool
     kv_capacity_tokens_per_replica: int
     ttft_ms: float
     tpot_ms: float
@@ -56,7 +58,7 @@ class WhyNot:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a person who signs the order wants to see."""
+    """Everything a person who signs the order wants to see; ``rejections`` has every option that is not a plan."""
 
     model: str
     price_book: str
@@ -69,6 +71,7 @@ class Report:
     num_simulated: int
     plans: tuple[PlanRow, ...]
     why_not: tuple[WhyNot, ...]
+    rejections: tuple[Rejection, ...]
     pareto: tuple[ParetoPoint, ...]
     break_evens: tuple[BreakEven, ...]
     tornado: tuple[Sway, ...]
@@ -82,7 +85,8 @@ def answer(question: Question, report: Callable[[str, float], None] | None = Non
         BadInput: no machine to choose from, or a demand or budget that makes no sense.
     """
     found = search(question, report)
-    plans = tuple(_row(index + 1, plan) for index, plan in enumerate(found.plans))
+    largest = largest_load(question.load)
+    plans = tuple(_row(index + 1, plan, largest) for index, plan in enumerate(found.plans))
     flips = break_evens(question, found.families) if plans else ()
     sways = tornado(question, found.families) if plans else ()
     return Report(
@@ -97,6 +101,7 @@ def answer(question: Question, report: Callable[[str, float], None] | None = Non
         num_simulated=found.num_simulated,
         plans=plans,
         why_not=_why_not(found),
+        rejections=found.rejections,
         pareto=found.pareto,
         break_evens=flips,
         tornado=sways,
@@ -104,7 +109,7 @@ def answer(question: Question, report: Callable[[str, float], None] | None = Non
     )
 
 
-def _row(rank: int, plan: Plan) -> PlanRow:
+def _row(rank: int, plan: Plan, largest: int) -> PlanRow:
     resolved, steady = plan.resolved, plan.steady
     placement = resolved.placement
     curve = None
@@ -120,6 +125,7 @@ def _row(rank: int, plan: Plan) -> PlanRow:
         data_per_host=resolved.scenario.parallel.data,
         placement=placement,
         num_requests_per_replica=plan.concurrency_per_replica,
+        is_at_largest_load=plan.concurrency_per_replica == largest,
         kv_capacity_tokens_per_replica=steady.memory.kv_capacity_tokens,
         ttft_ms=steady.ttft_ms,
         tpot_ms=steady.tpot_ms,

@@ -28,7 +28,7 @@ from tiercast_profiles.scenario import Placement, ResolvedScenario
 from tiercast_profiles.units import S_PER_HOUR, TOKENS_PER_MTOK
 from tiercast_profiles.workload import Workload, draw_requests
 
-LADDER = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LADDER = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 PER_HARDWARE = 2
 """Finalists of each machine; the cheapest machine also sends the best option of every tier."""
 NUM_DRAWN = 512
@@ -158,6 +158,7 @@ def search(question: Question, report: Callable[[str, float], None] | None = Non
         say(f"estimate {hardware.name}", 0.3 * index / len(question.hardware))
         for found in _families(question, hardware):
             (rejections if isinstance(found, Rejection) else families).append(found)  # type: ignore[arg-type]
+    num_options = len(families) + len(rejections)
     ranked: list[tuple[Decimal, Family, Estimate]] = []
     for family in families:
         best = best_estimate(question, family)
@@ -189,9 +190,14 @@ def search(question: Question, report: Callable[[str, float], None] | None = Non
         pareto=pareto_front(question, families),
         rejections=tuple(rejections),
         families=tuple(families),
-        num_options=len(families) + len(rejections),
+        num_options=num_options,
         num_simulated=num_simulated,
     )
+
+
+def largest_load(load: Load) -> int:
+    """The largest number of requests per replica that is tried, memory aside."""
+    return max(size for size in LADDER if size <= load.engine.max_num_seqs)
 
 
 def mean_tokens(load: Load) -> tuple[int, int]:

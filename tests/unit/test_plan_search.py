@@ -224,3 +224,5 @@ def test_the_report_has_one_row_for_each_machine_and_tier_without_a_plan():
     assert ("h800-sxm", None) in keys
     assert report.plans[0].rank == 1
     assert not report.plans[0].is_calibrated
+    assert report.plans[0].is_at_largest_load is (report.plans[0].num_requests_per_replica == 64)
+    assert len(report.plans) + len(report.rejections) == report.num_options
