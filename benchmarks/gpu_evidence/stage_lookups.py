@@ -20,6 +20,7 @@ from tiercast_runtime.graph_backend import CudaGraphs
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.paths.uva import UvaPath
+from tiercast_runtime.probes.device_timer import DeviceTimer
 from tiercast_runtime.synthetic import synthetic_step
 from tiercast_runtime.table import HostTable
 
@@ -128,7 +129,7 @@ def overheads(context: Context) -> dict[str, Any]:
     table = HostTable(model.engram, 0, "packed", is_pinned=True)
     path, hasher = UvaPath([table], device), EngramHasher(model.engram, device)
     clock = time.perf_counter_ns
-    backend = CudaGraphs(device, clock)
+    backend, timed = CudaGraphs(device, clock), DeviceTimer(device)
     found: dict[str, Any] = {}
     with torch.inference_mode():
         plan, tokens = synthetic_step(model, [128] * 256, [])
@@ -142,13 +143,13 @@ def overheads(context: Context) -> dict[str, Any]:
             host_us.append((clock() - begin) / NS_PER_US)
         found["hash_and_launch_host_us_256_tokens"] = median(host_us[5:])
         hashing = backend.capture(lambda: hasher.row_ids(batch.windows))
-        found["hash_graph_us_256_tokens"] = median([_timed(hashing.replay) * 1e3 for _ in range(NUM_SAMPLES)])
+        found["hash_graph_us_256_tokens"] = median([timed(hashing.replay) / NS_PER_US for _ in range(NUM_SAMPLES)])
         generator = torch.Generator(device=device).manual_seed(1)
         layer = EngramLayer(model, 0, device, torch.bfloat16, generator, num_slots=256)
         staged = path.fetch(0, hasher.row_ids(batch.windows)[0])
         hidden = torch.randn(256, 1, model.backbone.hidden_size, dtype=torch.bfloat16, device=device)
         module = backend.capture(lambda: layer.forward(hidden, staged, batch))
-        found["module_graph_us_256_tokens"] = median([_timed(module.replay) * 1e3 for _ in range(NUM_SAMPLES)])
+        found["module_graph_us_256_tokens"] = median([timed(module.replay) / NS_PER_US for _ in range(NUM_SAMPLES)])
     path.close()
     table.close()
     return found

@@ -63,6 +63,7 @@ def cases(context: Context) -> list[Case]:
 
 def sweep_table(context: Context) -> dict[str, Any]:
     """All payloads over the memory of the arms' largest table, from 64 MiB to all of it."""
+    context.drop_resident()
     tables = [table for table in context.host_tables() if isinstance(table, HostTable)]
     largest = max(tables, key=lambda table: table.parts[0].numel())
     block = largest.parts[0].reshape(-1)

@@ -14,6 +14,7 @@ from tiercast_runtime.probes.interference import (  # noqa: E402
     Contender,
     _ratio,
     measure_interference,
+    measure_sizes,
     overlap_ns,
     speeds,
 )
@@ -151,6 +152,28 @@ def test_a_path_is_measured_beside_compute(bench):
     else:
         assert 0 < entry.compute_speed_ratio.value <= 1
         assert 0 < entry.lookup_speed_ratio.value <= 1
+
+
+def test_interference_by_size_has_a_point_for_each_mix_that_has_room(bench):
+    with torch.inference_mode():
+        path = CpuGatherPath([bench.table] * 40, CPU)
+    contender = Contender("dram", "cpu_gather", path, 40, bench.table.num_rows, num_threads=1)
+    mixes = (
+        ([16], []),
+        ([16, 16], []),
+        ([16] * 9, []),
+        ([], [(0, 20)]),
+        ([], [(0, 21)]),
+    )  # 9 slots, 21 tokens: no room
+    points, probes = measure_sizes(bench, contender, mixes, ONCE)
+    path.close()
+    rows_per_token = bench.model.engram.num_rows_per_token
+    assert {point.num_tokens for point in points} <= {1, 2, 20}
+    assert all(point.num_rows == point.num_tokens * rows_per_token and point.num_threads == 1 for point in points)
+    # on a busy machine the two may miss each other: then a probe says so in place of the point's two
+    refused = [probe for probe in probes if probe.status == "not_supported"]
+    assert len(points) + len(refused) == 3
+    assert len(probes) == 2 * len(points) + len(refused)
 
 
 def test_rates_are_shares_of_what_was_measured(monkeypatch):

@@ -110,6 +110,11 @@ class UvaPath:
             check_mapping(part)
 
     @property
+    def tables(self) -> tuple[HostTable, ...]:
+        """The tables it reads, by layer."""
+        return self._tables
+
+    @property
     def facts(self) -> Mapping[str, str | int | float | bool]:
         """Upper bound of the gather's grid."""
         return {"uva_num_programs": self._num_programs}

@@ -18,7 +18,6 @@ import torch
 from tiercast_profiles.hardware import LookupCurve, LookupPath, LookupPoint, ProbeResult, Tier
 from tiercast_profiles.model import Engram
 from tiercast_profiles.rng import stream
-from tiercast_profiles.units import NS_PER_MS
 from tiercast_runtime.memory import HostBlock, available_host_bytes, require_bytes
 from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.base import StagedRows
@@ -26,6 +25,7 @@ from tiercast_runtime.paths.cpu_gather import CpuGatherPath, default_gather_thre
 from tiercast_runtime.paths.device import DevicePath
 from tiercast_runtime.paths.uva import UvaPath
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
+from tiercast_runtime.probes.device_timer import DeviceTimer, Timed
 from tiercast_runtime.probes.fit import as_quantities
 from tiercast_runtime.probes.lookup_timer import LookupTimer
 from tiercast_runtime.probes.timing import (
@@ -34,7 +34,6 @@ from tiercast_runtime.probes.timing import (
     Effort,
     Spread,
     collect,
-    cuda_event,
     probe_result,
     rounded,
     to_us,
@@ -143,7 +142,10 @@ def measure_host_gather(
 def measure_device_gather(
     plan: GatherPlan, path_name: LookupPath, device: torch.device, effort: Effort
 ) -> list[Spread[GatherKey]]:
-    """Gathers by a GPU, by CUDA events: ``device`` from its own memory, ``uva`` from pinned host memory.
+    """Gathers by a GPU: ``device`` from its own memory, ``uva`` from pinned host memory.
+
+    The time is the device's, as in a captured step: the launch is not in it, and rows of earlier gathers have left the
+    cache (:class:`DeviceTimer`).
 
     Raises:
         WrongRows: a path delivered wrong bytes.
@@ -151,6 +153,7 @@ def measure_device_gather(
         MissingCapability: host memory cannot be pinned, or triton is missing.
     """
     spreads: list[Spread[GatherKey]] = []
+    timed = DeviceTimer(device)
     for size in plan.footprints_bytes:
         require_bytes(size, device if path_name == "device" else torch.device("cpu"), "the table of the gather probe")
         block: HostBlock | None = None
@@ -171,7 +174,7 @@ def measure_device_gather(
                     # the path reads parts and row size only, which any table in memory has
                     path = UvaPath([cast(HostTable, table)], device)
                 opened.append(path)
-                cases += [_device_case((path_name, row_bytes, count, size), path, table) for count in counts]
+                cases += [_device_case((path_name, row_bytes, count, size), path, table, timed) for count in counts]
             spreads += [to_us(spread) for spread in collect(cases, effort)]
         finally:
             torch.cuda.synchronize(device)
@@ -263,7 +266,7 @@ def _host_case(key: GatherKey, path: RuntimePath, table: MemoryTable, timer: Loo
     return case
 
 
-def _device_case(key: GatherKey, path: RuntimePath, table: MemoryTable) -> Case[GatherKey]:
+def _device_case(key: GatherKey, path: RuntimePath, table: MemoryTable, timed: Timed) -> Case[GatherKey]:
     name, row_bytes, count, size = key
     generator = stream(0, f"gather/{name}/{row_bytes}/{count}/{size}")
     ids = random_ids(generator, table.num_rows, count)
@@ -273,12 +276,6 @@ def _device_case(key: GatherKey, path: RuntimePath, table: MemoryTable) -> Case[
 
     def case() -> list[tuple[GatherKey, float]]:
         fresh = random_ids(generator, table.num_rows, count).to(path.device)
-        torch.cuda.synchronize(path.device)
-        begin, end = cuda_event(), cuda_event()
-        begin.record()
-        path.fetch(0, fresh)
-        end.record()
-        end.synchronize()
-        return [(key, begin.elapsed_time(end) * NS_PER_MS)]
+        return [(key, timed(lambda: path.fetch(0, fresh)))]
 
     return case

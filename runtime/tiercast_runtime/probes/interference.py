@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from tiercast_profiles.document import Quantity
-from tiercast_profiles.hardware import Interference, LookupPath, ProbeResult, Tier
+from tiercast_profiles.hardware import Interference, InterferencePoint, LookupPath, ProbeResult, Tier
 from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_runtime.batch import BatchPlan
@@ -34,6 +34,16 @@ from tiercast_runtime.probes.timing import (
     rounded,
 )
 
+Mix = tuple[list[int], list[tuple[int, int]]]  # contexts of decoding sequences; chunks as (start, tokens)
+SIZE_MIXES: tuple[Mix, ...] = (
+    ([128] * 8, []),
+    ([128] * 64, []),
+    ([128] * 256, []),
+    ([], [(0, 32)]),
+    ([], [(0, 256)]),
+)
+GRID_RATIOS = (0.125, 0.5, 1.0)  # programs of a GPU's gather over its multiprocessors
+
 MAX_LOOKUPS = 256  # lookups queued beside one compute pass
 DECODE_SEQUENCES, DECODE_CONTEXT = 8, 128
 CHUNK_TOKENS = 32
@@ -44,13 +54,18 @@ MIN_SPEED = 0.01  # a ratio lies in (0, 1]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A path to run beside compute: ``path`` serves ``num_tables`` layers that all have ``num_rows`` rows."""
+    """A path to run beside compute: ``path`` serves ``num_tables`` layers that all have ``num_rows`` rows.
+
+    ``num_programs`` is the grid of a path the GPU drives, ``num_threads`` the threads of one the host drives.
+    """
 
     tier: Tier
     name: LookupPath
     path: RuntimePath
     num_tables: int
     num_rows: int
+    num_programs: int | None = None
+    num_threads: int | None = None
 
 
 def measure_interference(
@@ -88,6 +103,64 @@ def measure_interference(
         lookup_speed_ratio=_ratio(lookup),
     )
     return entry, probes
+
+
+def measure_sizes(
+    bench: StepBench, contender: Contender, mixes: Sequence[Mix], effort: Effort, clock: Clock = time.perf_counter_ns
+) -> tuple[tuple[InterferencePoint, ...], tuple[ProbeResult, ...]]:
+    """The same speeds, each mix by itself: how they move with the size of the step and of its lookups.
+
+    Args:
+        bench: whose layers compute.
+        contender: the path, with its own grid or threads.
+        mixes: contexts of decoding sequences and chunks of a step; those the bench has no room for are left out.
+        effort: for all mixes together.
+        clock: ns.
+
+    Returns:
+        A point for each mix whose lookups and compute overlapped for long enough, and the probes of all.
+    """
+    name, points, probes = f"interference.{contender.tier}.{contender.name}.sizes", [], []
+    prefetcher = Prefetcher(contender.path, "step_entry", clock)
+    try:
+        with torch.inference_mode():
+            for decode_contexts, chunks in mixes:
+                if not _has_room(bench, decode_contexts, chunks):
+                    continue
+                batch = bench.batch(bench.step(decode_contexts, chunks))
+                duel = _Duel(bench, batch, contender, prefetcher, clock)
+                spreads = {spread.key: spread for spread in collect([duel.run], effort.shared(len(mixes)), clock)}
+                compute, lookup = spreads.get("compute"), spreads.get("lookup")
+                if compute is None or lookup is None:
+                    reason = f"at {batch.num_tokens} tokens lookups and compute hardly ran beside each other"
+                    probes.append(not_measured(name, reason))
+                    continue
+                point = InterferencePoint(
+                    num_tokens=batch.num_tokens,
+                    num_rows=batch.num_tokens * bench.model.engram.num_rows_per_token,
+                    row_bytes=bench.model.engram.row_bytes,
+                    num_programs=contender.num_programs,
+                    num_threads=contender.num_threads,
+                    compute_speed_ratio=_ratio(compute),
+                    lookup_speed_ratio=_ratio(lookup),
+                )
+                points.append(point)
+                parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": batch.num_tokens}
+                parameters |= {} if contender.num_programs is None else {"programs": contender.num_programs}
+                probes.append(probe_result(f"{name}.compute_speed", compute, "ratio", parameters))
+                probes.append(probe_result(f"{name}.lookup_speed", lookup, "ratio", parameters))
+    finally:
+        prefetcher.close()
+    return tuple(points), tuple(probes)
+
+
+def _has_room(bench: StepBench, decode_contexts: Sequence[int], chunks: Sequence[tuple[int, int]]) -> bool:
+    room = bench.geometry
+    num_tokens = len(decode_contexts) + sum(count for _, count in chunks)
+    longest = max([*decode_contexts, *(start + count for start, count in chunks)])
+    num_sequences = len(decode_contexts) + len(chunks)
+    is_held = num_sequences <= room.num_slots and longest <= room.max_context_tokens
+    return is_held and num_tokens <= room.max_step_tokens
 
 
 def _mixes(bench: StepBench) -> tuple[tuple[list[int], list[tuple[int, int]]], ...]:

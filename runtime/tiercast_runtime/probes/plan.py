@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tiercast_profiles.units import GIB, MIB
+from tiercast_runtime.probes.interference import SIZE_MIXES, Mix
 from tiercast_runtime.probes.layers import LayerGrid
 from tiercast_runtime.probes.sweep_grid import SweepPlan
 from tiercast_runtime.probes.sweep_stage import SweepStage
@@ -17,7 +18,7 @@ class ProbePlan:
     counts footprints on a CPU, each four times the one before. ``gpu_footprints_bytes`` reach past the cache of a GPU
     and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
     models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count or direction, ``reads``
-    for each of two times, ``interference`` per path.
+    for each of two times, ``interference`` per path (``mixes``: the steps it is also measured at one by one).
     """
 
     copy_bytes: int
@@ -38,6 +39,7 @@ class ProbePlan:
     overhead: Effort
     interference: Effort
     numa: Effort
+    mixes: tuple[Mix, ...] = ()
 
 
 # The grids are dense where continuous batching lives: a few decoding sequences, and decode plus chunk in between.
@@ -96,4 +98,5 @@ FULL = ProbePlan(
     overhead=Effort(seconds(2.0), num_warm_ups=3, min_rounds=21, max_rounds=100),
     interference=Effort(seconds(8.0), num_warm_ups=2, min_rounds=15, max_rounds=100),
     numa=Effort(seconds(3.0), num_warm_ups=2, min_rounds=11, max_rounds=40),
+    mixes=SIZE_MIXES,
 )

@@ -16,6 +16,7 @@ from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import (
     ComputeTable,
     Interference,
+    InterferencePoint,
     LookupCurve,
     LookupPath,
     ProbeResult,
@@ -39,7 +40,13 @@ from tiercast_runtime.probes.copies import CopyRates
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
-from tiercast_runtime.probes.interference import MAX_LOOKUPS, Contender, measure_interference
+from tiercast_runtime.probes.interference import (
+    GRID_RATIOS,
+    MAX_LOOKUPS,
+    Contender,
+    measure_interference,
+    measure_sizes,
+)
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
@@ -234,6 +241,9 @@ class _Survey:
                 del found.curves[num_curves:]
         except (MissingCapability, InfeasibleScenario) as error:
             found.probes.append(not_measured(name, str(error)))
+        except torch.OutOfMemoryError as error:  # what was planned to fit did not: one stage less, and the rest goes on
+            found.probes.append(not_measured(name, str(error).splitlines()[0], is_failure=True))
+            self._free()
 
     def _copies_again(self, found: Findings, size: int, counts: tuple[int, ...]) -> None:
         """Copy once more at the end: whatever drifted while everything else was timed is then no secret."""
@@ -366,6 +376,7 @@ class _Survey:
                         if is_first and place == 0:
                             self._progress("interference", done + 0.8 * share)
                             self._interference(found, bench)
+                    del bench  # its cache goes before the next part's comes
                     self._free()
                 times = joined(eager)
                 found.layer_times.append(times)
@@ -401,6 +412,27 @@ class _Survey:
             gc.collect()
             torch.cuda.empty_cache()
 
+    def _sizes(self, found: Findings, bench: StepBench, contender: Contender) -> list[InterferencePoint]:
+        """Interference by size of step and lookup: of ``uva`` by its grid too, of ``cpu_gather`` as it is."""
+        contenders = [contender]
+        if contender.name == "disk":
+            return []
+        if isinstance(contender.path, UvaPath):
+            units = torch.cuda.get_device_properties(self._device).multi_processor_count
+            grids = [max(1, round(units * ratio)) for ratio in GRID_RATIOS]
+            paths = [UvaPath(contender.path.tables, self._device, num_programs=grid) for grid in grids]
+            contenders = [
+                replace(contender, path=path, num_programs=grid) for path, grid in zip(paths, grids, strict=True)
+            ]
+        elif contender.name == "cpu_gather":
+            contenders = [replace(contender, num_threads=gather.default_threads(self._device))]
+        points: list[InterferencePoint] = []
+        for one in contenders:
+            measured, probes = measure_sizes(bench, one, self._plan.mixes, self._plan.interference)
+            points += measured
+            found.probes += probes
+        return points
+
     def _interference(self, found: Findings, bench: StepBench) -> None:
         """Every path of this machine beside the first model's layers; path device is itself compute, beside nothing."""
         engram, device = bench.model.engram, self._device
@@ -434,8 +466,10 @@ class _Survey:
                     contender = Contender(tier, name, path, num_tables, table.num_rows)
                     entry, probes = measure_interference(bench, contender, self._plan.interference)
                     found.probes += probes
-                    if entry is not None:
-                        found.interference.append(entry)
+                    if entry is None:
+                        return
+                    points = self._sizes(found, bench, contender) if self._plan.mixes else []
+                    found.interference.append(entry.model_copy(update={"points": tuple(points)}))
 
             self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
 

@@ -15,19 +15,19 @@ import numpy.typing as npt
 import torch
 
 from tiercast_profiles.gather import GatherSweep, MemoryPlace, PageKind
-from tiercast_profiles.units import GIB, MIB, NS_PER_MS
+from tiercast_profiles.units import GIB, MIB
 from tiercast_runtime.paths.uva import require_uva, rows_per_program
 from tiercast_runtime.probes.block_content import WrongRows
+from tiercast_runtime.probes.device_timer import DeviceTimer, Timed
 from tiercast_runtime.probes.round_trip import lay_ring
 from tiercast_runtime.probes.sweep_grid import Spot, SweepPlan, as_point
 from tiercast_runtime.probes.sweep_host import assemble_sweep, measure_spots, parts_of
 from tiercast_runtime.probes.sweep_ids import RowSource
-from tiercast_runtime.probes.timing import Case, Effort, cuda_event, rounded
+from tiercast_runtime.probes.timing import Case, Effort, rounded
 
 Bytes = npt.NDArray[np.uint8]
 Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 Chase = Callable[[torch.Tensor, torch.Tensor, int], None]
-Timed = Callable[[Callable[[], None]], float]
 
 GPU_PLAN = SweepPlan(
     num_rows=(64, 1024, 8192, 65_536),
@@ -37,7 +37,6 @@ GPU_PLAN = SweepPlan(
     max_row_total_bytes=64 * MIB,
 )
 NUM_HOPS, NUM_CHASES = 2000, 7
-FILL_BYTES = GIB  # as long to fill as it takes to enqueue a gather, and many times the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +47,6 @@ class DeviceArm:
     pages: PageKind
     place: MemoryPlace = "local"
     is_full: bool = True
-
-
-class DeviceTimer:
-    """Times work that is enqueued behind a fill, in ns of the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._filled = torch.empty(FILL_BYTES // 8, dtype=torch.int64, device=device)
-
-    def __call__(self, work: Callable[[], None]) -> float:
-        """Time of what ``work`` enqueues."""
-        begin, end = cuda_event(), cuda_event()
-        torch.cuda.synchronize(self._device)
-        self._filled.zero_()
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * NS_PER_MS
 
 
 @dataclass(frozen=True, slots=True)
