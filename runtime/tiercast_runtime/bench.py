@@ -31,6 +31,7 @@ from tiercast_runtime.support import check_supported, device_of
 from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
+NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
 
 
 def default_table_folder() -> Path:
@@ -70,6 +71,20 @@ def bench(
         InfeasibleScenario: it does not fit this machine's memory.
         FileProblem: the table folder cannot be written, or the checkpoint is not this model's.
     """
+    if resolved.scenario.parallel.tensor > 1:
+        check_repeats(repeats)
+        check_supported(resolved, has_ranks=True)
+        if tables is not None:
+            raise BadInput("tables made before serve one process; leave them out, or set parallel.tensor to 1")
+        if checkpoint is not None and resolved.placement.tier == "none":
+            raise BadInput(NO_TABLES)
+        device_of(resolved)
+        from tiercast_runtime.ranks import bench_ranks
+
+        place = _prepared(folder, resolved)
+        return bench_ranks(
+            resolved, repeats=repeats, folder=place, progress=progress, checkpoint=checkpoint, memory=memory
+        )
     return bench_in_rounds(
         [resolved],
         repeats=repeats,
@@ -79,6 +94,30 @@ def bench(
         checkpoint=checkpoint,
         memory=memory,
     )[0]
+
+
+def check_repeats(repeats: int) -> None:
+    """Refuse a number of repeats out of range.
+
+    Raises:
+        BadInput: saying what is allowed.
+    """
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise BadInput(f"repeats={repeats}; must be between 1 and {MAX_REPEATS}")
+
+
+def bench_engine(
+    engine: Engine, repeats: int, num_threads: int, progress: Callable[[float], None]
+) -> tuple[RunRecord, list[EngineRun]]:
+    """The record of an engine that runs ``repeats`` times, and the runs."""
+    runs: list[EngineRun] = []
+    for done in range(repeats):
+
+        def report(share: float, done: int = done) -> None:
+            progress((done + share) / repeats)
+
+        runs.append(engine.run(report))
+    return _record(engine.resolved, engine, runs, num_threads), runs
 
 
 def bench_in_rounds(
@@ -94,14 +133,13 @@ def bench_in_rounds(
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
     Every other round goes backwards, so that none is always measured after the same one. All of them are in memory at
-    once. Arguments and errors are those of :func:`bench`.
+    once. Arguments and errors are those of :func:`bench`, which alone runs several ranks.
     """
-    if not 1 <= repeats <= MAX_REPEATS:
-        raise BadInput(f"repeats={repeats}; must be between 1 and {MAX_REPEATS}")
+    check_repeats(repeats)
     for resolved in scenarios:
         check_supported(resolved)
         if checkpoint is not None and resolved.placement.tier == "none":
-            raise BadInput("placement.tier is none: there are no tables to fill; leave the checkpoint out")
+            raise BadInput(NO_TABLES)
     opened = [None if checkpoint is None else Checkpoint(checkpoint, resolved.model) for resolved in scenarios]
     devices = [device_of(resolved) for resolved in scenarios]
     previous_threads = torch.get_num_threads()

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -44,6 +44,9 @@ from tiercast_runtime.scheduler import Scheduler
 from tiercast_runtime.step_runner import StepRunner
 from tiercast_runtime.table import Table, build_tables
 from tiercast_runtime.tokens import TokenStore, prepare_tokens
+
+if TYPE_CHECKING:
+    from tiercast_runtime.sharded_lookup import Team
 
 WARM_UP_OUTPUT_TOKENS = 6
 FIRST_WARM_UP_ID = 1 << 40  # ids no workload has: warm-up reads other places of the text, hence other rows
@@ -80,6 +83,7 @@ class Engine:
         sleep: waits a number of seconds; only an idle engine waiting for an arrival calls it.
         checkpoint: where the rows and the Engram layers' weights come from; computed and random ones without.
         memory: what tables in host memory are made of.
+        team: the ranks that share the lookups out, all of which serve these requests; one process alone without.
 
     Raises:
         MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
@@ -99,13 +103,14 @@ class Engine:
         sleep: Callable[[float], None] = time.sleep,
         checkpoint: Checkpoint | None = None,
         memory: MemoryRequest | None = None,
+        team: "Team | None" = None,
     ) -> None:
         model, seed = resolved.model, resolved.scenario.seed
         check_runnable(model)
         self.resolved, self.device, self.checkpoint = resolved, device, checkpoint
         self.requests = draw_requests(resolved.scenario.workload, seed) if requests is None else requests
         self.dtype = compute_dtype(device)
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._team = clock, sleep, team
         self.text = load_text(resolved.scenario.workload.text, model)
         self._tokens = prepare_tokens(self.requests, self.text, model, seed)
         has_tables = resolved.placement.tier != "none"
@@ -116,7 +121,9 @@ class Engine:
         self.table_bytes = sum(table.size_bytes for table in self.tables)
         self.cache = plan_cache(resolved)
         self._has_filled = False
-        graph_mode, graph_reason = graph_mode_here(resolved.placement, device, has_backend=graphs is not None)
+        graph_mode, graph_reason = graph_mode_here(
+            resolved.placement, device, has_backend=graphs is not None, has_ranks=team is not None
+        )
         num_pad_slots = 0 if graph_mode == "eager" else 1
         self.kv: KvPlan = plan_kv(
             resolved, self.requests, device, self.dtype, self.table_bytes, num_spare_slots=num_pad_slots
@@ -149,6 +156,8 @@ class Engine:
             ]
             self.hasher = EngramHasher(model.engram, device)
             self._path = open_path(resolved, self.tables, device)
+            if team is not None:
+                self._path = team.share(self._path)
             self.path_facts = dict(self._path.facts)
             self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
         network = Network(
@@ -269,11 +278,12 @@ class Engine:
         reported, now = 0, origin
         while recorder.num_finished < len(requests):
             if concurrency is None:
-                while arrivals and arrivals[0].arrival_ns <= now - origin:
+                passed_ns = now - origin if self._team is None else self._team.agree_ns(now - origin)
+                while arrivals and arrivals[0].arrival_ns <= passed_ns:
                     _arrive(arrivals[0], arrivals[0].arrival_ns, scheduler, recorder)
                     arrivals.popleft()
                 if scheduler.is_idle:
-                    self._sleep(max(0.0, ns_to_s(arrivals[0].arrival_ns - (now - origin))))
+                    self._sleep(max(0.0, ns_to_s(arrivals[0].arrival_ns - passed_ns)))
                     now = clock()
                     continue
             start_ns = now

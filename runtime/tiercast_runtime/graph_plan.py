@@ -36,7 +36,7 @@ def pieces(num_layers: int, engram_layers: Sequence[int]) -> tuple[range, ...]:
     return tuple(range(first, last) for first, last in pairwise(bounds))
 
 
-def runnable_mode(placement: ResolvedPlacement) -> tuple[GraphMode, str]:
+def runnable_mode(placement: ResolvedPlacement, *, has_ranks: bool = False) -> tuple[GraphMode, str]:
     """The graph mode a placement is run in, and why where it is not the one asked for.
 
     Rows that the host moves, and rows looked up a step ahead, come from outside the step: a whole-step graph cannot
@@ -44,6 +44,8 @@ def runnable_mode(placement: ResolvedPlacement) -> tuple[GraphMode, str]:
     """
     if placement.graph_mode != "full":
         return placement.graph_mode, ""
+    if has_ranks and placement.tier != "none":
+        return "piecewise", "the ranks agree on each lookup on the host"
     if placement.path in HOST_DRIVEN_PATHS:
         return "piecewise", f"path {placement.path!r} is driven by the host"
     if placement.prefetch == "prev_step" and placement.path not in (None, "device"):
@@ -54,10 +56,10 @@ def runnable_mode(placement: ResolvedPlacement) -> tuple[GraphMode, str]:
 
 
 def graph_mode_here(
-    placement: ResolvedPlacement, device: torch.device, *, has_backend: bool = False
+    placement: ResolvedPlacement, device: torch.device, *, has_backend: bool = False, has_ranks: bool = False
 ) -> tuple[GraphMode, str]:
     """The graph mode a placement is run in on this device, and why where it is not the one asked for."""
-    mode, reason = runnable_mode(placement)
+    mode, reason = runnable_mode(placement, has_ranks=has_ranks)
     if mode != "eager" and not has_backend and not has_kernels(device):
         # without the kernels attention has another shape at every length, which no graph can hold
         return "eager", "graphs need a CUDA device and triton"

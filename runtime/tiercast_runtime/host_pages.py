@@ -45,26 +45,36 @@ class MemoryRequest:
         return self.page_size in _HUGETLB_BYTES
 
 
-def map_memory(size_bytes: int, request: MemoryRequest) -> mmap.mmap:
-    """Untouched private memory of at least ``size_bytes``, as asked for.
+def mapped_bytes(size_bytes: int, request: MemoryRequest) -> int:
+    """Bytes a mapping of ``size_bytes`` takes: whole pages where they are reserved ones."""
+    page_bytes = _HUGETLB_BYTES.get(request.page_size or "", 1)
+    return -(-max(size_bytes, 1) // page_bytes) * page_bytes
+
+
+def pool_page_bytes(request: MemoryRequest) -> int:
+    """Bytes of a reserved page, where the request is for such; else 0."""
+    return _HUGETLB_BYTES.get(request.page_size or "", 0)
+
+
+def map_memory(size_bytes: int, request: MemoryRequest, descriptor: int | None = None) -> mmap.mmap:
+    """Untouched private memory of at least ``size_bytes``, as asked for; with a descriptor the memory file behind it.
+
+    Such a file (``shared_pages``) is of the pages it was made of; the other wishes are applied to the mapping.
 
     Raises:
         BadInput: no such NUMA node here.
         MissingCapability: this machine does not grant the pages or the binding; says what would make it.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    page_bytes = _HUGETLB_BYTES.get(request.page_size or "", 0)
-    if page_bytes:
-        length = -(-max(size_bytes, 1) // page_bytes) * page_bytes
+    length, page_bytes = mapped_bytes(size_bytes, request), pool_page_bytes(request)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor is None else mmap.MAP_SHARED
+    if page_bytes and descriptor is None:
         flags |= _MAP_HUGETLB | (page_bytes.bit_length() - 1) << _HUGE_SHIFT
-    else:
-        length = max(size_bytes, 1)
     try:
-        memory = mmap.mmap(-1, length, flags=flags)
+        memory = mmap.mmap(-1 if descriptor is None else descriptor, length, flags=flags)
     except (OSError, ValueError) as error:
         if not page_bytes:
             raise
-        raise _refused_pages(length, page_bytes, error) from None
+        raise refused_pages(length, page_bytes, error) from None
     if not page_bytes:
         _advise(memory, request.page_size)
     if request.numa_node is not None:
@@ -72,7 +82,8 @@ def map_memory(size_bytes: int, request: MemoryRequest) -> mmap.mmap:
     return memory
 
 
-def _refused_pages(length: int, page_bytes: int, error: Exception) -> MissingCapability:
+def refused_pages(length: int, page_bytes: int, error: Exception) -> MissingCapability:
+    """The error for reserved pages that are not there."""
     pool = f"/sys/kernel/mm/hugepages/hugepages-{page_bytes // KIB}kB/nr_hugepages"
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
     return MissingCapability(
@@ -188,9 +199,9 @@ def read_back(ranges: list[tuple[int, int]], proc: Path = Path("/proc/self")) ->
         name, _, rest = line.partition(":")
         if name == "KernelPageSize":
             page_kib = max(page_kib, int(rest.split()[0]))
-        elif name in ("AnonHugePages", "Private_Hugetlb", "Shared_Hugetlb"):
+        elif name in ("AnonHugePages", "ShmemPmdMapped", "Private_Hugetlb", "Shared_Hugetlb"):
             huge_kib += int(rest.split()[0])
-            resident_kib += 0 if name == "AnonHugePages" else int(rest.split()[0])  # Rss leaves the pools' pages out
+            resident_kib += int(rest.split()[0]) if name.endswith("Hugetlb") else 0  # Rss leaves the pools' pages out
         elif name == "Rss":
             resident_kib += int(rest.split()[0])
     if not starts:

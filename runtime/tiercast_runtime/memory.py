@@ -56,8 +56,9 @@ def require_bytes(needed_bytes: int, device: torch.device, what: str) -> None:
 
 
 class HostBlock:
-    """A private block of host memory, by default in transparent huge pages where the kernel grants them.
+    """A block of host memory, by default private and in transparent huge pages where the kernel grants them.
 
+    With ``descriptor`` it is the shared memory file behind that, which stays the caller's.
     ``array`` is ``[size_bytes] uint8``; what it is really made of is known once it is filled (``obtained``).
 
     Raises:
@@ -65,8 +66,8 @@ class HostBlock:
         MissingCapability: pages or a binding that were asked for and are not granted.
     """
 
-    def __init__(self, size_bytes: int, request: MemoryRequest | None = None) -> None:
-        self._map: mmap.mmap | None = map_memory(size_bytes, request or MemoryRequest())
+    def __init__(self, size_bytes: int, request: MemoryRequest | None = None, descriptor: int | None = None) -> None:
+        self._map: mmap.mmap | None = map_memory(size_bytes, request or MemoryRequest(), descriptor)
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[:size_bytes]
         self._pinned_addresses: list[int] = []
 

@@ -15,6 +15,7 @@ import torch
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.head_sizes import head_sizes
 from tiercast_profiles.model import Engram, RowLayout
+from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.row_source import RowSource
 from tiercast_runtime.table import FileTable, HostTable, ResidentTable, Table
 
@@ -89,10 +90,12 @@ def build_shard_tables(
     *,
     is_pinned: bool = False,
     sources: Sequence[RowSource] | None = None,
+    memory: MemoryRequest | None = None,
 ) -> list[Table]:
     """The tables of all layers with the rows of one rank only. ``folder`` is where tier ``nvme`` keeps its files.
 
     ``sources`` gives the rows of each layer's whole table; by default they are those anyone can recompute.
+    ``memory`` says what tables in host memory are made of.
 
     Raises:
         InfeasibleScenario: the rows do not fit where they should go.
@@ -104,10 +107,23 @@ def build_shard_tables(
         source = None if sources is None else sources[layer]
         first, count = shard.rows(layer).start, len(shard.rows(layer))
         if tier == "hbm":
-            tables.append(ResidentTable(engram, layer, layout, device, num_rows=count, first_row=first, source=source))
+            tables.append(
+                ResidentTable(
+                    engram, layer, layout, device, num_rows=count, first_row=first, source=source, memory=memory
+                )
+            )
         elif tier == "dram":
             tables.append(
-                HostTable(engram, layer, layout, is_pinned=is_pinned, num_rows=count, first_row=first, source=source)
+                HostTable(
+                    engram,
+                    layer,
+                    layout,
+                    is_pinned=is_pinned,
+                    num_rows=count,
+                    first_row=first,
+                    source=source,
+                    memory=memory,
+                )
             )
         else:
             tables.append(FileTable(engram, layer, layout, folder, num_rows=count, first_row=first, source=source))

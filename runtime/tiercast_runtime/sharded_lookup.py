@@ -9,6 +9,7 @@ numbers go through gloo on the host, on a GPU too, where waiting for the device 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -59,6 +60,36 @@ def join_group(
     return group
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """This rank's place among the ranks of a run: its columns, the group, and whether its tables are whole ones.
+
+    ``shard`` is None where there are no tables.
+    """
+
+    shard: HeadShard | None
+    group: dist.ProcessGroup
+    holds_whole: bool = False
+
+    def share(self, path: LookupPath) -> "ShardedLookup":
+        """The path over all ranks' columns."""
+        assert self.shard is not None, "a path has tables"
+        return ShardedLookup(path, self.shard, self.group, holds_whole=self.holds_whole)
+
+    def agree_ns(self, elapsed_ns: int) -> int:
+        """Rank 0's time: what depends on it (which requests have arrived) is then the same on every rank.
+
+        Raises:
+            TiercastError: another rank has ended.
+        """
+        time_ns = torch.tensor([elapsed_ns], dtype=torch.int64)
+        try:
+            dist.broadcast(time_ns, 0, group=self.group)
+        except RuntimeError as error:
+            raise TiercastError(f"another rank has ended or did not answer in time ({_first_line(error)})") from None
+        return int(time_ns)
+
+
 class ShardedLookup:
     """A lookup path over the columns of all ranks. Every rank makes the same lookups in the same order.
 
@@ -66,6 +97,7 @@ class ShardedLookup:
         path: how this rank fetches from its own tables (``shard.build_shard_tables``).
         shard: which columns those are.
         group: the ranks; all of them take part in every lookup.
+        holds_whole: the path's tables are whole ones, of which this rank uses its columns.
 
     Raises:
         BadInput: the shard is not this rank's part of this group.
@@ -73,7 +105,9 @@ class ShardedLookup:
 
     is_host_driven = True  # the ranks' agreement blocks the host
 
-    def __init__(self, path: LookupPath, shard: HeadShard, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self, path: LookupPath, shard: HeadShard, group: dist.ProcessGroup, *, holds_whole: bool = False
+    ) -> None:
         rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
         if (shard.rank, shard.num_ranks) != (rank, num_ranks):
             raise BadInput(
@@ -85,6 +119,9 @@ class ShardedLookup:
         self._path = path
         self._shard = shard
         self._group = group
+        layers = range(len(shard.engram.layer_ids))
+        # ids of the shard start at 0; in a whole table its rows start behind those of the ranks before
+        self._first_rows = [shard.rows(layer).start if holds_whole else 0 for layer in layers]
 
     @property
     def facts(self) -> Mapping[str, str | int | float | bool]:
@@ -108,7 +145,8 @@ class ShardedLookup:
         """
         staged, problem = None, None
         try:
-            staged = self._path.fetch(layer_index, self._shard.local_ids(layer_index, row_ids))
+            own_ids = self._shard.local_ids(layer_index, row_ids)
+            staged = self._path.fetch(layer_index, own_ids + self._first_rows[layer_index])
             staged.keep()
         except TiercastError as error:
             problem = error
@@ -178,7 +216,8 @@ class ShardedLookup:
     def fill_cache(self, layer_index: int, row_ids: npt.NDArray[np.int64]) -> None:
         """Fill this rank's own cache with those of ``row_ids [n]``, rows of the whole table, that are this rank's."""
         rows = self._shard.rows(layer_index)
-        self._path.fill_cache(layer_index, row_ids[(row_ids >= rows.start) & (row_ids < rows.stop)] - rows.start)
+        own_ids = row_ids[(row_ids >= rows.start) & (row_ids < rows.stop)] - rows.start
+        self._path.fill_cache(layer_index, own_ids + self._first_rows[layer_index])
 
     def close(self) -> None:
         """Close the inner path; the group stays its owner's."""

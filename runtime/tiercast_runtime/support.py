@@ -24,8 +24,8 @@ def device_of(resolved: ResolvedScenario) -> torch.device:
     )
 
 
-def check_supported(resolved: ResolvedScenario) -> None:
-    """Refuse a scenario that asks for what the runtime lacks.
+def check_supported(resolved: ResolvedScenario, *, has_ranks: bool = False) -> None:
+    """Refuse a scenario that asks for what the runtime lacks. ``has_ranks``: it can be given several processes.
 
     Raises:
         MissingCapability: one line with the knob, its value and what to do.
@@ -54,9 +54,14 @@ def check_supported(resolved: ResolvedScenario) -> None:
             f"parallel.prefill={scenario.parallel.prefill}: the runtime uses one device for both; set 0 or simulate",
         ),
         (
-            scenario.parallel.tensor > 1 or scenario.parallel.data > 1,
-            f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime uses one "
-            "device; set both to 1 or simulate",
+            scenario.parallel.data > 1,
+            f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime serves one "
+            "replica; set data to 1 or simulate",
+        ),
+        (
+            scenario.parallel.tensor > 1 and not has_ranks,
+            f"parallel.tensor={scenario.parallel.tensor}: the runtime's ranks share out lookups and not compute, so "
+            "that predictions of tensor-parallel compute cannot be checked against them; set it to 1, or use bench",
         ),
         (
             placement.replication == "per_numa" and hardware.host.num_numa_nodes > 1,

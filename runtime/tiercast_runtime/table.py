@@ -3,6 +3,7 @@
 Every table of a layer holds the same rows (``content.expected_rows``); only the place and the layout differ.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory
 from tiercast_runtime.memory import HostBlock, obtained, require_bytes
 from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
+from tiercast_runtime.shared_pages import make_shared
 from tiercast_runtime.table_file import TableFile, open_or_write, place_in_checkpoint
 
 __all__ = ["FileTable", "HostTable", "MemoryTable", "ResidentTable", "Table", "build_tables", "expected_rows"]
@@ -90,7 +92,11 @@ class MemoryTable(Table):
 
 
 class HostTable(MemoryTable):
-    """A table in host memory, in huge pages where granted; pinned and mapped where a GPU reads it."""
+    """A table in host memory, in huge pages where granted; pinned and mapped where a GPU reads it.
+
+    With ``is_shared`` the memory is of files without a name, whose descriptors are ``shared``: another process that has
+    them maps the same table by giving them as ``shared``, and finds it filled.
+    """
 
     def __init__(
         self,
@@ -103,14 +109,25 @@ class HostTable(MemoryTable):
         first_row: int = 0,
         source: RowSource | None = None,
         memory: MemoryRequest | None = None,
+        is_shared: bool = False,
+        shared: Sequence[int] | None = None,
     ) -> None:
         super().__init__(engram, layer_index, layout, num_rows, first_row, source=source)
-        if memory is None or not memory.is_from_pool:
+        is_filled = shared is not None
+        if not is_filled and (memory is None or not memory.is_from_pool):
             require_bytes(self.size_bytes, torch.device("cpu"), self.label)
         self._blocks: list[HostBlock] = []
+        self._owned: list[int] = []
+        sizes = [self.num_rows * width for width in self.part_widths]
         try:
-            for width in self.part_widths:
-                self._blocks.append(HostBlock(self.num_rows * width, memory))
+            if is_shared:
+                for size in sizes:
+                    self._owned.append(make_shared(size, memory or MemoryRequest(), self.label))
+                shared = self._owned
+            self.shared = [] if shared is None else list(shared)
+            descriptors: Sequence[int | None] = self.shared or [None] * len(sizes)
+            for size, descriptor in zip(sizes, descriptors, strict=True):
+                self._blocks.append(HostBlock(size, memory, descriptor))
         except BaseException:
             self.close()
             raise
@@ -123,7 +140,8 @@ class HostTable(MemoryTable):
             for array, part in zip(arrays, parts, strict=True):
                 array[first : first + len(part)] = part
 
-        self.fill(store, num_cores())
+        if not is_filled:
+            self.fill(store, num_cores())
         if is_pinned:
             try:
                 for block in self._blocks:
@@ -142,6 +160,8 @@ class HostTable(MemoryTable):
         self.parts = ()
         for block in self._blocks:
             block.close()
+        while self._owned:
+            os.close(self._owned.pop())
 
 
 class ResidentTable(MemoryTable):
@@ -229,11 +249,16 @@ def build_tables(
     folder: Path,
     sources: Sequence[RowSource] | None = None,
     memory: MemoryRequest | None = None,
+    *,
+    is_shared: bool = False,
+    shared: Sequence[Sequence[int]] | None = None,
 ) -> list[Table]:
     """All tables of a scenario in the tier it names; none for tier ``none``.
 
     ``sources`` gives the rows of each layer; by default they are those anyone can recompute.
     ``memory`` says what tables in host memory are made of.
+    ``is_shared`` makes those of tier ``dram`` in memory that other processes can map, and pins nothing; ``shared`` maps
+    tables that another process has made so, by the descriptors of each.
 
     Raises:
         BadInput: ``memory`` asks for something and no table is in host memory.
@@ -259,7 +284,7 @@ def build_tables(
     if tier == "nvme":
         return [FileTable(engram, layer, layout, folder, source=given[layer]) for layer in layers]
     total_bytes = sum(table_rows(engram)) * engram.stored_row_bytes(layout)
-    if memory is None or not memory.is_from_pool:
+    if shared is None and (memory is None or not memory.is_from_pool):
         place = device if tier == "hbm" else torch.device("cpu")
         require_bytes(total_bytes, place, f"the {len(layers)} Engram tables of {resolved.model.name!r}")
     tables: list[Table] = []
@@ -269,8 +294,19 @@ def build_tables(
                 tables.append(ResidentTable(engram, layer, layout, device, source=given[layer], memory=memory))
             else:
                 # host threads gather from any memory; only a GPU that reads by itself needs it pinned
-                is_pinned = resolved.placement.path == "uva"
-                tables.append(HostTable(engram, layer, layout, is_pinned=is_pinned, source=given[layer], memory=memory))
+                is_pinned = resolved.placement.path == "uva" and not is_shared
+                tables.append(
+                    HostTable(
+                        engram,
+                        layer,
+                        layout,
+                        is_pinned=is_pinned,
+                        source=given[layer],
+                        memory=memory,
+                        is_shared=is_shared,
+                        shared=None if shared is None else shared[layer],
+                    )
+                )
     except BaseException:
         for table in tables:
             table.close()

@@ -85,7 +85,7 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
         ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
         ({"tier": "hbm"}, {"engine": {"kv_reservation": "on_demand"}}, "engine.kv_reservation 'on_demand'"),
         ({"tier": "hbm"}, {"engine": {"prefix_caching": True}}, "engine.prefix_caching true"),
-        ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2"),
+        ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2: the runtime serves one replica"),
         ({"tier": "nvme", "page_cache_residency_ratio": 0.5}, {}, "page_cache_residency_ratio=0.5"),
     ],
 )
