@@ -1,4 +1,4 @@
-"""A step in plain arithmetic, without an event queue: the oracle the simulator is checked against.
+"""A step in plain arithmetic, without an event queue: the oracle the simulator is checked against, used by tests alone.
 
 It holds where nothing else shares the links: one replica, or resources wide enough for all. All lookups of a step pass
 one worker in order; compute and a running lookup slow each other by the interference speeds.

@@ -4,7 +4,8 @@ One worker serves the lookups in the order they were handed over, so that a look
 ``max(handed over, worker free) + its time``; a segment of compute ends at its start plus its length, and an Engram
 layer goes on at the maximum of the moment it is reached and the moment its rows are there. It holds where a lookup
 keeps one speed from start to end: nothing shares its resources, and compute and lookups do not slow each other.
-The form for one step takes whole numbers; the form for many takes columns, one entry per step or scenario.
+The form for one step takes whole numbers and is the clock of plans that are made by time; the form for many takes
+columns, one entry per step or scenario.
 """
 
 from dataclasses import dataclass

@@ -10,12 +10,11 @@ from itertools import chain
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from tiercast_profiles.columns import RequestColumns, SampleColumns, SampleTotals, StepTotals, joined
 from tiercast_profiles.record import Samples
-from tiercast_profiles.stats import SampleStatistics
 from tiercast_sim.breakdown import Ledger
-from tiercast_sim.run_summary import RunSummary
 from tiercast_sim.schedule_columns import Column, Schedule
 from tiercast_sim.step import StepLog
 from tiercast_sim.step_pricing import StepPricer
@@ -55,7 +54,10 @@ class PricedRun(Sequence[StepLog]):
             return tuple(self[i] for i in wanted)
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
+        return self.step(index % len(self))
+
+    def step(self, index: int) -> StepLog:
+        """One step, priced anew."""
         return self.table(index, index + 1)[0]
 
     def __iter__(self) -> Iterator[StepLog]:
@@ -119,15 +121,33 @@ class RequestTimes:
         )
 
 
-def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> tuple[PricedRun, RunSummary] | None:
+@dataclass(frozen=True, slots=True)
+class AddedUp:
+    """One replica's run and its sums; ``is_decode`` ``[num_steps] bool`` marks the steps that only decode."""
+
+    run: PricedRun
+    totals: SampleTotals
+    is_decode: npt.NDArray[np.bool_]
+    stalls_ns: Column
+    decoding_ns: int
+    end_ns: int
+
+    def starts_ns(self) -> Column:
+        """When each step began."""
+        durations = self.totals.steps.duration_ns
+        ends: Column = np.cumsum(durations + self.run.schedule.idle_before(0, len(durations)))
+        return ends - durations
+
+
+def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> AddedUp | None:
     """Price every step once, in order; None where a number outgrows exact columns."""
     num_steps = schedule.num_steps
     times = RequestTimes(schedule)
     durations = np.empty(num_steps, dtype=np.int64)
-    only_decodes = np.empty(num_steps, dtype=np.bool_)
+    is_decode = np.empty(num_steps, dtype=np.bool_)
     starts_ns: list[int] = []
-    now_ns = stall_ns = lookup_ns = rows = rows_read = decoding_ns = 0
-    stalls: Column | None = None
+    now_ns = lookup_ns = rows = rows_read = decoding_ns = 0
+    stalls = np.zeros(pricer.num_layers, dtype=np.int64)
     for first, last in schedule.blocks():
         starts_ns.append(now_ns)
         priced = pricer.steps(first, last, now_ns)
@@ -139,45 +159,22 @@ def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> tuple[Pric
         pricer.count(table)
         times.book(first, table)
         durations[first:last] = table.duration_ns
-        only_decodes[first:last] = table.prefill_tokens == 0
-        by_layer = table.layers.stall_ns.sum(axis=1)
-        stalls = by_layer if stalls is None else stalls + by_layer
-        stall_ns += int(by_layer.sum())
+        is_decode[first:last] = table.prefill_tokens == 0
+        stalls += table.layers.stall_ns.sum(axis=1)
         lookup_ns += int(table.layers.service_ns.sum())
         rows += int(table.rows.sum())
         rows_read += int(table.layers.rows_read.sum())
         decoding_ns += _dot(table.decode_sequences, table.duration_ns)
         now_ns = int(table.start_ns[-1] + table.duration_ns[-1])
-    run = PricedRun(schedule, pricer, tuple(starts_ns))
-    requests = times.columns()
-    totals = StepTotals(durations, stall_ns, lookup_ns, rows, rows_read, None)
-    step_ns = int(durations.sum())
-    summary = RunSummary(
-        statistics=SampleStatistics(SampleTotals(requests, totals)),
-        num_requests=len(requests.finish_ns),
-        prompt_tokens=int(schedule.prompt_tokens.sum()),
-        output_tokens=int(schedule.output_tokens.sum()),
-        elapsed_ns=now_ns,
-        step_ns=step_ns,
-        rows_read=rows_read,
+    totals = StepTotals(durations, int(stalls.sum()), lookup_ns, rows, rows_read, None)
+    return AddedUp(
+        run=PricedRun(schedule, pricer, tuple(starts_ns)),
+        totals=SampleTotals(times.columns(), totals),
+        is_decode=is_decode,
+        stalls_ns=stalls,
         decoding_ns=decoding_ns,
-        stall_ns_by_layer=() if stalls is None else tuple(stalls.tolist()),
-        busy_ns={0: (step_ns - stall_ns, lookup_ns)},
-        median_decode=run[median_decode_index(durations, only_decodes)],
+        end_ns=now_ns,
     )
-    return run, summary
-
-
-def median_decode_index(durations: Column, only_decodes: np.ndarray) -> int:
-    """Index of the step of median length among those that only decode, or among all; of equal ones as if sorted."""
-    chosen = np.flatnonzero(only_decodes)
-    if not len(chosen):
-        chosen = np.arange(len(durations))
-    among = durations[chosen]
-    middle = (len(among) - 1) // 2
-    length = np.partition(among, middle)[middle]
-    equal = np.flatnonzero(among == length)
-    return int(chosen[equal[middle - int((among < length).sum())]])
 
 
 def _dot(counts: Column, durations: Column) -> int:

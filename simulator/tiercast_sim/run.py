@@ -26,6 +26,7 @@ from tiercast_sim.reuse import RequestNgrams
 from tiercast_sim.run_summary import RunSummary, summary_of
 from tiercast_sim.serving import Role, Scheduler, check_requests_fit
 from tiercast_sim.serving_counts import ServingCounts, summed
+from tiercast_sim.side_by_side import SideBySide
 from tiercast_sim.source import RequestSource, requests_of, shapes_of
 from tiercast_sim.step import Replica, StepLog, World
 from tiercast_sim.tiers import LookupCosts, ResourceKind
@@ -53,7 +54,7 @@ class RunResult:
     between replicas took.
     """
 
-    kept: Samples | PricedRun
+    kept: Samples | PricedRun | SideBySide
     steps: Sequence[StepLog]
     summary: RunSummary
     memory: MemoryPlan
@@ -68,12 +69,12 @@ class RunResult:
     @property
     def samples(self) -> Samples:
         """The samples as a record keeps them; priced anew at each call where arithmetic ran."""
-        return self.kept.to_samples() if isinstance(self.kept, PricedRun) else self.kept
+        return self.kept if isinstance(self.kept, Samples) else self.kept.to_samples()
 
     @property
     def requests(self) -> RequestSamples | RequestColumns:
         """The requests of the samples."""
-        return self.kept.requests() if isinstance(self.kept, PricedRun) else self.kept.requests
+        return self.kept.requests if isinstance(self.kept, Samples) else self.kept.requests()
 
 
 def request_ngrams(resolved: ResolvedScenario) -> RequestNgrams | None:
@@ -120,11 +121,10 @@ def run(
     if costs[0].lookups is not None and costs[0].lookups.has_draws:
         reason = "slow reads are drawn one by one"
     if engine != "events" and reason is None:
-        fast = fast_run(banded, bound, compute, costs[0], memory)
+        fast = fast_run(banded, bound, compute, costs, memory)
         if isinstance(fast, FastRun):
             lookups = costs[0].lookups
-            own = {} if lookups is None else lookups.capacities()
-            shared = _shared(fast.used_units, own, {} if lookups is None else lookups.kinds())
+            shared = _shared(fast.used_units, *_resources(costs))
             is_device_path = resolved.placement.path == "device"
             return RunResult(
                 fast.steps,
@@ -144,6 +144,17 @@ def run(
     return _by_events(resolved, bound, memory, costs)
 
 
+def _resources(costs: list[StepCosts]) -> tuple[dict[str, float], dict[str, ResourceKind]]:
+    """Capacity and kind of every shared resource that lookups of any replica touch."""
+    capacities: dict[str, float] = {}
+    kinds: dict[str, ResourceKind] = {}
+    for cost in costs:
+        if cost.lookups is not None:
+            capacities.update(cost.lookups.capacities())
+            kinds.update(cost.lookups.kinds())
+    return capacities, kinds
+
+
 def _by_events(
     resolved: ResolvedScenario,
     bound: Bound,
@@ -152,12 +163,7 @@ def _by_events(
 ) -> RunResult:
     parallel, workload = resolved.scenario.parallel, resolved.scenario.workload
     requests = requests_of(workload, resolved.scenario.seed)
-    capacities: dict[str, float] = {}
-    kinds: dict[str, ResourceKind] = {}
-    for cost in costs:
-        if cost.lookups is not None:
-            capacities.update(cost.lookups.capacities())
-            kinds.update(cost.lookups.kinds())
+    capacities, kinds = _resources(costs)
     link = KvLink(resolved, bound) if parallel.prefill else None
     if link is not None:
         for index in range(parallel.num_replicas):

@@ -46,19 +46,19 @@ class StepPricer:
         replica: int = 0,
     ) -> None:
         placement, window = resolved.placement, resolved.model.backbone.attention_window_tokens
-        self._prices, self._replica, self.window = ComputePrices(compute), replica, window
+        self._prices, self.replica, self.window = ComputePrices(compute), replica, window
         self._schedule: Schedule | None = None
         self._longest: tuple[Column, Column] | None = None
         self._prefetch: Prefetch = placement.prefetch
         self._is_device_path = placement.path == "device"
-        self._num_layers = len(compute.layers_by_segment) - 1
+        self.num_layers = len(compute.layers_by_segment) - 1
         speeds = (SPEED_ONE, SPEED_ONE)
         if lookups is not None and not self._is_device_path and placement.prefetch != "off":
             speeds = interference_speeds(resolved, bound)[:2]
         self._compute_speed = speeds[0]
         self._interferes = speeds != (SPEED_ONE, SPEED_ONE)
         self._lookups = None if lookups is None else LookupPrices(lookups, speeds[1])
-        self._rows_per_token = 0 if lookups is None else resolved.model.engram.num_rows_per_token * self._num_layers
+        self._rows_per_token = 0 if lookups is None else resolved.model.engram.num_rows_per_token * self.num_layers
 
     def follow(self, schedule: Schedule) -> None:
         """Take the plan whose steps are to be priced."""
@@ -90,13 +90,13 @@ class StepPricer:
         if compute is None:
             return None
         pre_ns, segments_ns, tokens = compute.pre_ns, compute.segments_ns, batches.num_tokens
-        nothing = np.zeros((self._num_layers, last - first), dtype=np.int64)
+        nothing = np.zeros((self.num_layers, last - first), dtype=np.int64)
         rows_read = bytes_per_rank = nothing
         if self._lookups is None:
             timed: tuple[StepColumns, Column] | None
             timed = (maxplus_columns(pre_ns, segments_ns, nothing, "off"), nothing)
         else:
-            columns = self._lookups.columns(tokens, self._num_layers)
+            columns = self._lookups.columns(tokens, self.num_layers)
             rows_read, bytes_per_rank = columns.rows_read, columns.bytes_per_rank
             timed = self._timed(pre_ns, segments_ns, columns)
         if timed is None:
@@ -121,13 +121,13 @@ class StepPricer:
                 rows_read=rows_read,
                 bytes_per_rank=bytes_per_rank,
             ),
-            replica=self._replica,
+            replica=self.replica,
         )
         return PricedSteps(table, compute.parts_ns, int(pre_ns.sum()) + int(segments_ns.sum()), gather_ns)
 
     def used_units(self) -> dict[str, float]:
         """Units of each shared resource that the lookups of a run take, by how often each token count comes."""
-        return {} if self._lookups is None else self._lookups.used_units(self._num_layers)
+        return {} if self._lookups is None else self._lookups.used_units(self.num_layers)
 
     def count(self, table: StepTable) -> None:
         """Note that these steps are part of the run, for :meth:`used_units`."""

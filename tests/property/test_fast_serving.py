@@ -131,6 +131,7 @@ def test_random_closed_loops(
     num_early=st.sampled_from([3, 6]),
     reservation=st.sampled_from(["full", "on_demand"]),
     interference=st.sampled_from([None, {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6}]),
+    data=st.sampled_from([1, 1, 2, 3]),
     bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
     seed=st.integers(0, 1000),
 )
@@ -149,6 +150,7 @@ def test_random_arrivals_by_the_clock(
     num_early,
     reservation,
     interference,
+    data,
     bound,
     seed,
 ):
@@ -157,6 +159,7 @@ def test_random_arrivals_by_the_clock(
         {**placement, "prefetch": prefetch},
         hardware={"interference": entries if interference else []},
         backbone={"attention_window_tokens": window, "num_prefill_layers": num_early},
+        parallel={"data": data, "tensor": 4 if data > 1 else 1},  # a host has four devices: nothing is shared
         workload={
             "kind": "poisson",
             "requests_per_s": requests_per_s,
@@ -366,6 +369,26 @@ def test_what_needs_events_gets_them(sim_scenario):
         assert run(resolved, "nominal").engine == "events"
         with pytest.raises(BadInput, match=reason):
             run(resolved, "nominal", engine="arithmetic")
+
+
+def test_replicas_that_share_a_host_need_events(sim_scenario):
+    workload = {
+        "kind": "poisson",
+        "requests_per_s": 100.0,
+        "num_requests": 9,
+        "prompt_tokens": {"fixed": 5},
+        "output_tokens": {"fixed": 5},
+    }
+    together = sim_scenario({"tier": "dram"}, workload=workload, parallel={"data": 2})
+    assert run(together, "nominal").engine == "events"
+    with pytest.raises(BadInput, match="replicas share dram of host 0"):
+        run(together, "nominal", engine="arithmetic")
+    apart = sim_scenario({"tier": "dram"}, workload=workload, parallel={"data": 2, "tensor": 4})
+    steps = run(apart, "nominal", engine="arithmetic").steps
+    assert {step.replica for step in steps} == {0, 1}
+    assert (steps[-1], steps[1:4]) == (tuple(steps)[-1], tuple(steps)[1:4])
+    few = sim_scenario({"tier": "hbm"}, workload={**workload, "num_requests": 1}, parallel={"data": 4})
+    same_run(few)
 
 
 def test_the_record_says_which_engine_ran(sim_scenario):

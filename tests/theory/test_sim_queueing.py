@@ -148,3 +148,71 @@ def test_littles_law_in_a_closed_loop(sim_scenario):
     elapsed = max(requests.finish_ns)
     mean_ns = sum(f - a for f, a in zip(requests.finish_ns, requests.arrival_ns, strict=True)) / 600
     assert 600 / elapsed * mean_ns == pytest.approx(6, rel=0.02)  # the last six leave an emptying loop
+
+
+def poisson_run(sim_scenario, requests_per_s, seed, count, **engine):
+    from tiercast_sim.run import run
+
+    workload = {
+        "kind": "poisson",
+        "requests_per_s": requests_per_s,
+        "num_requests": count,
+        "prompt_tokens": {"fixed": 16},
+        "output_tokens": {"fixed": 1},
+    }
+    result = run(sim_scenario({"tier": "dram"}, workload=workload, engine=engine, seed=seed), "nominal")
+    assert result.engine == "arithmetic"
+    return result
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_whole_scenarios_on_the_fast_path_are_an_m_d_1_queue(sim_scenario, load):
+    """One request at a time, all alike: Pollaczek–Khinchine for the wait, with the step's own length as service."""
+    alone = {"max_num_seqs": 1, "max_num_batched_tokens": 16}
+    step_ns = poisson_run(sim_scenario, 1.0, 0, 1, **alone).summary.elapsed_ns
+    step_ns -= poisson_run(sim_scenario, 1.0, 0, 1, **alone).steps[0].start_ns
+
+    def times(seed):
+        requests = poisson_run(sim_scenario, load * 1e9 / step_ns, seed, 4000, **alone).requests
+        return (requests.finish_ns - requests.arrival_ns).tolist()
+
+    mean, error = mean_and_error(times)
+    assert mean - step_ns == pytest.approx(load * step_ns / (2 * (1 - load)), abs=4 * error)
+
+
+def test_littles_law_with_requests_that_come_and_go(sim_scenario):
+    """Over a run that begins and ends empty, arrival rate × mean time is the mean number inside, exactly."""
+    requests = poisson_run(sim_scenario, 2000.0, 3, 800, max_num_seqs=8).requests
+    arrivals, finishes = requests.arrival_ns, requests.finish_ns
+    elapsed = int(finishes.max())
+    changes = sorted([(ns, 1) for ns in arrivals.tolist()] + [(ns, -1) for ns in finishes.tolist()])
+    inside = area = last = 0
+    for now, change in changes:
+        area += inside * (now - last)
+        inside, last = inside + change, now
+    mean_inside, rate = area / elapsed, len(arrivals) / elapsed
+    assert mean_inside == pytest.approx(rate * float((finishes - arrivals).mean()), rel=1e-12)
+
+
+def test_a_step_of_weights_alone_is_the_roofline(sim_scenario):
+    """A decode step of few tokens reads every weight once: bytes ÷ bandwidth, plus overheads apart from it."""
+    from tiercast_sim.run import run
+
+    def step_ns(gb_per_s):
+        hardware = {"device": {"memory_bandwidth_gb_per_s": gb_per_s}}
+        workload = {
+            "kind": "closed_loop",
+            "concurrency": 1,
+            "num_requests": 1,
+            "prompt_tokens": {"fixed": 4},
+            "output_tokens": {"fixed": 50},
+        }
+        result = run(sim_scenario({"tier": "none"}, hardware=hardware, workload=workload), "nominal")
+        return result.summary.median_decode.duration_ns
+
+    base = sim_scenario({"tier": "none"}).hardware.device
+    assert base.memory_bandwidth_gb_per_s is not None
+    times = {rate: step_ns(rate) for rate in (1.0, 2.0, 4.0)}
+    # time = overhead + bytes / rate: the differences halve as the rate doubles
+    assert times[1.0] - times[2.0] == pytest.approx(2 * (times[2.0] - times[4.0]), rel=0.01)
+    assert times[1.0] > times[2.0] > times[4.0]
