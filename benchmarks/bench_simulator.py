@@ -3,14 +3,13 @@
 Timed: steps of one run (draw, plan, price, add up; warm, best of three), columns of independent steps (best of five),
 and whole commands from the shell in a fresh process, start-up included. Peers' figures are constants: nothing of
 theirs is run here. They were measured on another machine of two cores, so that they give an order of magnitude and no
-ratio. ``--record FILE`` writes every figure with the machine it was measured on.
+ratio (``peers.yaml``). A decode step is one step of the engine, a whole batch; each is priced, none is skipped.
+Commands run first: a child counts the memory of its parent as its own until it starts. ``--record FILE`` writes every
+figure with the machine it was measured on.
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,15 @@ import numpy as np
 from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import ResolvedScenario, Scenario, combine
 from tiercast_profiles.store import load_hardware, load_model, load_prices
+from tiercast_profiles.workload import Workload
 from tiercast_sim import maxplus, schedule_columns
 from tiercast_sim.run import run
+from write_record import write_record
 
 AISIMULATE = "AISimulate 0.13.0.dev20261027 (Rust): 5.5 s with start-up, 3.4 s without"
 VIDUR = "Vidur 7d47513, warm: 13 s for 5,000 requests"
+POISSON_PER_S = 20.0
+REQUESTS = (50_000, 100_000, 200_000, 400_000)
 SCENARIO = """schema_version: 1
 hardware: h200-sxm
 model: deepseek-v4.1-flash
@@ -99,6 +102,25 @@ def one_run() -> None:
     print(f"  the same by SimPy events       {events:14,.0f}   ratio {fast / events:.0f}")
 
 
+def by_the_clock() -> None:
+    """Requests of a Poisson process that the machine keeps up with: steps have to be walked one by one."""
+    closed = scenario(2000, 128)
+    workload = Workload(
+        kind="poisson",
+        requests_per_s=POISSON_PER_S,
+        num_requests=2000,
+        prompt_tokens=closed.scenario.workload.prompt_tokens,
+        output_tokens=closed.scenario.workload.output_tokens,
+    )
+    resolved = closed.model_copy(update={"scenario": closed.scenario.model_copy(update={"workload": workload})})
+    same = run(resolved, "nominal", engine="arithmetic").samples == run(resolved, "nominal", engine="events").samples
+    assert same, "the engines differ"
+    fast, events = steps_per_s(resolved, "arithmetic"), steps_per_s(resolved, "events")
+    FIGURES.update(poisson_steps_per_s=fast, poisson_steps_per_s_by_events=events)
+    print(f"steps/s, Poisson arrivals        {fast:14,.0f}")
+    print(f"  the same by SimPy events       {events:14,.0f}   ratio {fast / events:.0f}")
+
+
 def sweep() -> None:
     num_layers, count = 2, 100_000
     generator = stream(0, "bench-simulator")
@@ -150,41 +172,27 @@ def growth() -> None:
             print(f"  {name:8} {value:4}   {fast:8.2f} | {events:8.2f}")
 
 
-def write_record(path: Path) -> None:
-    """Every figure, when and on what machine: a file to commit, from which the documentation quotes."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "git_commit": commit + ("+changes" if changed.strip() else ""),
-        "cpu_model": models[0].partition(":")[2].strip() if models else platform.processor(),
-        "num_cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "figures": {name: float(f"{value:.4g}") for name, value in FIGURES.items()},
-    }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures as JSON")
     record = parser.parse_args().record
-    one_run()
-    sweep()
     from_the_shell("first answer (tiercast simulate)", None, "1 s", "")
-    for count in (10_000, 100_000, 400_000):
+    for count in REQUESTS:
         target = "3 s" if count == 100_000 else "–"
         text = SCENARIO.format(count=count, prompt="{fixed: 1024}", output="{fixed: 128}")
         peer = f"{AISIMULATE}; {VIDUR}" if count == 100_000 else ""
         from_the_shell(f"{count:,} requests × 128 tokens", text, target, peer)
     text = SCENARIO.format(count=100_000, prompt="{uniform: [512, 1536]}", output="{uniform: [64, 192]}")
-    from_the_shell("100,000 requests × 64–192 tokens", text, "–", "")
+    from_the_shell("100,000 requests × 64–192 tokens", text, "3 s", "")
+    few, many = (FIGURES[f"{count:,} requests × 128 tokens: peak_mib"] for count in (REQUESTS[0], REQUESTS[-1]))
+    FIGURES["bytes_per_request"] = (many - few) * 2**20 / (REQUESTS[-1] - REQUESTS[0])
+    print(f"memory that grows with requests  {FIGURES['bytes_per_request']:14,.0f}   bytes a request")
+    one_run()
+    by_the_clock()
+    sweep()
     growth()
     if record is not None:
-        write_record(record)
+        write_record(record, {name: float(f"{value:.4g}") for name, value in FIGURES.items()})
 
 
 if __name__ == "__main__":
