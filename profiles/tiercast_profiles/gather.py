@@ -165,6 +165,7 @@ class GatherSweep(Strict):
 
     ``round_trip_ns`` is the time of one dependent read at the largest footprint, measured by itself; with it
     ``num_requests_outstanding`` says how many reads overlap: round trip over the time each request takes in a gather.
+    ``drift_ratio`` is the median of (again − first) ÷ first over a few points timed once more when the profile ends.
     """
 
     path: Literal["device", "uva", "cpu_gather"]
@@ -176,6 +177,7 @@ class GatherSweep(Strict):
     unique_row_ratio: float | None = Field(default=None, gt=0, le=1)
     round_trip_ns: float | None = Field(default=None, gt=0)
     num_requests_outstanding: float | None = Field(default=None, gt=0)
+    drift_ratio: float | None = None
     model: GatherModel | None = None
     score: GatherScore | None = None
     points: tuple[GatherPoint, ...] = Field(min_length=1)
@@ -185,6 +187,11 @@ class GatherSweep(Strict):
         if (self.model is None) != (self.score is None):
             raise ValueError("model and score come together")
         return self
+
+    @property
+    def has_drifted(self) -> bool:
+        """True when the machine was another one by the end of the profile: more than 5 % faster or slower."""
+        return self.drift_ratio is not None and abs(self.drift_ratio) > PROBE_UNSTABLE_RATIO
 
     @property
     def label(self) -> str:

@@ -7,15 +7,16 @@ import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
+from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, MissingCapability
 from tiercast_profiles.gather import GatherModel, GatherPoint, is_unaligned, pages_of, requests_of
 from tiercast_profiles.units import MIB
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.memory import HostBlock
-from tiercast_runtime.probes import numa, sweep_host, sweep_stage
+from tiercast_runtime.probes import numa, sweep_drift, sweep_host, sweep_stage
 from tiercast_runtime.probes.block_content import WrongRows
 from tiercast_runtime.probes.partial import PartialSweeps, side_file
 from tiercast_runtime.probes.round_trip import lay_ring, round_trip_ns
+from tiercast_runtime.probes.sweep_drift import drift_ratio, points_again, with_drift
 from tiercast_runtime.probes.sweep_fit import MIN_POINTS, fit_sweep
 from tiercast_runtime.probes.sweep_grid import HELD_OUT_OF, Arm, Spot, SweepPlan, is_held_out, refine
 from tiercast_runtime.probes.sweep_ids import RowSource, scattered, text_rows
@@ -305,3 +306,32 @@ def test_the_kernel_says_what_pages_a_block_got(tmp_path):
     assert block.huge_page_ratio(tmp_path / "missing") is None
     assert block.huge_page_ratio() in (0.0, None)
     block.close()
+
+
+def test_a_sweep_that_did_not_hold_until_the_end_says_so(mini_model, monkeypatch):
+    monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp"), Arm("4k", num_threads=2)])
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
+    sweeps = list(sweep_stage.sweep_arms(stage, mini_model("v41"), 2 * MIB, lambda _: None))
+    later = [*with_drift(sweeps, mini_model("v41"), ONCE)]
+    assert [sweep.label for sweep in later] == [sweep.label for sweep in sweeps]
+    assert all(sweep.drift_ratio is not None for sweep in later)
+    first = sweeps[0]
+    times = {spot: 1.06 * point.time_us for spot, point in zip(points_again(first), first.points, strict=True)}
+    moved = first.model_copy(update={"drift_ratio": drift_ratio(first, times)})
+    assert moved.drift_ratio == pytest.approx(0.06)
+    assert moved.has_drifted
+    assert not first.has_drifted
+    on_gpu = first.model_copy(update={"path": "uva"})
+    assert list(with_drift([on_gpu], mini_model("v41"), ONCE)) == [on_gpu]
+
+
+def test_memory_that_is_gone_at_the_end_leaves_the_drift_unknown(mini_model, monkeypatch):
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
+    monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp")])
+    sweeps = list(sweep_stage.sweep_arms(stage, mini_model("v41"), 2 * MIB, lambda _: None))
+
+    def gone(*_):
+        raise InfeasibleScenario("no memory")
+
+    monkeypatch.setattr(sweep_drift, "placed_block", gone)
+    assert list(with_drift(sweeps, mini_model("v41"), ONCE)) == sweeps

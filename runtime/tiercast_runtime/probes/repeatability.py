@@ -86,4 +86,4 @@ def _figures(profile: HardwareProfile) -> Iterator[tuple[str, str, float, bool]]
     for sweep in profile.gather_sweeps:
         for point in sweep.points:
             where = f"{point.piece_bytes} {point.footprint_bytes} {point.num_rows} {point.num_workers}"
-            yield f"{sweep.label} {where}", "gather sweep", point.time_us, point.is_unstable
+            yield f"{sweep.label} {where}", "gather sweep", point.time_us, point.is_unstable or sweep.has_drifted

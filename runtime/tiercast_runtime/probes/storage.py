@@ -41,6 +41,7 @@ SINGLE_READ_BYTES = 4096
 NUM_SINGLE_READS = 400  # one at a time; enough for a 99th percentile
 QUANTILES = {"p50_us": 0.5, "p90_us": 0.9, "p99_us": 0.99}
 LARGE_READ_BYTES = 256 * 1024  # what the rate of the drive is taken from
+SAMPLE_BYTES = 8 * MIB  # a sample of small reads moves up to this
 MAX_RESIDENT_RATIO = 0.05
 
 ReadKey = tuple[int, int]  # bytes of a read, reads in flight
@@ -114,8 +115,9 @@ def measure_reads(
         cases = []
         for size in sizes:
             for depth in depths:
-                # enough reads that the queue is full most of the time; one large block serves every depth
-                count = min(8 * depth if size < LARGE_READ_BYTES else 2 * depth, _blocks(path, size))
+                # enough reads that the queue is full most of the time
+                least = 8 * depth if size < LARGE_READ_BYTES else 2 * depth
+                count = min(max(least, min(32 * depth, SAMPLE_BYTES // size)), _blocks(path, size))
                 cases.append(_read_case((size, depth), readers[depth], count, clock))
         spreads = collect(cases, effort, clock)
         granularity = reader.granularity_bytes

@@ -52,6 +52,7 @@ from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
 from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.sweep_drift import with_drift
 from tiercast_runtime.probes.sweep_stage import split_swept, sweep_arms
 from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import Spread, not_measured
@@ -214,6 +215,8 @@ class _Survey:
         self._progress("storage", 0.36)
         self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found), "disk")
         self._layers(found)
+        self._progress("what drifted", 0.97)
+        found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort)
         self._copies_again(found, size, counts)
         for name, reason in (
             ("lookup.cxl", "no probe for CXL memory yet"),

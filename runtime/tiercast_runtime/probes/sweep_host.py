@@ -66,12 +66,7 @@ def sweep_host(
     """
     footprints = plan.footprints(len(block.array))
     spots = plan.coarse(footprints, (arm.num_threads,), is_full=is_full)
-    most_calls = PASS_ROWS if arm.num_threads == 1 else MAX_CALLS_TOGETHER
-    with _gatherer(arm.num_threads) as gather:
-
-        def case_of(spot: Spot) -> Case[Spot]:
-            return _case(spot, block.array, gather, source, clock, most_calls=most_calls)
-
+    with _cases(block, arm, source, clock) as case_of:
         times = measure_spots(spots, plan, effort, case_of, clock)
     blank = GatherSweep(
         path="cpu_gather",
@@ -86,6 +81,25 @@ def sweep_host(
     )
     unique = {spot: rounded(source.unique_ratio(spot)) for spot in times}
     return assemble_sweep(blank, times, source.num_distinct_rows, unique)
+
+
+def time_again(
+    block: HostBlock,
+    arm: Arm,
+    spots: Sequence[Spot],
+    effort: Effort,
+    source: RowSource,
+    *,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[Spot, float]:
+    """Median times in µs of some spots as :func:`sweep_host` times them.
+
+    Raises:
+        WrongRows: a gather delivered wrong bytes.
+    """
+    with _cases(block, arm, source, clock) as case_of:
+        spreads = collect([case_of(spot) for spot in spots], effort, clock)
+    return {spread.key: spread.value / NS_PER_US for spread in spreads}
 
 
 def measure_spots(
@@ -182,6 +196,14 @@ def _gatherer(num_threads: int) -> Iterator[Gather]:
                 done.result()
 
         yield together
+
+
+@contextmanager
+def _cases(block: HostBlock, arm: Arm, source: RowSource, clock: Clock) -> Iterator[Callable[[Spot], Case[Spot]]]:
+    """Makes the case of each spot, while the threads of the arm are there."""
+    most_calls = PASS_ROWS if arm.num_threads == 1 else MAX_CALLS_TOGETHER
+    with _gatherer(arm.num_threads) as gather:
+        yield lambda spot: _case(spot, block.array, gather, source, clock, most_calls=most_calls)
 
 
 def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Clock, *, most_calls: int) -> Case[Spot]:

@@ -1,0 +1,71 @@
+"""Whether a gather sweep still holds at the end of a profile: a few of its points timed once more.
+
+A sweep takes seconds, and within seconds a machine that others share may look steady at a speed it does not keep.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
+from tiercast_profiles.gather import GatherSweep
+from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.quantiles import median
+from tiercast_profiles.units import GIB
+from tiercast_runtime.probes.sweep_grid import Arm, Spot
+from tiercast_runtime.probes.sweep_host import placed_block, time_again
+from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
+from tiercast_runtime.probes.timing import Effort, rounded
+
+NUM_AGAIN = 16
+MAX_AGAIN_BYTES = 1 * GIB  # larger blocks take longer to fill than to time
+
+
+def with_drift(sweeps: Sequence[GatherSweep], model: ModelSpec, effort: Effort) -> Iterator[GatherSweep]:
+    """The sweeps of the host in their order, each with its drift where it could be timed again.
+
+    Args:
+        sweeps: as they were measured; those of a GPU pass through.
+        model: whose rows the text order asks for.
+        effort: of the points of each sweep.
+
+    Raises:
+        WrongRows: a gather delivered wrong bytes.
+    """
+    for (pages, place), group in groupby(sweeps, key=lambda sweep: (sweep.pages, sweep.place)):
+        same = list(group)
+        chosen = [points_again(sweep) for sweep in same]
+        largest = max((spot.footprint_bytes for spots in chosen for spot in spots), default=0)
+        if pages == "device" or not largest or any(sweep.path != "cpu_gather" for sweep in same):
+            yield from same
+            continue
+        again = list(same)
+        try:
+            with placed_block(largest, Arm(pages, is_remote=place == "remote")) as block:
+                for index, (sweep, spots) in enumerate(zip(same, chosen, strict=True)):
+                    arm = Arm(pages, sweep.order, is_remote=place == "remote", num_threads=sweep.num_threads or 1)
+                    source = RowSource(arm.order, text_rows(model) if arm.order == "text" else None)
+                    times = time_again(block, arm, spots, effort, source)
+                    again[index] = sweep.model_copy(update={"drift_ratio": drift_ratio(sweep, times)})
+        except (MissingCapability, InfeasibleScenario):
+            pass  # memory that was there is gone: what was not timed again has no drift to state
+        yield from again
+
+
+def points_again(sweep: GatherSweep) -> list[Spot]:
+    """Stable points spread over the sweep, of tables that are filled quickly."""
+    spots = [
+        Spot(point.piece_bytes, point.footprint_bytes, point.num_rows, point.num_workers)
+        for point in sweep.points
+        if not point.is_unstable and point.footprint_bytes <= MAX_AGAIN_BYTES
+    ]
+    return spots[:: max(1, len(spots) // NUM_AGAIN)]
+
+
+def drift_ratio(sweep: GatherSweep, times_us: dict[Spot, float]) -> float:
+    """Median of (again − first) ÷ first."""
+    first = {(p.piece_bytes, p.footprint_bytes, p.num_rows, p.num_workers): p.time_us for p in sweep.points}
+    ratios = [
+        again_us / first[spot.piece_bytes, spot.footprint_bytes, spot.num_rows, spot.num_workers] - 1
+        for spot, again_us in times_us.items()
+    ]
+    return rounded(median(ratios))
