@@ -69,6 +69,6 @@ def test_a_killed_profile_goes_on_where_it_was(start, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     first, second = load_hardware(str(tmp_path / "found.yaml")).gather_sweeps
-    assert first == kept
+    assert first.model_copy(update={"drift_ratio": None}) == kept
     assert second.pages == "4k"
     assert not side.exists()
