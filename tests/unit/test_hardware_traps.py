@@ -59,12 +59,19 @@ def test_900_gb_per_s_is_both_directions_and_two_gpus(name):
     assert link.bandwidth_gb_per_s.high / link.num_sharing < 900 / 4
 
 
-@pytest.mark.parametrize("name", ["b300-sxm", "gb300", "h800-sxm", "h20", "h20-3e"])
-def test_placeholder_and_missing_prices_stay_absent(name):
-    """Public $/h of B300 and GB300 are 1.2 x B200's; H20 and H800 have none."""
+@pytest.mark.parametrize("name", ["h800-sxm", "h20", "h20-3e"])
+def test_missing_prices_stay_absent(name):
     profile = store.load_hardware(name)
     with pytest.raises(NoDevicePrice):
         store.load_prices("default").device_key(profile.name, profile.device.product_name)
+
+
+@pytest.mark.parametrize("name", ["b300-sxm", "gb300"])
+def test_placeholder_prices_say_so(name):
+    """Public $/h of B300 and GB300 are 1.2 x those of B200 and GB200: derived, and no quote."""
+    source = store.load_prices("default").source_of(f"devices.{name}.usd_per_device_hour")
+    assert (source.kind, source.mark) == ("derived", "D")
+    assert "placeholder and not a quote" in source.source
 
 
 def test_no_price_is_the_stale_list_price():
