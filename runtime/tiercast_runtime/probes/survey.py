@@ -385,6 +385,7 @@ class _Survey:
                 found.layer_times.append(times)
                 found.backbones[model.backbone.shape_sha256] = model.backbone
                 found.probes += times.probes
+                found.probes.append(not_measured(f"layers.moe.{model.name}", "this backbone has no experts to time"))
                 if graphs:
                     found.graph_tables += graph_tables(graphs, times.table)
 
