@@ -77,7 +77,8 @@ def pack(out: Path, data: dict[str, Any], target: Path) -> list[Path]:
     written = [target / "summary.json"]
     # the shipped profile holds the full one; eight files at most come back from a machine
     shipped = [path.name for path in sorted(out.glob("*-measured.yaml"))[:1]]
-    for name in ("state.json", "environment.json", "table-4.json", *(shipped or ("profile-full.yaml",))):
+    probed = [name for name in ("profile-full.yaml", "profile-quick.yaml") if (out / name).exists()][:1]
+    for name in ("state.json", "environment.json", "table-4.json", *(shipped or probed)):
         if (out / name).exists():
             written.append(Path(shutil.copy2(out / name, target / name)))
     packs: list[list[Path]] = [[]]

@@ -119,8 +119,15 @@ def test_the_summary_has_the_penalties_and_little_files(context):
     context.write("measured/decode-64-uva.json", "{}")
     data = summary.as_data(context.state, [], is_rehearsal=True)
     assert data["penalties"]["decode-64/uva"] == {"no_engram": 0.02, "hbm": pytest.approx(1 - 98 / 99, abs=1e-5)}
+    context.write("profile-quick.yaml", "name: x")
     files = summary.pack(context.out, data, context.out / "packed")
-    assert {path.name for path in files} == {"summary.json", "state.json", "records-0.tar.gz"}
+    kept = {"summary.json", "state.json", "records-0.tar.gz"}
+    assert {path.name for path in files} == kept | {
+        "profile-quick.yaml"
+    }  # better than none, until there is a better one
+    context.write("h200-sxm-measured.yaml", "name: y")
+    files = summary.pack(context.out, data, context.out / "packed")
+    assert {path.name for path in files} == kept | {"h200-sxm-measured.yaml"}
     assert json.loads(files[0].read_text())["is_rehearsal"] is True
     assert any("penalty" in line for line in summary.lines(data))
 
