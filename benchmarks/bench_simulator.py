@@ -25,7 +25,6 @@ from tiercast_profiles.store import load_hardware, load_model, load_prices
 from tiercast_profiles.workload import Workload
 from tiercast_sim import maxplus, schedule_columns
 from tiercast_sim.run import run
-from write_record import write_record
 
 AISIMULATE = "AISimulate 0.13.0.dev20261027 (Rust): 5.5 s with start-up, 3.4 s without"
 VIDUR = "Vidur 7d47513, warm: 13 s for 5,000 requests"
@@ -192,6 +191,8 @@ def main() -> None:
     sweep()
     growth()
     if record is not None:
+        from write_record import write_record  # brings torch: commands started beside it would count its memory
+
         write_record(record, {name: float(f"{value:.4g}") for name, value in FIGURES.items()})
 
 
