@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from figures import Figures
 from tiercast_profiles.rng import stream
-from tiercast_profiles.stats import median, quantile
 from tiercast_profiles.store import load_model
 from tiercast_runtime.aio import DEFAULT_DEPTH
 from tiercast_runtime.device import set_compute_threads
@@ -19,6 +19,7 @@ from tiercast_runtime.prefetch_process import ProcessLane
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.step_bench import Geometry, StepBench
 from tiercast_runtime.probes.storage import probe_folder
+from tiercast_runtime.probes.timing import Spread
 from tiercast_runtime.table import FileTable
 
 CPU = torch.device("cpu")
@@ -29,6 +30,7 @@ FILE_BYTES = 256 << 20
 
 
 def main() -> None:
+    figures = Figures("The lookup worker of path disk as a process beside the same as a thread")
     model = load_model("tiny")
     set_compute_threads()
     columns = model.engram.num_rows_per_token
@@ -60,19 +62,15 @@ def main() -> None:
                     for index in range(NUM_LOOKUPS):
                         lane.rows_for(index)
                     served[name] += [(t.ready_ns - t.started_ns) / 1e6 for t in lane.take_timings()]
-        print(
-            f"{model.backbone.num_layers} layers, {SEQUENCES} sequences; depth {DEFAULT_DEPTH}; median ms [quartiles]"
-        )
-        print(f"alone          compute {_spread(alone)}")
-        for name, lane in lanes.items():
-            ratio = median(beside[name]) / median(alone)
-            print(f"{name:8}       compute {_spread(beside[name])}  x{ratio:.2f}   lookup {_spread(served[name])}")
+        figures.note(f"{model.backbone.num_layers} decoder layers, {SEQUENCES} sequences, depth {DEFAULT_DEPTH}")
+        computes = {"process": beside["process"], "thread": beside["thread"], "alone": alone}
+        for case, found in (("compute beside a lookup", computes), ("lookup beside compute", served)):
+            spreads = {name: Spread(name, tuple(times)) for name, times in found.items()}
+            figures.compare(case, spreads, unit="ms", ours="process", aside=("alone",))
+        for lane in lanes.values():
             lane.close()
         path.close()
-
-
-def _spread(values: list[float]) -> str:
-    return f"{median(values):6.2f} [{quantile(values, 0.25):.2f} .. {quantile(values, 0.75):.2f}]"
+    figures.finish()
 
 
 if __name__ == "__main__":

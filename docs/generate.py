@@ -5,9 +5,11 @@ made by ``tiercast demo --folder validation/<machine>`` and committed; the ledge
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpu_page import gpu_places
 
@@ -38,6 +40,39 @@ def ledger_places() -> dict[str, str]:
     return {"ledger": f"```\n{page}\n```", "ledger-score": published_views.score(found) + "."}
 
 
+def benchmark_places(records: Path) -> dict[str, str]:
+    """Place of benchmarks/README.md: ours beside the best alternative in every committed record that has both."""
+    pieces = []
+    for path in sorted(records.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "title" in record:
+            pieces.append(benchmark_table(path.name, record))
+    return {"records": "\n\n".join(pieces)}
+
+
+def benchmark_table(name: str, record: dict[str, Any]) -> str:
+    """One record as a table; a target that is missed says so."""
+    versions = ", ".join(f"{library} {version}" for library, version in record["libraries"].items())
+    lines = [
+        f"**{record['title']}** ([record](records/{name}), {record['date']}, {record['cpu_model']}, "
+        f"{record['num_cores']} cores, numpy {record['numpy']}, {versions})",
+        "",
+        *(f"{note}.  " for note in record["notes"]),
+        *([""] if record["notes"] else []),
+        "| case | ours | best alternative | times as fast | target |",
+        "|---|---|---|---|---|",
+    ]
+    for case, found in record["figures"].items():
+        mine, other = (found["ways"][way]["median"] for way in (found["ours"], found["best_other"]))
+        target = found["target_ratio"]
+        verdict = "–" if target is None else f"{target:g}" if found["ratio"] >= target else f"{target:g}, **missed**"
+        lines.append(
+            f"| {case} | {mine:,.4g} {found['unit']} | {found['best_other']}: {other:,.4g} {found['unit']} "
+            f"| {found['ratio']:.3g} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
 def filled(text: str, places: dict[str, str]) -> str:
     """``text`` with every ``<!-- name:begin --> … <!-- name:end -->`` filled.
 
@@ -63,6 +98,7 @@ def main() -> int:
         "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]} | headline,
         "docs/published.md": {"ledger": ledger_text["ledger"]},
         "docs/gpu.md": headline | gpu,
+        "benchmarks/README.md": benchmark_places(ROOT / "benchmarks" / "records"),
         "docs/duel.md": {"duel": duel.table(duel.duel(RECORD))},
     }
     stale = []
