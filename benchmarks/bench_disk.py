@@ -4,6 +4,7 @@ Every way starts with the file out of the page cache: ours reads past it, the ot
 """
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_profiles.store import load_model
 from tiercast_runtime.aio import RowReader
+from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.storage import drop_page_cache, probe_folder
@@ -27,103 +29,143 @@ from tiercast_runtime.probes.timing import Effort, Spread, collect, seconds, tim
 from tiercast_runtime.table import FileTable, expected_rows
 
 FILE_BYTES = 256 << 20
-DEPTHS = (1, 32, 128, 256)
-READ_SIZES = (4096, 16384)
+DEPTHS = (1, 32, 256)
 ROUNDS, SECONDS_EACH = 3, 1
-READS_PER_CALL = 1024
+READS_PER_CALL = 4096
+CPU = torch.device("cpu")
 OURS, OUR_READER = "ours: disk path", "ours: RowReader"
+
+
+class Ways:
+    """Each way from ids ``[1, n]`` to rows. Maps are made anew for each sample: a mapped page cannot be dropped."""
+
+    def __init__(self, table: FileTable) -> None:
+        self.table = table
+        self.path = DiskPath([table], CPU)
+        self._first, self._width = table.file.part_offsets[0], table.engram.row_bytes
+        self._file = os.open(table.path, os.O_RDONLY)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+        self._direct = RowReader(table.path, depth=1)
+        self._block = self._direct.granularity_bytes
+        self._page = mmap.mmap(-1, 1 << 16)
+        self._mapped: DiskPath | None = None
+        self._plain_map: npt.NDArray[np.uint8] | None = None
+        self.ways: dict[str, Callable[[torch.Tensor], npt.NDArray[np.uint8]]] = {
+            OURS: lambda ids: _rows(self.path.fetch(0, ids)),
+            "one pread at a time, cache cold": self._preads,
+            "one direct read at a time": self._direct_reads,
+            "path disk by mmap, cache cold": lambda ids: _rows(self._mapped.fetch(0, ids)),
+            "numpy.memmap, cache cold": lambda ids: self._plain_map[ids[0].numpy()],
+        }
+
+    def prepare(self) -> None:
+        """Drop the page cache, with nothing mapped, and map again."""
+        if self._mapped is not None:
+            self._mapped.close()
+        self._plain_map = None
+        drop_page_cache(self.table.path)
+        self._mapped = DiskPath([self.table], CPU, mode="mmap")
+        shape = (self.table.num_rows, self._width)
+        self._plain_map = np.memmap(self.table.path, dtype=np.uint8, mode="r", offset=self._first, shape=shape)
+
+    def _preads(self, ids: torch.Tensor) -> npt.NDArray[np.uint8]:
+        pieces = [os.pread(self._file, self._width, self._first + row * self._width) for row in ids[0].tolist()]
+        return np.frombuffer(b"".join(pieces), dtype=np.uint8).reshape(-1, self._width)
+
+    def _direct_reads(self, ids: torch.Tensor) -> npt.NDArray[np.uint8]:
+        pieces = []
+        for row in ids[0].tolist():
+            offset = self._first + row * self._width
+            start = offset // self._block * self._block
+            length = -(-(offset + self._width) // self._block) * self._block - start
+            os.preadv(self._direct._descriptor, [memoryview(self._page)[:length]], start)
+            pieces.append(self._page[offset - start : offset - start + self._width])
+        return np.frombuffer(b"".join(pieces), dtype=np.uint8).reshape(-1, self._width)
+
+    def close(self) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
+        self._plain_map = None
+        os.close(self._file)
+        self._direct.close()
+        self.path.close()
+
+
+def _rows(staged: StagedRows) -> npt.NDArray[np.uint8]:
+    return staged.rows[staged.inverse.reshape(-1)].numpy()
 
 
 def lookups(figures: Figures, folder: Path) -> None:
     engram = load_model("tiny").engram
     table = FileTable(engram, 0, "packed", folder, num_rows=FILE_BYTES // engram.row_bytes)
-    path = DiskPath([table], torch.device("cpu"))
-    first, width = table.file.part_offsets[0], engram.row_bytes
-    mapped = np.memmap(table.path, dtype=np.uint8, mode="r", offset=first, shape=(table.num_rows, width))
-    descriptor = os.open(table.path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    direct = RowReader(table.path, depth=1)
-
-    def preads(ids: torch.Tensor) -> npt.NDArray[np.uint8]:
-        pieces = [os.pread(descriptor, width, first + row * width) for row in ids[0].tolist()]
-        return np.frombuffer(b"".join(pieces), dtype=np.uint8).reshape(-1, width)
-
-    def one_direct(ids: torch.Tensor) -> npt.NDArray[np.uint8]:
-        out = np.empty((ids.shape[1], width), dtype=np.uint8)
-        for index, row in enumerate(ids[0].tolist()):
-            direct.read_rows(np.array([first + row * width]), out[index : index + 1])
-        return out
-
-    def ours(ids: torch.Tensor) -> npt.NDArray[np.uint8]:
-        staged = path.fetch(0, ids)
-        return staged.rows[staged.inverse.reshape(-1)].numpy()
-
-    ways = {
-        OURS: ours,
-        "one at a time, page cache cold": preads,
-        f"one at a time, {direct.mode}": one_direct,
-        "numpy.memmap, page cache cold": lambda ids: mapped[ids[0].numpy()],
-    }
+    both = Ways(table)
     generator = stream(0, "bench-disk")
+    facts = both.path.facts
     figures.note(
-        f"rows of {width} B out of {FILE_BYTES >> 20} MiB, {path.facts['disk_read_mode']} at depth {path.depth}"
+        f"rows of {engram.row_bytes} B out of {FILE_BYTES >> 20} MiB, {facts['disk_read_mode']}, "
+        f"depth {both.path.depth}, blocks of {facts['disk_block_bytes']} B"
     )
     for count, copies in ((8, 1), (96, 1), (768, 1), (3072, 1), (768, 4)):
+        holder = {}
 
-        def draw(count: int = count, copies: int = copies) -> torch.Tensor:
+        def prepare(count: int = count, copies: int = copies, holder: dict[str, torch.Tensor] = holder) -> None:
             some = random_ids(generator, table.num_rows, count // copies, distinct=True)
-            return some.repeat(1, copies)[:, torch.from_numpy(generator.permutation(count))]
+            holder["ids"] = some.repeat(1, copies)[:, torch.from_numpy(generator.permutation(count))]
+            both.prepare()
 
-        ids = draw()
-        expected = expected_rows(engram, 0, ids[0].numpy())
-        assert all(np.array_equal(way(ids), expected) for way in ways.values()), "a way returned other rows"
-        holder = {"ids": ids}
-
-        def prepare(holder: dict[str, torch.Tensor] = holder, draw: Callable[[], torch.Tensor] = draw) -> None:
-            holder["ids"] = draw()
-            drop_page_cache(table.path)
-
-        cases = [timed(name, lambda way=way, h=holder: way(h["ids"]), prepare) for name, way in ways.items()]
+        prepare()
+        expected = expected_rows(engram, 0, holder["ids"][0].numpy())
+        assert all(np.array_equal(way(holder["ids"]), expected) for way in both.ways.values()), "other rows"
+        cases = [timed(name, lambda way=way, h=holder: way(h["ids"]), prepare) for name, way in both.ways.items()]
         spreads = {spread.key: to_ms(spread) for spread in collect(cases, Effort(seconds(4), 1, 7, 40))}
         case = f"lookup of {count:,} rows" + (f", each asked for {copies} times" if copies > 1 else "")
-        few = count < 96  # as deep as the lookup is: nothing to win beyond that
-        figures.compare(case, spreads, unit="ms", ours=OURS, target_ratio=None if few else 5.0)
-    os.close(descriptor)
-    direct.close()
-    path.close()
+        few = count < 96  # fewer reads than the drive takes at once
+        maps = tuple(name for name in spreads if "mmap" in name or "memmap" in name)
+        figures.compare(case, spreads, unit="ms", ours=OURS, target_ratio=None if few else 5.0, aside=maps)
+        beside_maps = {name: spreads[name] for name in (OURS, *maps)}
+        figures.compare(f"{case}, beside a map", beside_maps, unit="ms", ours=OURS)
+    both.close()
     reads(figures, table.path)
 
 
 def reads(figures: Figures, file: Path) -> None:
     """The reader alone: our reads per second beside fio's, in turns, so that both meet the same drive."""
-    if shutil.which("fio") is None:
+    has_fio = shutil.which("fio") is not None
+    if not has_fio:
         figures.note("fio is not installed: reads stand without it")
-    for size in READ_SIZES:
+    reader = RowReader(file)
+    sizes = {reader.granularity_bytes: "rows of 264 B, each in a block of", 4096: "reads of", 16384: "reads of"}
+    reader.close()
+    for size, what in sizes.items():
         for depth in DEPTHS:
             rates: dict[str, list[float]] = {OUR_READER: []}
             for _ in range(ROUNDS):
-                rates[OUR_READER].append(our_reads_per_s(file, size, depth))
-                if shutil.which("fio") is not None:
+                rates[OUR_READER].append(our_reads_per_s(file, size, depth, cuts_rows=what.startswith("rows")))
+                if has_fio:
                     rates.setdefault("fio libaio", []).append(fio_reads_per_s(file, size, depth))
-            case = f"reads of {size >> 10} KiB at depth {depth}"
-            if len(rates) == 1:
+            case = f"{what} {size:,} B, depth {depth}"
+            if not has_fio:
                 print(f"{case:34} {OUR_READER:30} {median(rates[OUR_READER]):12,.0f} /s")
                 continue
             spreads = {name: Spread(name, tuple(values)) for name, values in rates.items()}
             figures.compare(case, spreads, unit="reads/s", ours=OUR_READER, target_ratio=0.8)
 
 
-def our_reads_per_s(file: Path, size: int, depth: int) -> float:
-    """Scattered reads for about as long as fio does it; the offsets are drawn before."""
+def our_reads_per_s(file: Path, size: int, depth: int, *, cuts_rows: bool) -> float:
+    """Scattered reads of one block each for about as long as fio does it; the offsets are drawn before."""
     reader = RowReader(file, depth=depth)
-    num_blocks, batch = file.stat().st_size // size, READS_PER_CALL
-    out = np.empty((batch, size), dtype=np.uint8)
+    num_blocks, batch = file.stat().st_size // size - 1, READS_PER_CALL
+    out = np.empty((batch, 264), dtype=np.uint8)
     generator = stream(0, f"bench-disk reads {size} {depth}")
-    batches = [np.sort(generator.choice(num_blocks - 1, batch, replace=False)) * size for _ in range(16)]
+    batches = [np.sort(generator.choice(num_blocks, batch, replace=False)) * size for _ in range(16)]
     count, begin = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < SECONDS_EACH:
-        reader.read_rows(batches[count // batch % len(batches)], out)
-        count += batch
+        offsets = batches[count % len(batches)]
+        if cuts_rows:
+            reader.read_rows(offsets, out)
+        else:
+            reader.read_blocks(offsets, size)
+        count += 1
     rate = reader.num_reads / elapsed
     reader.close()
     return rate
