@@ -9,18 +9,17 @@ from collections.abc import Callable
 from itertools import cycle
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from figures import Figures
 from tiercast_profiles.rng import stream
-from tiercast_runtime.device import num_cores
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
 from tiercast_runtime.probes.gather import BlockTable, fill_random, random_ids
 from tiercast_runtime.probes.timing import Effort, collect, seconds, timed, to_us
 
 COUNTS = (1, 8, 24, 96, 768, 3072, 24_576, 196_608)
-SEVERAL_THREADS_COUNTS = (3072, 24_576, 196_608)
 TABLES = ((264, 2 << 30), (256, 2 << 30), (512, 2 << 30), (264, 4 << 30))  # row bytes, table bytes
 ROWS_PER_SAMPLE = 768
 MAX_CALLS = 64
@@ -29,13 +28,20 @@ UNCHECKED = "numpy.take, ids unchecked"
 Way = Callable[[torch.Tensor], object]
 
 
-def ways_of(table: BlockTable, count: int, num_threads: int) -> tuple[dict[str, Way], CpuGatherPath]:
+def ways_of(table: BlockTable, count: int) -> tuple[dict[str, Way], CpuGatherPath]:
     """Each way from ids ``[1, count]`` to rows."""
-    rows, path = table.parts[0], CpuGatherPath([table], torch.device("cpu"), num_threads)
+    rows, path = table.parts[0], CpuGatherPath([table], torch.device("cpu"), num_threads=1)
     arrays = rows.numpy()
-    outs = [torch.empty((count, rows.shape[1]), dtype=torch.uint8) for _ in range(2)]
-    next_out = cycle(outs).__next__
-    next_array = cycle([out.numpy() for out in outs]).__next__
+    shape = (count, rows.shape[1])
+
+    def turns() -> Callable[[], torch.Tensor]:
+        """Two buffers of a way's own: one that another way has just written would still be in a cache."""
+        return cycle([torch.empty(shape, dtype=torch.uint8) for _ in range(2)]).__next__
+
+    def array_turns() -> Callable[[], npt.NDArray[np.uint8]]:
+        return cycle([np.empty(shape, dtype=np.uint8) for _ in range(2)]).__next__
+
+    next_out, next_array, next_unchecked = turns(), array_turns(), array_turns()
     # A bag takes floating-point rows only, so the same bytes are given as float32. It adds each row to zero, which
     # turns -0.0 into 0.0: its time counts, its bytes are not compared.
     words, starts = rows.view(torch.float32), torch.arange(count)
@@ -43,17 +49,16 @@ def ways_of(table: BlockTable, count: int, num_threads: int) -> tuple[dict[str, 
         OURS: lambda ids: path.fetch(0, ids).rows,
         "torch.index_select": lambda ids: torch.index_select(rows, 0, ids[0], out=next_out()),
         "numpy.take": lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=next_array()),
-        UNCHECKED: lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=next_array(), mode="clip"),
+        UNCHECKED: lambda ids: np.take(arrays, ids[0].numpy(), axis=0, out=next_unchecked(), mode="clip"),
         "torch F.embedding": lambda ids: torch.nn.functional.embedding(ids[0], rows),
         "torch EmbeddingBag": lambda ids: torch.nn.functional.embedding_bag(ids[0], words, starts, mode="sum"),
     }
     return ways, path
 
 
-def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int, num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
+def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int) -> None:
     generator = stream(0, "bench-gather")
-    ways, path = ways_of(table, count, num_threads)
+    ways, path = ways_of(table, count)
     ids = random_ids(generator, table.num_rows, count)
     expected = torch.from_numpy(table.parts[0].numpy()[ids[0].numpy()])
     for name, way in ways.items():
@@ -78,9 +83,8 @@ def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int, n
         spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, Effort(seconds(1.5), 2, 15))
     }
     row_bytes = table.parts[0].shape[1]
-    threads = f", {num_threads} threads" if num_threads > 1 else ""
     figures.compare(
-        f"{count:,} rows of {row_bytes} B, {table_bytes >> 30} GiB{threads}",
+        f"{count:,} rows of {row_bytes} B, {table_bytes >> 30} GiB",
         spreads,
         unit="µs",
         ours=OURS,
@@ -90,17 +94,15 @@ def measure(figures: Figures, table: BlockTable, table_bytes: int, count: int, n
 
 
 def main() -> None:
-    figures = Figures("Gather of scattered rows from host memory")
+    figures = Figures("Gather of scattered rows from host memory, one thread")
+    torch.set_num_threads(1)
     with torch.inference_mode():
         for row_bytes, table_bytes in TABLES:
             block = HostBlock(table_bytes)
             fill_random(block.array)
             table = BlockTable(torch.from_numpy(block.array), row_bytes)
             for count in COUNTS:
-                measure(figures, table, table_bytes, count, 1)
-            if row_bytes == 264 and num_cores() > 1:
-                for count in SEVERAL_THREADS_COUNTS:
-                    measure(figures, table, table_bytes, count, num_cores())
+                measure(figures, table, table_bytes, count)
             del table
             block.close()
     figures.finish()
