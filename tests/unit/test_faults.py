@@ -192,6 +192,11 @@ def test_staging_memory_that_is_refused_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_staging_memory_that_is_not_pinned_and_refused_is_one_line_too():
+    with pytest.raises(MissingCapability, match=r"cannot get .* of staging memory \(Unable to allocate .*\); raise"):
+        Slot(264, is_pinned=False).rows(1 << 44)
+
+
 def test_a_closed_block_holds_no_memory():
     block = memory.HostBlock(5)
     block.close()

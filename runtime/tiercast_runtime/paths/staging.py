@@ -60,9 +60,11 @@ class Slot:
 
     def _allocate(self, num_rows: int) -> torch.Tensor:
         try:
-            return torch.empty((num_rows, self.width), dtype=torch.uint8, pin_memory=self.is_pinned)
-        except RuntimeError as error:
-            num_bytes, reason = num_rows * self.width, str(error).splitlines()[0]
+            if not self.is_pinned:  # NumPy asks for huge pages where memory is large, torch does not
+                return torch.from_numpy(np.empty((num_rows, self.width), dtype=np.uint8))
+            return torch.empty((num_rows, self.width), dtype=torch.uint8, pin_memory=True)
+        except (RuntimeError, MemoryError) as error:
+            num_bytes, reason = num_rows * self.width, (str(error).splitlines() or ["out of memory"])[0]
             raise MissingCapability(
                 f"cannot get {format_bytes(num_bytes)} of {'pinned ' if self.is_pinned else ''}staging memory "
                 f"({reason}); raise the locked-memory limit (ulimit -l) or lower engine.max_num_batched_tokens"
