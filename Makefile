@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format golden bench gpu wheels docs clean
+.PHONY: help setup demo test check format golden bench gpu wheels docs validation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -65,9 +65,29 @@ wheels: ## download the wheels a bare GPU machine lacks into .whl (needs a netwo
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 	  -d .whl $(foreach name,$(WHEELS),$(shell grep -i '^$(name)==' constraints.txt))
 
-docs: $(READY) ## regenerate the parts of README and docs that come from the committed demo record
+docs: $(READY) ## regenerate the parts of README and docs that come from committed records
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/ablations.py
+
+# Everything is made in out/ and goes to validation/ when it is whole: after an interruption run it again and it goes on.
+MACHINE ?= two-core-xeon
+REPEATS ?= 5
+MADE := out/validation/$(MACHINE)
+OTHERS = $(filter-out validation/$(MACHINE)/%,$(wildcard validation/*/profile.yaml))
+validation: $(READY) ## probe this machine, run and score the validation suite, rewrite the pages (MACHINE=name; a quarter of an hour)
+	mkdir -p $(MADE)
+	test -s $(MADE)/profile.yaml || $(BIN)/tiercast profile --quick --model tiny --model tiny-wide -o $(MADE)/profile.yaml
+	$(BIN)/tiercast validate --suite --profile $(MADE)/profile.yaml --folder $(MADE) --repeats $(REPEATS)
+	for how in link-halved rows-doubled layers-slower; do \
+	  $(BIN)/tiercast validate --records $(MADE) --profile $(MADE)/profile.yaml --wrong $$how --json > $(MADE)/from-$$how.json || exit 1; done
+	for other in $(OTHERS); do name=$$(basename $$(dirname $$other)); \
+	  $(BIN)/tiercast validate --records $(MADE) --profile $$other --json > $(MADE)/from-$$name.json || exit 1; \
+	  $(BIN)/tiercast hardware transfer $$other --to $(MADE)/profile.yaml -o $(MADE)/$$name-transferred.yaml || exit 1; \
+	  $(BIN)/tiercast validate --records $(MADE) --profile $(MADE)/$$name-transferred.yaml --json > $(MADE)/from-$$name-transferred.json || exit 1; done
+	rm -rf validation/$(MACHINE)/suite
+	mkdir -p validation/$(MACHINE)
+	mv $(MADE) validation/$(MACHINE)/suite
+	$(BIN)/python docs/generate.py
 
 clean: ## remove the environment and everything the targets made
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,8 @@
-"""Fill the generated places of the pages from the committed records, the duel on one of them, and the ledger.
+"""Fill the generated places of the pages from the committed records, from the duel on them and from the ledger.
 
-``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The record is
-made by ``tiercast demo --folder validation/<machine>`` and committed; the ledger is what ``tiercast published`` prints.
+``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The demo's
+record is made by ``tiercast demo --folder validation/<machine>``, that of the suite by ``make validation``, and both
+are committed; the ledger is what ``tiercast published`` prints.
 """
 
 import argparse
@@ -13,8 +14,11 @@ from typing import Any
 
 from gpu_page import gpu_places
 
-from tiercast_cli import duel, published_views, render
+from tiercast_cli import duel, published_views, render, suite_markdown
+from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.wrong_profiles import WORDS
 from tiercast_plan.ledger import ledger
+from tiercast_profiles import store
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "validation" / "two-core-epyc"
@@ -27,10 +31,59 @@ def record_places(record: Path) -> dict[str, str]:
     """Places of README.md that show the committed record, by marker name."""
     page = (record / "output.txt").read_text(encoding="utf-8").strip("\n")
     page = page[page.index(FIRST_SHOWN) :]
+    return {"demo-output": f"```\n{page}\n```"}
+
+
+def suites() -> dict[str, Path]:
+    """Folders of the committed suites by machine."""
+    return {file.parents[1].name: file.parent for file in sorted(ROOT.glob("validation/*/suite/suite.json"))}
+
+
+def load(file: Path) -> SuiteResult:
+    """One result of a suite."""
+    return store.parse(SuiteResult, store.read_mapping(file), str(file))
+
+
+def suite_page(machine: str, folder: Path) -> str:
+    """Everything docs/validation.md says of one machine's suite."""
+    result = load(folder / "suite.json")
+    beside = {"its own profile": result}
+    for file in sorted(folder.glob("from-*.json")):
+        name = file.stem.removeprefix("from-")
+        spoilt = next((words for how, words in WORDS.items() if how == name), None)
+        beside[f"its own profile, wrong: {spoilt}" if spoilt else name.replace("-transferred", ", transferred")] = load(file)
+    parts = [
+        f"## {machine}",
+        f"{result.hardware_name}, {len(result.cases)} cases, {result.repeats} runs each.",
+        *(
+            f"### Scores of {group} cases\n\n{suite_markdown.score_table(result, group)}"
+            for group in ("all", "open", "held out")
+        ),
+        f"### Order, failures, drift\n\n{suite_markdown.notes(result)}",
+        f"### Every case\n\nErrors; `*`: inside the machine's own spread.\n\n{suite_markdown.case_table(result)}",
+        "### The same records from other profiles\n\n"
+        "A profile that is wrong must show, and another machine's numbers are another machine's.\n\n"
+        f"{suite_markdown.beside_table(beside)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def validation_places(record: Path) -> dict[str, str]:
+    """Places of docs/validation.md, by marker name."""
     return {
-        "demo-output": f"```\n{page}\n```",
+        "suites": "\n\n".join(suite_page(machine, folder) for machine, folder in suites().items()),
         "error-table": (record / "error-table.md").read_text(encoding="utf-8").strip("\n"),
     }
+
+
+def accuracy() -> str:
+    """The table of README: per machine and metric, all cases and those held out."""
+    parts = []
+    for machine, folder in suites().items():
+        result = load(folder / "suite.json")
+        title = f"{machine} ({len(result.cases)} cases, {result.repeats} runs each, from its probes alone):"
+        parts.append(f"{title}\n\n{suite_markdown.short_table(result)}")
+    return "\n\n".join(parts)
 
 
 def ledger_places() -> dict[str, str]:
@@ -95,7 +148,10 @@ def main() -> int:
     ledger_text, gpu = ledger_places(), gpu_places(GPU_RECORD)
     headline = {"gpu-headline": gpu.pop("gpu-headline")}
     pages = {
-        "README.md": record_places(RECORD) | {"ledger-score": ledger_text["ledger-score"]} | headline,
+        "README.md": record_places(RECORD)
+        | {"accuracy": accuracy(), "ledger-score": ledger_text["ledger-score"]}
+        | headline,
+        "docs/validation.md": validation_places(RECORD),
         "docs/published.md": {"ledger": ledger_text["ledger"]},
         "docs/gpu.md": headline | gpu,
         "benchmarks/README.md": benchmark_places(ROOT / "benchmarks" / "records"),

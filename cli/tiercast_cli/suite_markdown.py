@@ -97,7 +97,7 @@ def notes(result: SuiteResult) -> str:
     lines += [f"failed: {failure.case}: {failure.reason}" for failure in result.failures]
     differing = sorted({path for case in result.cases for path in case.differing_inputs})
     lines.append(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
-    lines.append(suite_views.drift_line(result))
+    lines += [suite_views.drift_line(result), suite_views.others_line(result)]
     lines.append(f"held out: declared {result.held_out_declared}")
     return "\n".join(f"* {line}" for line in lines if line)
 

@@ -31,13 +31,17 @@ class MeasuredAndPredicted(Strict):
 
 
 class SuiteCase(Strict):
-    """One case: what it was and its metrics on both sides; penalties are against the baseline arm of its work."""
+    """One case: what it was and its metrics on both sides; penalties are against the baseline arm of its work.
+
+    ``cores_used_by_others`` is what other processes used of the machine during the runs; None where it is not known.
+    """
 
     name: str
     is_held_out: bool
     workload_sha256: str
     metrics: dict[str, MeasuredAndPredicted]
     differing_inputs: tuple[str, ...]
+    cores_used_by_others: float | None = None
 
     def is_inside_spread(self, metric: str) -> bool | None:
         """Whether the prediction lies within the machine's own spread over repeats; None where there is none."""
@@ -152,12 +156,14 @@ def _case(suite: Suite, case: validation.Case, by_name: Mapping[str, validation.
             for record, base in ((case.measured, baseline.measured), (case.predicted, baseline.predicted))
         ]
         metrics["penalty"] = MeasuredAndPredicted(measured=pair[0], predicted=pair[1])
+    others = case.measured.provenance.facts.get("cores_used_by_others")
     return SuiteCase(
         name=case.name,
         is_held_out=is_held_out,
         workload_sha256=case.measured.workload_sha256,
         metrics=metrics,
         differing_inputs=tuple(difference.path for difference in case.comparison.differing_inputs),
+        cores_used_by_others=None if others is None else float(others),
     )
 
 

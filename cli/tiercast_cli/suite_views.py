@@ -8,6 +8,7 @@ from tiercast_cli.output import to_json
 from tiercast_cli.suite_result import POINTS, Order, SuiteCase, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.errors import CheckFailed
+from tiercast_profiles.quantiles import median
 from tiercast_profiles.scores import Score
 
 PAGE_WIDTH = 110
@@ -34,9 +35,9 @@ def page(result: SuiteResult) -> None:
         render.line(f"failed: {failure.case}: {failure.reason}")
     differing = sorted({path for case in result.cases for path in case.differing_inputs})
     render.line(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
-    drift = drift_line(result)
-    if drift:
-        render.line(drift)
+    for line in (drift_line(result), others_line(result)):
+        if line:
+            render.line(line)
 
 
 def order_lines(orders: Sequence[Order]) -> list[str]:
@@ -67,6 +68,14 @@ def drift_line(result: SuiteResult) -> str:
         f"the machine itself: one decode step took {render.with_interval(before)} ms before the suite and "
         f"{render.with_interval(after)} ms after it ({change})"
     )
+
+
+def others_line(result: SuiteResult) -> str:
+    """What other processes used of the machine while the cases ran; empty where the kernel does not say."""
+    found = [case.cores_used_by_others for case in result.cases if case.cores_used_by_others is not None]
+    if not found:
+        return ""
+    return f"other processes used {median(found):.2f} cores in the median case, {max(found):.2f} in the worst"
 
 
 def write(folder: Path, result: SuiteResult) -> None:

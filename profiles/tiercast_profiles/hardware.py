@@ -133,7 +133,7 @@ class Storage(Grown):
 
 
 class LookupPoint(Strict):
-    """Measured time of one lookup: median with quartiles over the samples of the probe."""
+    """Measured time of one lookup: mean, and a band that holds the quartiles, over the samples of the probe."""
 
     num_rows: int = Field(gt=0)
     row_bytes: int = Field(gt=0)

@@ -26,12 +26,14 @@ from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
 from tiercast_runtime.engine import Engine, EngineRun
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.other_load import OtherLoad
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
 from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
+BUSY_CORES = 0.1  # a machine whose other processes use more than this was not quiet
 
 
 def default_table_folder() -> Path:
@@ -154,6 +156,7 @@ def bench_in_rounds(
                 for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
+            loads = [OtherLoad() for _ in engines]
             num_done = 0
             for index in range(repeats):
                 places = range(len(engines))
@@ -163,11 +166,12 @@ def bench_in_rounds(
                         if progress is not None:
                             progress((done + share) / total)
 
-                    runs[place].append(engines[place].run(report))
+                    with loads[place]:
+                        runs[place].append(engines[place].run(report))
                     num_done += 1
             return tuple(
-                _record(resolved, engine, done, num_threads)
-                for resolved, engine, done in zip(scenarios, engines, runs, strict=True)
+                _record(resolved, engine, done, num_threads, load.num_cores)
+                for resolved, engine, done, load in zip(scenarios, engines, runs, loads, strict=True)
             )
     finally:
         torch.set_num_threads(previous_threads)
@@ -184,7 +188,9 @@ def _prepared(folder: Path | None, resolved: ResolvedScenario) -> Path:
     return chosen
 
 
-def _record(resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], num_threads: int) -> RunRecord:
+def _record(
+    resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], num_threads: int, others: float | None
+) -> RunRecord:
     statistics = [SampleStatistics(run.samples) for run in runs]
     order = sorted(range(len(runs)), key=lambda i: statistics[i].output_tokens_per_s)
     middle = runs[order[len(runs) // 2]]
@@ -206,8 +212,9 @@ def _record(resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], n
             prices_sha256=resolved.prices.sha256,
             vocabulary=engine.text.vocabulary,
             text_sha256=engine.text.sha256,
-            facts=_facts(engine, middle, len(runs), num_threads),
-            warnings=_warnings(engine, statistics),
+            facts=_facts(engine, middle, len(runs), num_threads)
+            | ({} if others is None else {"cores_used_by_others": round(others, 3)}),
+            warnings=_warnings(engine, statistics, others),
         ),
         metrics=_metrics(resolved, engine, runs, statistics),
         samples=middle.samples,
@@ -340,8 +347,13 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     return facts
 
 
-def _warnings(engine: Engine, statistics: Sequence[SampleStatistics]) -> tuple[str, ...]:
+def _warnings(engine: Engine, statistics: Sequence[SampleStatistics], others: float | None) -> tuple[str, ...]:
     warnings = []
+    if others is not None and others > BUSY_CORES:
+        warnings.append(
+            f"other processes used {others:.2f} of {num_cores()} cores during the runs: the machine was slower than it "
+            "is alone; repeat when it is quiet"
+        )
     if engine.kv.num_slots < engine.kv.num_wanted_slots:
         warnings.append(
             f"the static KV cache has {engine.kv.num_slots} slots of {engine.kv.max_context_tokens} tokens; the "

@@ -138,5 +138,5 @@ def test_every_link_leads_somewhere(page):
 
 def test_generated_places_of_the_readme_are_marked():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("demo-output", "error-table", "ledger-score"):
+    for name in ("demo-output", "accuracy", "ledger-score"):
         assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")

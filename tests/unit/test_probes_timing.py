@@ -136,3 +136,9 @@ def test_a_stopwatch_gives_the_laps_and_starts_anew():
     watch.lap()
     assert watch.laps_ns() == [5, 7]
     assert watch.laps_ns() == []
+
+
+def test_what_is_added_up_is_a_mean_and_one_sample_cannot_carry_it_away():
+    """Nine parts of 10 and one of 20 take 110 in all: a sum of medians would say 100."""
+    assert Spread("part", (10.0,) * 9 + (20.0,)).mean == 11.0
+    assert Spread("part", (10.0,) * 9 + (5000.0,)).mean == 12.0  # another process had the core: counted as 30

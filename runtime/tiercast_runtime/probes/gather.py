@@ -195,9 +195,9 @@ def curve_from(
             num_rows=count,
             row_bytes=row_bytes,
             footprint_bytes=size,
-            time_us=rounded(spread.value),
-            low_us=rounded(spread.low),
-            high_us=rounded(spread.high),
+            time_us=rounded(spread.mean),
+            low_us=rounded(min(spread.low, spread.mean)),
+            high_us=rounded(max(spread.high, spread.mean)),
         )
         for spread in spreads
         for _, row_bytes, count, size in [spread.key]

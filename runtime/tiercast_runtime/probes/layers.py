@@ -58,7 +58,7 @@ class LayerTimes:
     probes: tuple[ProbeResult, ...]
 
     def time_us(self, component: Component, num_tokens: int) -> float:
-        """Measured median of a component at a measured number of tokens, over all its contexts the shortest."""
+        """Measured time of a component at a measured number of tokens, over all its contexts the shortest."""
         points = [p for p in self.table.components[component] if p.num_tokens == num_tokens]
         return min(points, key=lambda point: point.context_tokens).time_us
 
@@ -139,9 +139,9 @@ def measure_layers(
                 ComputePoint(
                     num_tokens=key[1],
                     context_tokens=key[2],
-                    time_us=rounded(spread.value),
-                    low_us=rounded(spread.low),
-                    high_us=rounded(spread.high),
+                    time_us=rounded(spread.mean),
+                    low_us=rounded(min(spread.low, spread.mean)),
+                    high_us=rounded(max(spread.high, spread.mean)),
                 )
             )
             parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": key[1], "context": key[2]}

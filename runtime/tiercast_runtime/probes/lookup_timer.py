@@ -1,8 +1,9 @@
 """Times a lookup where the runtime makes it, with caches as a step leaves them.
 
 Paths the host drives run in the prefetcher's worker thread, the others in the compute thread. Before each lookup the
-compute thread streams a matrix through the caches, as the layers before a lookup do: a gather repeated in a loop finds
-its code, its staging memory and a busy core waiting, and took half the time it takes in a step.
+compute thread streams a matrix through the caches for as long as a short step lasts, as the layers before a lookup do:
+a gather repeated in a loop finds its code, its staging memory and a busy core waiting, and took half the time it takes
+in a step. A few tenths of a millisecond in between are not enough: the worker is still awake.
 """
 
 from typing import Self
@@ -14,6 +15,7 @@ from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.probes.timing import Clock
 
 DISTURBING_SIDE = 1448  # a matrix of 8 MiB: the weights of a small layer, more than a private cache holds
+NUM_DISTURBING = 16  # about 5 ms, a short step: the worker falls asleep and its caches fill
 
 
 class LookupTimer:
@@ -39,7 +41,8 @@ class LookupTimer:
 
     def time_ns(self, row_ids: torch.Tensor) -> float:
         """Time of one lookup of ``row_ids [T, R] int64``, from its start in the thread that makes it to its rows."""
-        torch.mm(self._vector, self._matrix)
+        for _ in range(NUM_DISTURBING):
+            torch.mm(self._vector, self._matrix)
         if self._prefetcher is None:
             start_ns = self._clock()
             self._path.fetch(0, row_ids)
