@@ -34,6 +34,9 @@ def record_places(record: Path) -> dict[str, str]:
     return {"demo-output": f"```\n{page}\n```"}
 
 
+NO_SUITE = "No record of the suite is committed; `make validation` makes one."
+
+
 def suites() -> dict[str, Path]:
     """Folders of the committed suites by machine."""
     return {file.parents[1].name: file.parent for file in sorted(ROOT.glob("validation/*/suite/suite.json"))}
@@ -51,7 +54,9 @@ def suite_page(machine: str, folder: Path) -> str:
     for file in sorted(folder.glob("from-*.json")):
         name = file.stem.removeprefix("from-")
         spoilt = next((words for how, words in WORDS.items() if how == name), None)
-        beside[f"its own profile, wrong: {spoilt}" if spoilt else name.replace("-transferred", ", transferred")] = load(file)
+        beside[f"its own profile, wrong: {spoilt}" if spoilt else name.replace("-transferred", ", transferred")] = load(
+            file
+        )
     parts = [
         f"## {machine}",
         f"{result.hardware_name}, {len(result.cases)} cases, {result.repeats} runs each.",
@@ -71,7 +76,7 @@ def suite_page(machine: str, folder: Path) -> str:
 def validation_places(record: Path) -> dict[str, str]:
     """Places of docs/validation.md, by marker name."""
     return {
-        "suites": "\n\n".join(suite_page(machine, folder) for machine, folder in suites().items()),
+        "suites": "\n\n".join(suite_page(machine, folder) for machine, folder in suites().items()) or NO_SUITE,
         "error-table": (record / "error-table.md").read_text(encoding="utf-8").strip("\n"),
     }
 
@@ -83,7 +88,7 @@ def accuracy() -> str:
         result = load(folder / "suite.json")
         title = f"{machine} ({len(result.cases)} cases, {result.repeats} runs each, from its probes alone):"
         parts.append(f"{title}\n\n{suite_markdown.short_table(result)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or NO_SUITE
 
 
 def ledger_places() -> dict[str, str]:

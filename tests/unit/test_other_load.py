@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_runtime.other_load import OtherLoad  # noqa: E402
+from tiercast_runtime.other_load import OtherLoad
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
