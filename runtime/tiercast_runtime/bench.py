@@ -119,7 +119,7 @@ def bench_engine(
             progress((done + share) / repeats)
 
         runs.append(engine.run(report))
-    return _record(engine.resolved, engine, runs, num_threads), runs
+    return _record(engine.resolved, engine, runs, num_threads, None), runs  # others: the other ranks would count
 
 
 def bench_in_rounds(
