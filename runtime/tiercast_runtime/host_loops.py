@@ -1,5 +1,6 @@
 """The loops of :mod:`tiercast_runtime.compiled` where numba is installed, NumPy's where it is not."""
 
+import ctypes
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
@@ -60,9 +61,7 @@ class RowGather:
         for table, stride, width, first in self._places:
             bad = self._loop(ids, count, table, self.num_rows, stride, width, out + first, self.row_bytes)
             if bad >= 0:
-                raise BadInput(
-                    f"row id number {bad} lies outside {self.label}: the table has rows 0 … {self.num_rows - 1}"
-                )
+                raise self._outside(ctypes.c_int64.from_address(ids + 8 * bad).value, bad)
 
     def gather(self, ids: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
         """Rows ``ids [n]`` into ``target [n, row_bytes]``.
@@ -76,7 +75,7 @@ class RowGather:
         # as unsigned numbers negative ids are the largest: one pass finds both kinds
         if len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= self.num_rows:
             bad = int(np.flatnonzero((ids < 0) | (ids >= self.num_rows))[0])
-            raise BadInput(f"row id number {bad} lies outside {self.label}: the table has rows 0 … {self.num_rows - 1}")
+            raise self._outside(int(ids[bad]), bad)
         for part, (_, _, width, first) in zip(self._parts, self._places, strict=True):
             if part.shape[1] == self.row_bytes and target.flags.c_contiguous:
                 # ids were checked; "clip" only spares NumPy the buffered copy that "raise" makes
@@ -84,3 +83,9 @@ class RowGather:
             else:
                 # a take of its own and a copy: half the time of part[ids], and of a take into a target with gaps
                 target[:, first : first + width] = np.take(part, ids, axis=0, mode="clip")[:, :width]
+
+    def _outside(self, row_id: int, place: int) -> BadInput:
+        return BadInput(
+            f"row id {row_id} (number {place} of the lookup) lies outside {self.label}: "
+            f"the table has rows 0 … {self.num_rows - 1}"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiercast_cli import doctoring, inputs, planning, row_lookup, text_locality
+from tiercast_cli import doctoring, inputs, planning, row_lookup, text_locality, validate
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.scenario import Engine, Parallel, Placement, Scenario, Speculative
 from tiercast_profiles.workload import Workload
@@ -58,6 +58,7 @@ def accepting(monkeypatch):
     monkeypatch.setattr(planning, "question", _accept)
     monkeypatch.setattr(doctoring, "examine", _accept)
     monkeypatch.setattr(row_lookup, "read_tokenizer", _accept)
+    monkeypatch.setattr(validate, "_rescore", _accept)
 
 
 @pytest.mark.parametrize("command", [line for line in _commands() if _is_run(shlex.split(line)[1:])])

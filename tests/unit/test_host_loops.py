@@ -57,7 +57,8 @@ def test_a_gather_puts_the_parts_of_a_row_side_by_side(form, widths, row_bytes, 
 def test_an_id_outside_the_table_is_refused_and_nothing_is_written(bad, place):
     ids, target = np.arange(40), np.full((40, 264), 7, dtype=np.uint8)
     ids[place] = bad
-    with pytest.raises(BadInput, match=f"row id number {place} lies outside the table: the table has rows 0 … 300"):
+    outside = rf"row id {bad} \(number {place} of the lookup\) lies outside the table: the table has rows 0 … 300"
+    with pytest.raises(BadInput, match=outside):
         host_loops.RowGather(parts_of((256, 8)), 264).gather(ids, target)
     assert (target == 7).all()
 

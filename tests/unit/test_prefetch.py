@@ -211,7 +211,7 @@ def test_real_rows_and_a_real_refusal(mini_model, mode):
         assert timing.issued_ns <= timing.started_ns <= timing.ready_ns
         assert timing.stall_ns >= 0
     prefetcher.begin_step(torch.full((2, 1, 6), 10**6))
-    with pytest.raises(BadInput, match="row ids span"):
+    with pytest.raises(BadInput, match=r"row id 1000000 \(number 0 of the lookup\) lies outside"):
         prefetcher.rows_for(0)
     prefetcher.close()
     lookups.close()

@@ -77,6 +77,7 @@ ALLOWED = {
     "uniform": "as fixed",
     "lognormal": "as fixed, and a sigma",
     "concurrency": "requests in flight, as load generators call it",
+    "overlap_power": "the exponent of a power mean of two times",
     "preemptions_per_request": "a count over a count",
     "prefill": "replicas, beside data, as engines call the roles",
     "power_usage_effectiveness": "PUE, as data centres call it: at least 1",
