@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_page import gpu_places
+from simulator_page import simulator_places
 
 from tiercast_cli import duel, published_views, render, suite_markdown
 from tiercast_cli.suite_result import SuiteResult
@@ -159,7 +160,7 @@ def main() -> int:
         "docs/validation.md": validation_places(RECORD),
         "docs/published.md": {"ledger": ledger_text["ledger"]},
         "docs/gpu.md": headline | gpu,
-        "benchmarks/README.md": benchmark_places(ROOT / "benchmarks" / "records"),
+        "benchmarks/README.md": benchmark_places(ROOT / "benchmarks" / "records") | simulator_places(),
         "docs/duel.md": {"duel": duel.table(duel.duel(RECORD))},
     }
     stale = []
