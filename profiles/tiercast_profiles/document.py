@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -150,7 +151,35 @@ class Document(Strict):
     @property
     def sha256(self) -> str:
         """Hash of the whole document in canonical JSON."""
-        return canonical_sha256(self.model_dump(mode="json"))
+        return hashlib.sha256(document_json(self).encode()).hexdigest()
+
+
+class _Itself:
+    """A document as a key: it and no other object, whatever that says; the key keeps it alive, so that no other takes its id."""
+
+    __slots__ = ("document",)
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.document is other.document
+
+    def __hash__(self) -> int:
+        return id(self.document)
+
+
+def document_json(document: Document, exclude: frozenset[str] = frozenset()) -> str:
+    """Canonical JSON of a document without some of its fields, written once while the document is in use.
+
+    Documents are frozen and far larger than what a sweep changes between two points.
+    """
+    return _document_json(_Itself(document), exclude)
+
+
+@lru_cache(maxsize=16)
+def _document_json(key: _Itself, exclude: frozenset[str]) -> str:
+    return canonical_json(key.document.model_dump(mode="json", exclude=set(exclude)))
 
 
 def _numbers(value: object, path: str) -> Iterator[tuple[str, float]]:

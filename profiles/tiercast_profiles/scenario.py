@@ -3,11 +3,12 @@
 Names of options follow vLLM and SGLang where those have a word for the thing.
 """
 
+import hashlib
 from typing import Literal, Self
 
 from pydantic import Field, InstanceOf, field_validator, model_validator
 
-from tiercast_profiles.document import Grown, Strict, canonical_sha256
+from tiercast_profiles.document import Grown, Strict, canonical_json, document_json
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS, HardwareProfile, LookupPath, Tier
 from tiercast_profiles.model import ModelSpec, RowLayout
@@ -185,15 +186,16 @@ class ResolvedScenario(Strict):
     def sha256(self) -> str:
         """Hash of everything that decides the result; raw probe samples, which decide nothing, are left out."""
         scenario = self.scenario.model_dump(mode="json", exclude={"hardware", "model", "prices"})
-        return canonical_sha256(
-            {
-                "scenario": {**scenario, "workload": self.scenario.workload.identity()},
-                "hardware": self.hardware.model_dump(mode="json", exclude={"probes"}),
-                "model": self.model.model_dump(mode="json"),
-                "prices": self.prices.model_dump(mode="json"),
-                "placement": self.placement.model_dump(mode="json"),
-            }
-        )
+        # Canonical JSON of one object, put together from that of its parts, of which the documents are kept.
+        parts = {
+            "hardware": document_json(self.hardware, frozenset({"probes"})),
+            "model": document_json(self.model),
+            "placement": canonical_json(self.placement.model_dump(mode="json")),
+            "prices": document_json(self.prices),
+            "scenario": canonical_json({**scenario, "workload": self.scenario.workload.identity()}),
+        }
+        text = ",".join(f'"{name}":{part}' for name, part in sorted(parts.items()))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
     def with_placement(self, placement: Placement) -> "ResolvedScenario":
         """The same scenario with another placement, resolved anew."""

@@ -73,7 +73,9 @@ class LookupPrices:
         # Nobody else on the shared things: a lookup keeps the speed that its own ranks leave each other.
         alone = lone_speed(work.usage, work.rate_bytes_per_s, self._capacities)
         beside = alone
-        if self._beside != SPEED_ONE:
+        if alone == SPEED_ONE:  # what it takes from has room for it at full speed, so at a lower one too
+            beside = self._beside
+        elif self._beside != SPEED_ONE:
             beside = lone_speed(work.usage, work.rate_bytes_per_s, self._capacities, self._beside)
         service_ns = -(-work.duration_ns * SPEED_ONE // alone)
         return (work.duration_ns, alone, beside, service_ns, work.rows_read, work.bytes_per_rank)

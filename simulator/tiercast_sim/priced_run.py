@@ -60,6 +60,13 @@ class PricedRun(Sequence[StepLog]):
         """One step, priced anew."""
         return self.table(index, index + 1)[0]
 
+    def step_from(self, index: int, start_ns: int) -> StepLog:
+        """One step that begins at ``start_ns``, priced without the steps of its block before it."""
+        idle_ns = int(self.schedule.idle_before(index, index + 1)[0])
+        priced = self.pricer.steps(index, index + 1, start_ns - idle_ns)
+        assert priced is not None, "the run was priced before"
+        return priced.table[0]
+
     def __iter__(self) -> Iterator[StepLog]:
         return chain.from_iterable(self.tables())
 

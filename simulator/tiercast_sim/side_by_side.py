@@ -124,6 +124,6 @@ def median_decode(parts: Sequence[AddedUp], durations: Column) -> StepLog:
     place = int(equal[middle - int((among < length).sum())])
     for part in parts:
         if place < len(part.run):
-            return part.run[place]
+            return part.run.step_from(place, int(part.starts_ns()[place]))
         place -= len(part.run)
     raise AssertionError("a place lies in one of the parts")

@@ -226,3 +226,24 @@ def test_the_hash_of_a_scenario_does_not_hold_the_name_of_its_file(tmp_path):
     by_path = store.resolve(store.parse(store.Scenario, _changed("hardware", str(path)), "scenario"))
     assert by_name.sha256 == by_path.sha256
     assert store.resolve(store.parse(store.Scenario, _changed("seed", 1), "scenario")).sha256 != by_name.sha256
+
+
+def test_the_hash_of_a_resolved_scenario_is_that_of_one_canonical_text():
+    """It is put together from parts, some of them kept; a changed copy of a kept document is another document."""
+    resolved = store.resolve(store.parse(store.Scenario, SCENARIO, "scenario"))
+    hashes = {resolved.hardware.sha256}
+    for calibration in ("datasheet", "measured"):
+        hardware = resolved.hardware.model_copy(update={"calibration": calibration})
+        changed = resolved.model_copy(update={"hardware": hardware})
+        scenario = changed.scenario.model_dump(mode="json", exclude={"hardware", "model", "prices"})
+        whole = {
+            "scenario": scenario | {"workload": changed.scenario.workload.identity()},
+            "hardware": hardware.model_dump(mode="json", exclude={"probes"}),
+            "model": changed.model.model_dump(mode="json"),
+            "prices": changed.prices.model_dump(mode="json"),
+            "placement": changed.placement.model_dump(mode="json"),
+        }
+        assert changed.sha256 == changed.sha256 == canonical_sha256(whole)
+        assert hardware.sha256 == canonical_sha256(hardware.model_dump(mode="json"))
+        hashes.add(hardware.sha256)
+    assert len(hashes) == 2, "the shipped profile is one of the two, the other differs"
