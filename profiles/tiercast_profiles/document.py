@@ -155,7 +155,7 @@ class Document(Strict):
 
 
 class _Itself:
-    """A document as a key: it and no other object, whatever that says; the key keeps it alive, so that no other takes its id."""
+    """A document as a key: itself, not what it says. The key keeps it alive, so that no other object takes its id."""
 
     __slots__ = ("document",)
 
