@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from tiercast_profiles.document import canonical_json
 from tiercast_profiles.errors import FileProblem
+from tiercast_profiles.store import write_text
 
 FORMAT = "tiercast sweep state 1"
 
@@ -59,7 +60,7 @@ def sweep_state(path: str | Path, sweep_sha256: str, today: datetime.date | None
             for number, line in enumerate(rest, 2):
                 entry = _entry(path, number, line)
                 done[entry["key"]] = entry["outcome"]
-            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+            write_text(path, "\n".join(kept) + "\n")  # whole or not at all: a full disk must not cost what was done
         with path.open("a", encoding="utf-8") as file:
             if not kept:
                 file.truncate(0)

@@ -7,10 +7,13 @@ import mmap
 import os
 import platform
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+
+from tiercast_runtime.threads import submit_all
 
 # io_setup, io_destroy, io_getevents, io_submit: Linux kernel, arch/*/include/…/unistd
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
@@ -145,7 +148,10 @@ class PreadPool:
                 if result < least:
                     raise ShortRead(index, result)
 
-        for done in [self._pool.submit(share, first) for first in range(min(self._num_threads, len(spans)))]:
+        calls = [partial(share, first) for first in range(min(self._num_threads, len(spans)))]
+        pending = submit_all(self._pool, calls, "a read thread")
+        wait(pending)  # no thread writes into the memory once this has returned or raised
+        for done in pending:
             done.result()
 
     def close(self) -> None:

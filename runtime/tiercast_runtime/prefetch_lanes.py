@@ -12,6 +12,7 @@ import torch
 
 from tiercast_profiles.errors import TiercastError
 from tiercast_runtime.paths.base import LookupPath, StagedRows
+from tiercast_runtime.threads import start
 
 _LIVENESS_S = 1.0  # how often a waiter looks whether the worker still runs
 
@@ -107,7 +108,7 @@ class Worker:
         self._work = work
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tiercast-lookup", daemon=True)
-        self._thread.start()
+        start(self._thread, "the lookup thread")
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:

@@ -6,6 +6,7 @@ Every table of a layer holds the same rows (``content.expected_rows``); only the
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tiercast_runtime.row_source import ComputedRows, RowSource
 from tiercast_runtime.rows import part_widths, to_parts
 from tiercast_runtime.shared_pages import make_shared
 from tiercast_runtime.table_file import TableFile, open_or_write, place_in_checkpoint
+from tiercast_runtime.threads import submit_all
 
 __all__ = ["FileTable", "HostTable", "MemoryTable", "ResidentTable", "Table", "build_tables", "expected_rows"]
 
@@ -88,7 +90,14 @@ class MemoryTable(Table):
             store(first, to_parts(self.engram, self.layout, content))
 
         with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(one, range(0, self.num_rows, _FILL_ROWS)))
+            calls = [partial(one, first) for first in range(0, self.num_rows, _FILL_ROWS)]
+            pending = submit_all(pool, calls, "a thread that fills a table")
+            try:
+                for done in pending:
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 class HostTable(MemoryTable):

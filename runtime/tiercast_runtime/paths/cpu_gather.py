@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
 from tiercast_runtime.paths.staging import StagingRing, host_ids
 from tiercast_runtime.table import MemoryTable
+from tiercast_runtime.threads import submit_all
 
 _MAX_GATHER_THREADS = 8
 _MIN_ROWS_PER_THREAD = 512
@@ -115,10 +117,10 @@ class CpuGatherPath:
         share = max(_MIN_ROWS_PER_THREAD, -(-len(ids) // self._num_threads))
         pending: list[Future[None]] = []
         if self._pool is not None:
-            pending = [
-                self._pool.submit(gather.gather, ids[first : first + share], target[first : first + share])
-                for first in range(share, len(ids), share)
-            ]
+            shares = [slice(first, first + share) for first in range(share, len(ids), share)]
+            pending = submit_all(
+                self._pool, [partial(gather.gather, ids[part], target[part]) for part in shares], "a gather thread"
+            )
         try:
             gather.gather(ids[:share], target[:share])
         finally:
