@@ -1,4 +1,4 @@
-"""What NVML says of the GPU, each value wrapped on its own: a value, or the reason there is none.
+"""What NVML, or amdsmi, says of the GPU, each value wrapped on its own: a value, or the reason there is none.
 
 Call names follow nvml.h. A report never shows 0 for an unknown: a missing library, a missing driver, a call the GPU
 does not have and a call this user may not make are told apart.
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from tiercast_profiles.hardware import Reading
+from tiercast_runtime.probes.amd_readings import AmdGpu, open_amd
 from tiercast_runtime.probes.nvml_calls import (
     ADDRESSING_MODES,
     CALLS,
@@ -32,49 +33,69 @@ _LINK_READINGS = ("link_generation", "link_generation_max", "link_width", "link_
 
 
 class Telemetry:
-    """An NVML session for one GPU; without library, driver or GPU every reading says so.
+    """A session for one GPU, of NVML or else of amdsmi; without library, driver or GPU every reading says so.
 
     Args:
         device_index: the GPU as torch counts them.
         uuid: its UUID, which also finds it when some GPUs are hidden from this process.
         nvml: stands in for the pynvml module in tests.
+        amdsmi: stands in for the amdsmi module.
         root: where ``sys`` lies, which a test may replace.
     """
 
     def __init__(
-        self, device_index: int = 0, uuid: str | None = None, nvml: Nvml | None = None, root: Path = Path("/")
+        self,
+        device_index: int = 0,
+        uuid: str | None = None,
+        nvml: Nvml | None = None,
+        root: Path = Path("/"),
+        amdsmi: Any = None,  # a module of the same shape
     ) -> None:
         self._index, self._uuid, self._root = device_index, uuid, root
         self._nvml: Any = _find_nvml() if nvml is None else nvml  # a module, or None without one
         self._handle: Any = None  # an opaque NVML handle
+        self._amdsmi: Any = amdsmi
+        self._amd: AmdGpu | None = None
         self._status: Status = "not_supported"
         self.reason = "nvidia-ml-py is not installed" if self._nvml is None else ""
 
     def __enter__(self) -> Self:
+        self._open_nvml()
+        if self._handle is None:
+            self._amd, reason = open_amd(self._index, self._uuid, self._amdsmi)
+            if self._amd is None:
+                self.reason = f"{self.reason}; {reason}"
+            else:
+                self._status, self.reason = "not_supported", ""
+        return self
+
+    def _open_nvml(self) -> None:
         if self._nvml is None:
-            return self
+            return
         try:
             self._nvml.nvmlInit()
         except Exception as error:  # whatever NVML raises is an answer here
             self._status, self.reason = _status_of(error), f"NVML does not start: {error}"
-            return self
+            return
         try:
             self._handle = self._find_handle()
             self._status = "ok"
         except Exception as error:
             self._status, self.reason = _status_of(error), f"NVML finds no such GPU: {error}"
             self._nvml.nvmlShutdown()
-        return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._nvml is not None and self._handle is not None:
             self._handle = None
             self._nvml.nvmlShutdown()
+        if self._amd is not None:
+            self._amd.close()
+            self._amd = None
 
     @property
     def is_available(self) -> bool:
         """True when a GPU answers."""
-        return self._handle is not None
+        return self._handle is not None or self._amd is not None
 
     def read(self) -> dict[str, Reading]:
         """All readings now."""
@@ -85,11 +106,13 @@ class Telemetry:
         readings["mig_mode"] = self._choice("nvmlDeviceGetMigMode", MIG_MODES)
         readings["driver"] = self._text(lambda nvml: nvml.nvmlSystemGetDriverVersion())
         readings["bus_id"] = self._text(lambda nvml: nvml.nvmlDeviceGetPciInfo(self._handle).busId)
+        readings |= {} if self._amd is None else self._amd.read()
         return _without_false_link(readings | self._slot(readings["bus_id"]))
 
     def sample(self) -> dict[str, Reading]:
         """The few readings that change while a probe runs, cheap enough to be taken beside it."""
-        return {call.name: self._number(call) for call in CALLS if call.name in SAMPLED}
+        readings = {call.name: self._number(call) for call in CALLS if call.name in SAMPLED}
+        return readings | ({} if self._amd is None else self._amd.read(SAMPLED))
 
     def _slot(self, bus_id: Reading) -> dict[str, Reading]:
         return read_slot(bus_id.value if isinstance(bus_id.value, str) else None, self._root)
