@@ -16,7 +16,7 @@ from gpu_page import gpu_places
 from simulator_page import simulator_places
 
 from tiercast_cli import duel, published_views, render, suite_markdown
-from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.suite_result import AT_PACE, SuiteResult
 from tiercast_cli.wrong_profiles import WORDS
 from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
@@ -58,6 +58,10 @@ def suite_page(machine: str, folder: Path) -> str:
         beside[f"its own profile, wrong: {spoilt}" if spoilt else name.replace("-transferred", ", transferred")] = load(
             file
         )
+    paced = []
+    if AT_PACE in result.scores:
+        title = "### Scores of all cases at the pace of the machine around each run"
+        paced.append(f"{title}\n\n{suite_markdown.score_table(result, AT_PACE)}")
     parts = [
         f"## {machine}",
         f"{result.hardware_name}, {len(result.cases)} cases, {result.repeats} runs each.",
@@ -65,6 +69,7 @@ def suite_page(machine: str, folder: Path) -> str:
             f"### Scores of {group} cases\n\n{suite_markdown.score_table(result, group)}"
             for group in ("all", "open", "held out")
         ),
+        *paced,
         f"### Order, failures, drift\n\n{suite_markdown.notes(result)}",
         f"### Every case\n\nErrors; `*`: inside the machine's own spread.\n\n{suite_markdown.case_table(result)}",
         "### The same records from other profiles\n\n"

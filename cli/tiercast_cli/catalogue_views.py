@@ -162,7 +162,12 @@ def profile_summary(profile: "HardwareProfile") -> None:
         columns = ["gather: path, pages, order, memory", "threads", "points", "trip ns", "held-out error"]
         render.table("gather sweeps", columns, sweeps, left=1)
     tables = [
-        [table.model_name, table.graph_mode, str(len(table.components)), str(sum(map(len, table.components.values())))]
+        [
+            table.model_name if table.engram_sha256 is not None else f"{table.model_name}, no Engram",
+            table.graph_mode,
+            str(len(table.components)),
+            str(sum(map(len, table.components.values()))),
+        ]
         for table in profile.compute
     ]
     render.table("layer times", ["model", "graph mode", "components", "points"], tables, left=2)

@@ -1,7 +1,8 @@
 """Running the probes for a command: where their files go and how their progress is shown."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from tiercast_profiles.store import load_model
 if TYPE_CHECKING:
     from tiercast_profiles.hardware import HardwareProfile
     from tiercast_profiles.record import Metric
+    from tiercast_runtime.probes.pace import Pace
 
 
 def probe(
@@ -67,3 +69,15 @@ def decode_step_ms(model: str) -> "Metric":
     from tiercast_runtime.probes.drift import decode_step_ms as measure
 
     return measure(load_model(model))
+
+
+@contextmanager
+def pace_of(profile: "HardwareProfile", model: str) -> "Iterator[Pace]":
+    """Reference steps that say, whenever asked, how fast this machine is beside its profile."""
+    from tiercast_runtime.bench import table_folder
+    from tiercast_runtime.device import set_compute_threads
+    from tiercast_runtime.probes.pace import Pace
+
+    set_compute_threads()
+    with Pace(load_model(model), profile, table_folder(None)) as pace:
+        yield pace

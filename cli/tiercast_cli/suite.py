@@ -7,7 +7,7 @@ from tiercast_cli import inputs, suite_result
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import Failure, SuiteResult
 from tiercast_cli.validation import Case
-from tiercast_cli.wrong_profiles import Wrong, spoilt
+from tiercast_cli.wrong_profiles import Wrong, at_pace, spoilt
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
@@ -58,7 +58,7 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         FileProblem: the profile cannot be read, or the folder cannot be written.
         MissingCapability: the runtime extra is not installed.
     """
-    from tiercast_cli.probing import decode_step_ms
+    from tiercast_cli.probing import decode_step_ms, pace_of
 
     suite, _ = store.load_suite()
     ready = scenarios(suite, profile)
@@ -84,7 +84,8 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         def report_run(ratio: float, done: int = index, title: str = work_name) -> None:
             report(title, (done + ratio) / len(suite.works))
 
-        records, failed = measure(todo, repeats, report_run)
+        with pace_of(hardware, suite.base["model"]) as pace:
+            records, failed = measure(todo, repeats, report_run, pace.measure)
         measured |= records
         failures |= {failure.case: failure for failure in failed}
         state = state.model_copy(update={"failures": tuple(failures.values())})
@@ -144,7 +145,10 @@ def check_models(ready: Mapping[str, ResolvedScenario], hardware: HardwareProfil
 
 
 def measure(
-    todo: Mapping[str, ResolvedScenario], repeats: int, report: Callable[[float], None]
+    todo: Mapping[str, ResolvedScenario],
+    repeats: int,
+    report: Callable[[float], None],
+    between: Callable[[], Mapping[str, float]],
 ) -> tuple[dict[str, RunRecord], list[Failure]]:
     """The arms of one work in rounds; where they do not fit together, each by itself."""
     from tiercast_runtime.bench import bench_in_rounds
@@ -162,14 +166,14 @@ def measure(
     if not able:
         return {}, failures
     try:
-        records = bench_in_rounds(list(able.values()), repeats=repeats, progress=report)
+        records = bench_in_rounds(list(able.values()), repeats=repeats, progress=report, between=between)
         return dict(zip(able, records, strict=True)), failures
     except (InfeasibleScenario, MissingCapability) as error:
         if len(able) == 1:
             return {}, [*failures, Failure(case=next(iter(able)), reason=str(error))]
     found: dict[str, RunRecord] = {}
     for name, resolved in able.items():
-        record, failed = measure({name: resolved}, repeats, report)
+        record, failed = measure({name: resolved}, repeats, report, between)
         found |= record
         failures += failed
     return found, failures
@@ -188,6 +192,8 @@ def predict_and_score(
     suite, held_out = store.load_suite()
     failures = list(state.failures)
     cases = []
+    paced: dict[str, tuple[suite_result.Pace, RunRecord]] = {}
+    is_own = state.profile_sha256 == hardware.sha256
     for name, resolved in ready.items():
         if name not in measured:
             if name not in {failure.case for failure in failures}:
@@ -199,9 +205,13 @@ def predict_and_score(
             failures.append(Failure(case=name, reason=f"not predicted: {error}"))
             continue
         cases.append(Case(name, measured[name], predicted, compare(measured[name], predicted)))
+        pace = suite_result.pace_of(measured[name]) if is_own else None
+        if pace is not None:
+            then = resolved.model_copy(update={"hardware": at_pace(hardware, pace.compute_ratio, pace.disk_ratio)})
+            paced[name] = pace, simulate(then, with_baselines=False, with_bounds=False, keep_samples=False)
         if kept is not None:
             kept.write("simulated", name, predicted)
-    rows = suite_result.suite_cases(suite, held_out.cases, cases)
+    rows = suite_result.suite_cases(suite, held_out.cases, cases, paced)
     return SuiteResult(
         hardware_name=state.hardware_name,
         profile_sha256=state.profile_sha256,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tiercast_cli import render, suite_views
-from tiercast_cli.suite_result import POINTS, SuiteCase, SuiteResult
+from tiercast_cli.suite_result import AT_PACE, POINTS, SuiteCase, SuiteResult
 from tiercast_profiles.scores import Score
 
 TITLES = {
@@ -19,11 +19,13 @@ CASE_METRICS = ("output_tokens_per_s", "ttft_ms.p50", "tpot_ms.p50", "stall_ms_p
 
 
 def short_table(result: SuiteResult) -> str:
-    """One line per metric: all cases, and those held out beside them."""
-    head = ("error of", "cases", "median", "p90", "worst", "held out", "median", "p90", "worst", "machine's own spread")
+    """One line per metric: all cases, those held out beside them, and what is left at the pace the machine had."""
+    columns = ("error of", "cases", "median", "p90", "worst", "held out", "median", "p90", "worst")
+    head = (*columns, "at the machine's pace: median", "p90", "machine's own spread")
+    paced = {score.metric: score for score in result.scores.get(AT_PACE, ())}
     rows = []
     for whole in result.scores["all"]:
-        apart = result.score_of(whole.metric, "held out")
+        apart, then = result.score_of(whole.metric, "held out"), paced.get(whole.metric)
         rows.append(
             [
                 TITLES[whole.metric],
@@ -31,6 +33,7 @@ def short_table(result: SuiteResult) -> str:
                 *_errors(whole),
                 _count(apart),
                 *_errors(apart),
+                *([render.UNKNOWN] * 2 if then is None else _errors(then)[:2]),
                 _size(whole, whole.machine_spread),
             ]
         )
@@ -97,7 +100,7 @@ def notes(result: SuiteResult) -> str:
     lines += [f"failed: {failure.case}: {failure.reason}" for failure in result.failures]
     differing = sorted({path for case in result.cases for path in case.differing_inputs})
     lines.append(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
-    lines += [suite_views.drift_line(result), suite_views.others_line(result)]
+    lines += [*suite_views.pace_lines(result), suite_views.drift_line(result), suite_views.others_line(result)]
     lines.append(f"held out: declared {result.held_out_declared}")
     return "\n".join(f"* {line}" for line in lines if line)
 

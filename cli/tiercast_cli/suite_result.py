@@ -1,12 +1,14 @@
 """What a run of the validation suite says: scores of all, open and held-out cases, the order of arms, failures."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from statistics import geometric_mean
 
 from tiercast_cli import validation
-from tiercast_profiles.compare import overlap
+from tiercast_profiles.compare import flat_metrics, overlap
 from tiercast_profiles.document import Strict
-from tiercast_profiles.record import Metric
+from tiercast_profiles.record import Metric, RunRecord
 from tiercast_profiles.scores import Pair, Score, score
 from tiercast_profiles.suite import Suite
 
@@ -14,6 +16,7 @@ RELATIVE = ("output_tokens_per_s", "ttft_ms.p50", "tpot_ms.p50", "step_ms.p50")
 DIFFERENCES = (("stall_ms_per_step", "ms"), ("hidden_ratio", "points"), ("penalty", "points"))
 ORDERED = ("output_tokens_per_s", "stall_ms_per_step", "hidden_ratio")
 POINTS = 100.0
+AT_PACE = "at pace"
 
 
 class Failure(Strict):
@@ -24,16 +27,33 @@ class Failure(Strict):
 
 
 class MeasuredAndPredicted(Strict):
-    """One metric of one case."""
+    """One metric of one case.
+
+    ``at_pace`` is what the same profile predicts with layers and reads from a drive as slow as they were around these
+    runs; None where that was not timed.
+    """
 
     measured: Metric
     predicted: Metric
+    at_pace: float | None = None
+
+    def has_inside(self, value: float) -> bool | None:
+        """Whether a value lies within the machine's own spread over repeats; None where there is none."""
+        low, high = self.measured.low, self.measured.high
+        return None if low is None or high is None else low <= value <= high
+
+    @property
+    def half_spread(self) -> float | None:
+        """Half of that spread."""
+        low, high = self.measured.low, self.measured.high
+        return None if low is None or high is None else (high - low) / 2
 
 
 class SuiteCase(Strict):
     """One case: what it was and its metrics on both sides; penalties are against the baseline arm of its work.
 
     ``cores_used_by_others`` is what other processes used of the machine during the runs; None where it is not known.
+    ``pace`` is the time of reference steps around the runs over their time in the profile, ``disk_pace`` that of reads.
     """
 
     name: str
@@ -42,13 +62,13 @@ class SuiteCase(Strict):
     metrics: dict[str, MeasuredAndPredicted]
     differing_inputs: tuple[str, ...]
     cores_used_by_others: float | None = None
+    pace: float | None = None
+    disk_pace: float | None = None
 
     def is_inside_spread(self, metric: str) -> bool | None:
         """Whether the prediction lies within the machine's own spread over repeats; None where there is none."""
         both = self.metrics.get(metric)
-        if both is None or both.measured.low is None or both.measured.high is None:
-            return None
-        return both.measured.low <= both.predicted.value <= both.measured.high
+        return None if both is None else both.has_inside(both.predicted.value)
 
 
 class Order(Strict):
@@ -88,20 +108,49 @@ class SuiteResult(Strict):
     decode_step_ms: dict[str, Metric]
 
     def score_of(self, metric: str, group: str = "all") -> Score:
-        """The score of one metric over a group of cases: ``all``, ``open`` or ``held out``."""
+        """The score of one metric over a group of cases: ``all``, ``open``, ``held out`` or ``at pace``."""
         return next(found for found in self.scores[group] if found.metric == metric)
 
 
-def suite_cases(suite: Suite, held_out: Sequence[str], cases: Sequence[validation.Case]) -> tuple[SuiteCase, ...]:
-    """The cases reduced to what is scored, penalties against the baseline arm of the same work included."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slow the machine was around the runs of a case: times then over times in the profile."""
+
+    compute_ratio: float
+    disk_ratio: float
+
+
+def pace_of(measured: RunRecord) -> Pace | None:
+    """The pace in a record's facts, of compute the geometric mean over the reference steps; None where none was timed.
+
+    A machine whose drive was not timed has the drive of its profile.
+    """
+    found = {name: float(value) for name, value in measured.provenance.facts.items() if name.startswith("pace_")}
+    disk = found.pop("pace_disk", 1.0)
+    return Pace(geometric_mean(found.values()), disk) if found else None
+
+
+def suite_cases(
+    suite: Suite,
+    held_out: Sequence[str],
+    cases: Sequence[validation.Case],
+    paced: Mapping[str, tuple[Pace, RunRecord]],
+) -> tuple[SuiteCase, ...]:
+    """The cases reduced to what is scored, penalties against the baseline arm of the same work included.
+
+    ``paced``: what is predicted at the pace the machine had, for cases predicted from the profile they ran beside.
+    """
     by_name = {case.name: case for case in cases}
-    return tuple(_case(suite, case, by_name, case.name in held_out) for case in cases)
+    return tuple(_case(suite, case, by_name, paced, case.name in held_out) for case in cases)
 
 
 def grouped_scores(
     cases: Sequence[SuiteCase], failures: Sequence[Failure], held_out: Sequence[str]
 ) -> dict[str, tuple[Score, ...]]:
-    """Scores of all cases, of those a constant may have been chosen on, and of those held out."""
+    """Scores of all cases, of those a constant may have been chosen on, and of those held out.
+
+    Group ``at pace`` is all cases again, the predictions taken to the speed the machine had around each run.
+    """
     groups = {
         "all": list(cases),
         "open": [case for case in cases if not case.is_held_out],
@@ -111,6 +160,8 @@ def grouped_scores(
     for group, members in groups.items():
         failed = [one for one in failures if group == "all" or (one.case in held_out) == (group == "held out")]
         scores[group] = _scores(members, len(failed))
+    if any(case.pace is not None for case in cases):
+        scores[AT_PACE] = _scores(cases, len(failures), is_at_pace=True)
     return scores
 
 
@@ -143,19 +194,33 @@ def _order(metric: str, group: str, cases: Sequence[SuiteCase]) -> Order:
     return Order(metric=metric, group=group, num_pairs=num_pairs, num_decided=num_decided, wrong=tuple(wrong))
 
 
-def _case(suite: Suite, case: validation.Case, by_name: Mapping[str, validation.Case], is_held_out: bool) -> SuiteCase:
+def _case(
+    suite: Suite,
+    case: validation.Case,
+    by_name: Mapping[str, validation.Case],
+    paced: Mapping[str, tuple[Pace, RunRecord]],
+    is_held_out: bool,
+) -> SuiteCase:
+    pace, again = paced.get(case.name, (None, None))
+    then = {} if again is None else flat_metrics(again.metrics)
     metrics = {}
     for name in (*RELATIVE, *(name for name, _ in DIFFERENCES)):
         measured, predicted = case.metric(name, of="measured"), case.metric(name, of="predicted")
         if measured is not None and predicted is not None:
-            metrics[name] = MeasuredAndPredicted(measured=measured, predicted=predicted)
+            at_pace = then[name][1].value if name in then else None
+            metrics[name] = MeasuredAndPredicted(measured=measured, predicted=predicted, at_pace=at_pace)
     baseline = by_name.get(f"{case.name.split('/')[0]}/{suite.baseline}")
     if baseline is not None and baseline is not case:
         pair = [
             validation.penalty(record.metrics.output_tokens_per_s, base.metrics.output_tokens_per_s)
             for record, base in ((case.measured, baseline.measured), (case.predicted, baseline.predicted))
         ]
-        metrics["penalty"] = MeasuredAndPredicted(measured=pair[0], predicted=pair[1])
+        at_pace = None
+        if again is not None and baseline.name in paced:
+            base_again = paced[baseline.name][1]
+            lost = validation.penalty(again.metrics.output_tokens_per_s, base_again.metrics.output_tokens_per_s)
+            at_pace = lost.value
+        metrics["penalty"] = MeasuredAndPredicted(measured=pair[0], predicted=pair[1], at_pace=at_pace)
     others = case.measured.provenance.facts.get("cores_used_by_others")
     return SuiteCase(
         name=case.name,
@@ -164,26 +229,31 @@ def _case(suite: Suite, case: validation.Case, by_name: Mapping[str, validation.
         metrics=metrics,
         differing_inputs=tuple(difference.path for difference in case.comparison.differing_inputs),
         cores_used_by_others=None if others is None else float(others),
+        pace=None if pace is None else pace.compute_ratio,
+        disk_pace=None if pace is None else pace.disk_ratio,
     )
 
 
-def _scores(cases: Sequence[SuiteCase], num_failed: int) -> tuple[Score, ...]:
-    found = [score(name, "ratio", tuple(_pairs(cases, name, 1.0)), num_failed=num_failed) for name in RELATIVE]
-    for name, unit in DIFFERENCES:
-        factor = POINTS if unit == "points" else 1.0
-        found.append(score(name, unit, tuple(_pairs(cases, name, factor)), num_failed=num_failed))
-    return tuple(found)
+def _scores(cases: Sequence[SuiteCase], num_failed: int, *, is_at_pace: bool = False) -> tuple[Score, ...]:
+    found = [(name, "ratio") for name in RELATIVE] + list(DIFFERENCES)
+    return tuple(
+        score(name, unit, pairs, num_failed=num_failed)
+        for name, unit in found
+        if (pairs := tuple(_pairs(cases, name, unit, is_at_pace))) or not is_at_pace
+    )
 
 
-def _pairs(cases: Sequence[SuiteCase], metric: str, factor: float) -> Iterator[Pair]:
+def _pairs(cases: Sequence[SuiteCase], metric: str, unit: str, is_at_pace: bool) -> Iterator[Pair]:
+    factor = POINTS if unit == "points" else 1.0
     for case in cases:
         both = case.metrics.get(metric)
-        if both is not None:
-            low, high = both.measured.low, both.measured.high
-            yield Pair(
-                case=case.name,
-                measured=both.measured.value * factor,
-                predicted=both.predicted.value * factor,
-                is_inside_spread=case.is_inside_spread(metric),
-                half_spread=None if low is None or high is None else (high - low) / 2 * factor,
-            )
+        if both is None or (is_at_pace and both.at_pace is None):
+            continue
+        predicted = both.predicted.value if not is_at_pace or both.at_pace is None else both.at_pace
+        yield Pair(
+            case=case.name,
+            measured=both.measured.value * factor,
+            predicted=predicted * factor,
+            is_inside_spread=both.has_inside(predicted),
+            half_spread=None if both.half_spread is None else both.half_spread * factor,
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tiercast_cli import render
 from tiercast_cli.output import to_json
-from tiercast_cli.suite_result import POINTS, Order, SuiteCase, SuiteResult
+from tiercast_cli.suite_result import AT_PACE, POINTS, Order, SuiteCase, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.errors import CheckFailed
 from tiercast_profiles.quantiles import median
@@ -23,8 +23,11 @@ def page(result: SuiteResult) -> None:
         render.line(f"predicted from another profile: {result.predicted_from} ({result.predicted_from_sha256[:12]})")
     for group, scores in result.scores.items():
         rows = [score_row(score) for score in scores if score.num_cases]
-        render.table(f"{group} cases", list(SCORE_COLUMNS), rows)
+        title = "all cases, at the pace of the machine around each run" if group == AT_PACE else f"{group} cases"
+        render.table(title, list(SCORE_COLUMNS), rows)
     render.line(f"held out: declared {result.held_out_declared}")
+    for line in pace_lines(result):
+        render.line(line)
     render.line("spread: half the distance between the quartiles of the repeats, median over the cases")
     render.line("inside: predictions that lie between those quartiles")
     columns = ["case", "measured\ntokens/s", "predicted\ntokens/s", "error", "inside\nspread", "penalty\nerror"]
@@ -68,6 +71,21 @@ def drift_line(result: SuiteResult) -> str:
         f"the machine itself: one decode step took {render.with_interval(before)} ms before the suite and "
         f"{render.with_interval(after)} ms after it ({change})"
     )
+
+
+def pace_lines(result: SuiteResult) -> list[str]:
+    """How much slower the machine was around the runs than when it was profiled; empty where that was not timed."""
+    lines = []
+    for what, found in (
+        ("steps of compute", [case.pace for case in result.cases if case.pace is not None]),
+        ("reads from the drive", [case.disk_pace for case in result.cases if case.disk_pace is not None]),
+    ):
+        if found:
+            lines.append(
+                f"pace: reference {what} took {median(found):.2f} times as long around the runs as in the profile in "
+                f"the median case, {min(found):.2f} to {max(found):.2f} over all"
+            )
+    return lines
 
 
 def others_line(result: SuiteResult) -> str:

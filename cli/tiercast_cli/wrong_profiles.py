@@ -1,7 +1,8 @@
 """Profiles made wrong on purpose: a validation that does not catch them would catch nothing.
 
 Each takes a measured profile and spoils one thing that the suite must notice: the error table then moves in a known
-direction, in the cases that use the spoilt thing, and nowhere else.
+direction, in the cases that use the spoilt thing, and nowhere else. The same changes take a profile to the pace that
+the machine had at another time.
 """
 
 from collections.abc import Callable
@@ -33,18 +34,6 @@ def _link_halved(profile: HardwareProfile) -> HardwareProfile:
     def halved(link: Link) -> Link:
         return link.model_copy(update={"bandwidth_gb_per_s": _scaled(link.bandwidth_gb_per_s, 0.5)})
 
-    def slower(curve: LookupCurve) -> LookupCurve:
-        if curve.tier == "hbm":
-            return curve
-        return curve.model_copy(
-            update={
-                "fixed_us": _scaled(curve.fixed_us, 2),
-                "row_ns": _scaled(curve.row_ns, 2),
-                "bandwidth_gb_per_s": _scaled(curve.bandwidth_gb_per_s, 0.5),
-                "points": tuple(_lookup_point(point, lambda time_us: 2 * time_us) for point in curve.points),
-            }
-        )
-
     tiers = {
         name: tier.model_copy(update={"read_bandwidth_gb_per_s": _scaled(tier.read_bandwidth_gb_per_s, 0.5)})
         for name, tier in (("nvme", profile.nvme), ("cxl", profile.cxl), ("pool", profile.pool))
@@ -54,7 +43,7 @@ def _link_halved(profile: HardwareProfile) -> HardwareProfile:
         update={
             "host_to_device": halved(profile.host_to_device),
             "device_to_host": halved(profile.device_to_host),
-            "lookups": tuple(slower(curve) for curve in profile.lookups),
+            "lookups": tuple(curve if curve.tier == "hbm" else _slower_curve(curve, 2) for curve in profile.lookups),
             **tiers,
         }
     )
@@ -77,8 +66,18 @@ def _rows_doubled(profile: HardwareProfile) -> HardwareProfile:
 
 
 def _layers_slower(profile: HardwareProfile) -> HardwareProfile:
+    return _slower_layers(profile, SLOWER)
+
+
+def at_pace(profile: HardwareProfile, compute_ratio: float, disk_ratio: float) -> HardwareProfile:
+    """The profile had its layers and its reads from a drive taken so many times as long as they did."""
+    curves = tuple(_slower_curve(curve, disk_ratio) if curve.path == "disk" else curve for curve in profile.lookups)
+    return _slower_layers(profile, compute_ratio).model_copy(update={"lookups": curves})
+
+
+def _slower_layers(profile: HardwareProfile, ratio: float) -> HardwareProfile:
     def slower_point(point: ComputePoint) -> ComputePoint:
-        times = {name: SLOWER * getattr(point, name) for name in ("time_us", "low_us", "high_us")}
+        times = {name: ratio * getattr(point, name) for name in ("time_us", "low_us", "high_us")}
         return point.model_copy(update=times)
 
     def slower(table: ComputeTable) -> ComputeTable:
@@ -86,6 +85,17 @@ def _layers_slower(profile: HardwareProfile) -> HardwareProfile:
         return table.model_copy(update={"components": components})
 
     return profile.model_copy(update={"compute": tuple(slower(table) for table in profile.compute)})
+
+
+def _slower_curve(curve: LookupCurve, ratio: float) -> LookupCurve:
+    return curve.model_copy(
+        update={
+            "fixed_us": _scaled(curve.fixed_us, ratio),
+            "row_ns": _scaled(curve.row_ns, ratio),
+            "bandwidth_gb_per_s": _scaled(curve.bandwidth_gb_per_s, 1 / ratio),
+            "points": tuple(_lookup_point(point, lambda time_us: ratio * time_us) for point in curve.points),
+        }
+    )
 
 
 def _lookup_point(point: LookupPoint, change: Callable[[float], float]) -> LookupPoint:

@@ -124,6 +124,11 @@ def _mean_context(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"compute": tables})
 
 
+def _one_table(hardware: HardwareProfile) -> HardwareProfile:
+    with_engram = tuple(table for table in hardware.compute if table.engram_sha256 is not None)
+    return hardware.model_copy(update={"compute": with_engram})
+
+
 def _waits_at_layers(prediction: Prediction) -> Prediction:
     if not isinstance(prediction, WindowRatio):
         return prediction
@@ -171,6 +176,7 @@ ABLATIONS: tuple[Without, ...] = (
     Without("A38", "ids and staged rows cross the link in no time", hardware=_instant_hops),
     Without("A39", "decode attention follows the mean context", hardware=_mean_context),
     Without("A85", "a serial read takes the drive's time alone", hardware=_drive_alone),
+    Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 

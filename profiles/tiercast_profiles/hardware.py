@@ -180,7 +180,8 @@ class ComputeTable(Strict):
     """Measured component times of one model on this machine.
 
     ``context_statistic`` says which context of a decode batch the attention time follows: ``max`` where the batch is
-    padded, ``mean`` where a kernel walks each sequence's own length.
+    padded, ``mean`` where a kernel walks each sequence's own length. ``engram_sha256`` is the shape of the Engram
+    layers that ran between the decoder's; None: there were none.
     """
 
     model_name: str

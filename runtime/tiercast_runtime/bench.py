@@ -8,7 +8,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from tiercast_runtime.table import FileTable, MemoryTable, Table
 
 MAX_REPEATS = 1000
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
+OTHERS = "cores_used_by_others"
 BUSY_CORES = 0.1  # a machine whose other processes use more than this was not quiet
 
 
@@ -119,7 +120,7 @@ def bench_engine(
             progress((done + share) / repeats)
 
         runs.append(engine.run(report))
-    return _record(engine.resolved, engine, runs, num_threads, None), runs  # others: the other ranks would count
+    return _record(engine.resolved, engine, runs, num_threads, {}), runs  # others: the other ranks would count
 
 
 def bench_in_rounds(
@@ -131,11 +132,13 @@ def bench_in_rounds(
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
     memory: MemoryRequest | None = None,
+    between: Callable[[], Mapping[str, float]] | None = None,
 ) -> tuple[RunRecord, ...]:
     """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
 
     Every other round goes backwards, so that none is always measured after the same one. All of them are in memory at
-    once. Arguments and errors are those of :func:`bench`, which alone runs several ranks.
+    once. Arguments and errors are those of :func:`bench`, which alone runs several ranks; ``between`` is called before
+    every run and after the last, and what it returned around a scenario's runs is averaged into the record's facts.
     """
     check_repeats(repeats)
     for resolved in scenarios:
@@ -157,6 +160,7 @@ def bench_in_rounds(
             ]
             runs: list[list[EngineRun]] = [[] for _ in engines]
             loads = [OtherLoad() for _ in engines]
+            around = _Around(between, len(engines))
             num_done = 0
             for index in range(repeats):
                 places = range(len(engines))
@@ -166,30 +170,78 @@ def bench_in_rounds(
                         if progress is not None:
                             progress((done + share) / total)
 
-                    with loads[place]:
+                    with around.run_of(place), loads[place]:
                         runs[place].append(engines[place].run(report))
                     num_done += 1
             return tuple(
-                _record(resolved, engine, done, num_threads, load.num_cores)
-                for resolved, engine, done, load in zip(scenarios, engines, runs, loads, strict=True)
+                _record(resolved, engine, done, num_threads, facts | _others(load.num_cores))
+                for resolved, engine, done, load, facts in zip(
+                    scenarios, engines, runs, loads, around.facts(), strict=True
+                )
             )
     finally:
         torch.set_num_threads(previous_threads)
 
 
-def _prepared(folder: Path | None, resolved: ResolvedScenario) -> Path:
-    """The folder for table files, made if the tier needs it."""
+class _Around:
+    """Figures taken between runs, averaged per scenario over those before and after each of its runs."""
+
+    def __init__(self, take: Callable[[], Mapping[str, float]] | None, num_scenarios: int) -> None:
+        self._take = take
+        self._latest: Mapping[str, float] | None = None
+        self._found: list[list[Mapping[str, float]]] = [[] for _ in range(num_scenarios)]
+
+    @contextlib.contextmanager
+    def run_of(self, place: int) -> Iterator[None]:
+        """Around a run of the scenario at ``place``."""
+        if self._take is None:
+            yield
+            return
+        before = self._take() if self._latest is None else self._latest
+        yield
+        self._latest = self._take()
+        self._found[place] += [before, self._latest]
+
+    def facts(self) -> list[dict[str, float]]:
+        """Per scenario its averages."""
+        return [
+            {name: round(sum(each[name] for each in found) / len(found), 4) for name in (found[0] if found else ())}
+            for found in self._found
+        ]
+
+
+def table_folder(folder: Path | None) -> Path:
+    """The folder for table files, the default one without a name, made where it is not there.
+
+    Raises:
+        FileProblem: it cannot be made.
+    """
     chosen = default_table_folder() if folder is None else folder
-    if resolved.placement.tier == "nvme":
-        try:
-            chosen.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileProblem(f"{chosen}: cannot be made ({error.strerror or error}); give another folder") from None
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileProblem(f"{chosen}: cannot be made ({error.strerror or error}); give another folder") from None
     return chosen
 
 
+def _prepared(folder: Path | None, resolved: ResolvedScenario) -> Path:
+    """The folder for table files, made if the tier needs it."""
+    if resolved.placement.tier == "nvme":
+        return table_folder(folder)
+    return default_table_folder() if folder is None else folder
+
+
+def _others(num_cores_used: float | None) -> dict[str, float]:
+    """What other processes used of the machine, as a fact; none where the kernel does not say."""
+    return {} if num_cores_used is None else {OTHERS: round(num_cores_used, 3)}
+
+
 def _record(
-    resolved: ResolvedScenario, engine: Engine, runs: list[EngineRun], num_threads: int, others: float | None
+    resolved: ResolvedScenario,
+    engine: Engine,
+    runs: list[EngineRun],
+    num_threads: int,
+    circumstances: dict[str, float],
 ) -> RunRecord:
     statistics = [SampleStatistics(run.samples) for run in runs]
     order = sorted(range(len(runs)), key=lambda i: statistics[i].output_tokens_per_s)
@@ -212,9 +264,8 @@ def _record(
             prices_sha256=resolved.prices.sha256,
             vocabulary=engine.text.vocabulary,
             text_sha256=engine.text.sha256,
-            facts=_facts(engine, middle, len(runs), num_threads)
-            | ({} if others is None else {"cores_used_by_others": round(others, 3)}),
-            warnings=_warnings(engine, statistics, others),
+            facts=_facts(engine, middle, len(runs), num_threads) | circumstances,
+            warnings=_warnings(engine, statistics, circumstances.get(OTHERS)),
         ),
         metrics=_metrics(resolved, engine, runs, statistics),
         samples=middle.samples,

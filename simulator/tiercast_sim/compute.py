@@ -45,7 +45,11 @@ def is_of_shape(table: ComputeTable, engram: Engram) -> bool:
 
 
 def find_table(resolved: ResolvedScenario) -> tuple[ComputeTable | None, tuple[str, ...]]:
-    """The component table that was measured for this backbone in this graph mode, and what to warn of."""
+    """The component table that was measured for this backbone in this graph mode, and what to warn of.
+
+    Assumption A97: without Engram layers the decoder's own parts take what they take in a model that has none, where
+    the profile holds such a table; with them, what they take between Engram layers, whose weights share the caches.
+    """
     shape = resolved.model.backbone.shape_sha256
     tables = [table for table in resolved.hardware.compute if table.shape_sha256 == shape]
     if not tables:
@@ -59,8 +63,11 @@ def find_table(resolved: ResolvedScenario) -> tuple[ComputeTable | None, tuple[s
         )
     if resolved.scenario.parallel.tensor > 1:
         return None, ("compute was measured on one rank; tensor parallel uses the roofline",)
+    plain = [table for table in matching if table.engram_sha256 is None]
     exact = [table for table in matching if is_of_shape(table, resolved.model.engram)]
-    return (exact or matching)[0], ()
+    others = [table for table in matching if table not in plain and table not in exact]
+    has_engram = resolved.placement.tier != "none"
+    return next(iter((*exact, *others, *plain) if has_engram else (*plain, *exact, *others))), ()
 
 
 def layers_by_segment(resolved: ResolvedScenario) -> tuple[tuple[int, int], ...]:

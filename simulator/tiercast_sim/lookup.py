@@ -93,12 +93,15 @@ class CurveTimes:
 
 @lru_cache(maxsize=64)
 def _series(points: tuple[LookupPoint, ...], bound: Bound, footprint_bytes: int) -> tuple[_Series, ...]:
-    # A sweep over footprints measures the same (rows, row bytes) many times: keep the nearest footprint of each.
-    nearest: dict[tuple[int, int], LookupPoint] = {}
-    for point in points:
-        key = (point.row_bytes, point.num_rows)
-        if key not in nearest or _distance(point, footprint_bytes) < _distance(nearest[key], footprint_bytes):
-            nearest[key] = point
+    # Of each row size the sweep over the nearest footprint: two sweeps mixed would bend the curve where they alternate.
+    footprints: dict[int, int] = {}
+    for point in sorted(points, key=lambda point: _distance(point, footprint_bytes)):
+        footprints.setdefault(point.row_bytes, point.footprint_bytes)
+    nearest = {
+        (point.row_bytes, point.num_rows): point
+        for point in points
+        if point.footprint_bytes == footprints[point.row_bytes]
+    }
     series = []
     for row_bytes in sorted({key[0] for key in nearest}):
         rows = sorted(key[1] for key in nearest if key[0] == row_bytes)

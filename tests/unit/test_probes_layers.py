@@ -18,13 +18,21 @@ from tiercast_runtime.probes.interference import (  # noqa: E402
     overlap_ns,
     speeds,
 )
-from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid, grids_that_fit, joined, measure_layers  # noqa: E402
+from tiercast_runtime.probes.layers import (  # noqa: E402
+    COMPONENT_ORDER,
+    PLAIN_COMPONENTS,
+    LayerGrid,
+    grids_that_fit,
+    joined,
+    measure_layers,
+)
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
 ONCE = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
 CPU = torch.device("cpu")
+ATTENTION = ("attention_decode", "attention_prefill")
 GRID = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(4, 20), starts=(0, 16))
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
@@ -60,7 +68,27 @@ def test_every_component_is_timed_at_every_point(bench):
     assert table.graph_mode == "eager"
     assert table.shape_sha256 == bench.model.backbone.shape_sha256
     assert table.engram_sha256 == bench.model.engram.shape_sha256
-    assert {probe.name for probe in times.probes} == {f"layers.{c}" for c in COMPONENT_ORDER} | {"layers.sum_of_parts"}
+    plain = {name: [(p.num_tokens, p.context_tokens) for p in found] for name, found in times.plain.components.items()}
+    assert plain == {name: points[name] for name in ("linear", "embed", "head", "step_overhead", *ATTENTION)}
+    assert times.plain.engram_sha256 is None
+    names = {f"layers.{c}" for c in COMPONENT_ORDER} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
+    assert {probe.name for probe in times.probes} == names | {"layers.sum_of_parts"}
+
+
+def test_without_engram_nothing_is_looked_up_and_its_layers_do_not_run(bench):
+    step = bench.step([16], [])
+    found = {key[0] for key, _ in bench.walk(step, has_engram=False)}
+    assert found == {"embed", "linear", "attention_decode", "head", "step_overhead"}
+
+
+def test_a_chunk_no_larger_than_a_batch_gives_its_attention_only(bench):
+    grid = LayerGrid(sequences=(1, 5), contexts=(16,), chunks=(4, 20), starts=(0,))
+    with StepBench(bench.model, CPU, grid.geometry) as made:
+        times = measure_layers(made, grid, 1, ONCE)
+    found = times.table.components
+    assert [point.num_tokens for point in found["linear"]] == [1, 5, 20]
+    assert [point.num_tokens for point in found["attention_prefill"]] == [4, 20]
+    assert [point.num_tokens for point in found["head"]] == [1, 5]  # the head of a chunk is as cold as the chunk
 
 
 def test_a_layers_time_is_the_mean_over_the_layers(bench):

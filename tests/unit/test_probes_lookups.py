@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
+from tiercast_profiles.head_sizes import table_rows  # noqa: E402
 from tiercast_profiles.units import MIB  # noqa: E402
 from tiercast_runtime.aio import RowReader  # noqa: E402
 from tiercast_runtime.paths.base import StagedRows  # noqa: E402
@@ -84,7 +85,7 @@ def test_any_row_size_has_an_engram(row_bytes):
 
 
 def test_the_sweep_holds_what_the_models_need(engram):
-    plan = gather.gather_plan([engram], (64,), (1, 4), (MIB,))
+    (plan,) = gather.gather_plans([engram], (64,), (1, 4), (1,))
     sizes = dict(plan.sizes)
     per_token = engram.num_rows_per_token
     assert set(sizes) == {64, engram.row_bytes}
@@ -265,3 +266,24 @@ def test_a_node_without_usable_cores_is_not_measured():
 
 def test_spreads_scale_with_their_samples():
     assert Spread("a", (1.0, 2.0)).scaled(1000).samples == (1000.0, 2000.0)
+
+
+def test_a_small_model_is_swept_at_its_own_size(engram):
+    own_bytes = max(table_rows(engram)) * engram.row_bytes
+    far, small = gather.gather_plans([engram, engram], (64,), (1, 4), (4 * own_bytes,))
+    assert dict(far.sizes) == {64: gather.SWEEP_ROWS, engram.row_bytes: gather.SWEEP_ROWS}
+    per_token = engram.num_rows_per_token
+    counts = tuple(sorted({*gather.SWEEP_ROWS, per_token, 4 * per_token}))
+    assert small == gather.GatherPlan(((engram.row_bytes, counts),), (own_bytes,))
+    assert len(gather.gather_plans([engram], (64,), (1,), (4 * own_bytes - 1,))) == 1
+
+
+def test_what_a_cache_holds_stays_out_of_the_fit():
+    def spread(footprint, time_us):
+        return Spread(("cpu_gather", 256, 100, footprint), (time_us,) * 3)
+
+    alone, _ = gather.curve_from([spread(4 * MIB, 50.0)], "dram", 64, 10.0)
+    curve, probes = gather.curve_from([spread(4 * MIB, 50.0), spread(MIB - 1, 5.0)], "dram", 64, 10.0)
+    assert [point.time_us for point in curve.points] == [50.0, 5.0]
+    assert (curve.fixed_us, curve.row_ns) == (alone.fixed_us, alone.row_ns)
+    assert probes[-1].parameters["points"] == 1

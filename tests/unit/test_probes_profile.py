@@ -81,7 +81,10 @@ class TestProfile:
         assert found.device.kind == "cpu"
         assert {(c.tier, c.path) for c in found.lookups} >= {("hbm", "device"), ("dram", "cpu_gather")}
         assert all(curve.is_calibrated and curve.points for curve in found.lookups)
-        assert [table.model_name for table in found.compute] == ["mini-v41"]
+        assert [table.model_name for table in found.compute] == ["mini-v41", "mini-v41"]
+        assert [table.engram_sha256 is None for table in found.compute] == [False, True], (
+            "with Engram layers, and alone"
+        )
         copied = [probe for probe in found.probes if probe.name == "copy.host"]
         assert all(probe.parameters["times"] == 2 and len(probe.samples) == 6 for probe in copied)
         assert any(probe.name == "storage.single_read" for probe in found.probes)
@@ -152,7 +155,7 @@ class TestProfile:
         found = run([load_model("deepseek-v4.1-flash")], tmp_path)
         refused = next(probe for probe in found.probes if probe.name == "layers.deepseek-v4.1-flash")
         assert refused.status == "not_supported"
-        assert [table.model_name for table in found.compute] == ["mini-demo"]
+        assert {table.model_name for table in found.compute} == {"mini-demo"}
         assert any(point.row_bytes == 264 for point in found.lookups[0].points)
 
     def test_a_disk_without_room_leaves_the_tier_out(self, tmp_path, mini_model, monkeypatch):

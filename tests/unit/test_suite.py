@@ -46,7 +46,7 @@ def found(record):
         made(record, "b/far", 150, 100),
     ]
     failures = [Failure(case="c/far", reason="the machine has no such tier")]
-    rows = suite_result.suite_cases(plan, ["b/far"], cases)
+    rows = suite_result.suite_cases(plan, ["b/far"], cases, {})
     return SuiteResult(
         hardware_name="here",
         profile_sha256="0" * 64,

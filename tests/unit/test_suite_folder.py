@@ -1,5 +1,6 @@
 """A suite that survives an interruption, is scored again from its records, and catches a profile that is wrong."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from tiercast_cli import probing, suite, suite_views
 from tiercast_cli.render import to_text
-from tiercast_cli.wrong_profiles import WRONG, spoilt
+from tiercast_cli.wrong_profiles import WRONG, at_pace, spoilt
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.record import Metric
@@ -46,18 +47,24 @@ def small_suite(monkeypatch):
     return plan
 
 
+class NoPace:
+    def measure(self):
+        return {}
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A machine that does to the nanosecond what its profile predicts; counts the cases it was made to run."""
     ran = []
 
-    def bench_in_rounds(scenarios, *, repeats, progress):
+    def bench_in_rounds(scenarios, *, repeats, progress, between):
         ran.extend(scenario.scenario.placement.tier for scenario in scenarios)
         return tuple(
             simulate(scenario, with_baselines=False, with_bounds=False).model_copy(update={"kind": "measured"})
             for scenario in scenarios
         )
 
+    monkeypatch.setattr(probing, "pace_of", lambda _profile, _model: contextlib.nullcontext(NoPace()))
     monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
     monkeypatch.setattr(probing, "decode_step_ms", lambda _: Metric(value=10.0))
     return ran
@@ -80,13 +87,39 @@ def test_a_perfect_machine_is_predicted_perfectly(profile, small_suite, machine,
     assert all("facts.compute" not in case.differing_inputs for case in found.cases)
 
 
+def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
+    profile, small_suite, machine, tmp_path, monkeypatch
+):
+    layers, reads = 1.25, 3.0
+    facts = {"pace_decode_1": layers**2, "pace_chunk_151": 1.0, "pace_disk": reads}
+
+    def bench_in_rounds(scenarios, **_):
+        slow = at_pace(store.load_hardware(profile), layers, reads)
+        records = []
+        for scenario in scenarios:
+            record = simulate(scenario.model_copy(update={"hardware": slow}), with_baselines=False, with_bounds=False)
+            provenance = record.provenance.model_copy(update={"facts": record.provenance.facts | facts})
+            records.append(record.model_copy(update={"kind": "measured", "provenance": provenance}))
+        return tuple(records)
+
+    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    found = run(profile, tmp_path / "out")
+    for metric in ("output_tokens_per_s", "stall_ms_per_step", "penalty"):
+        assert found.score_of(metric, "at pace").worst_absolute == pytest.approx(0, abs=1e-9)
+    assert found.score_of("output_tokens_per_s").worst_absolute > 0.2
+    assert [case.pace for case in found.cases] == pytest.approx([layers] * 6)
+    assert {case.disk_pace for case in found.cases} == {reads}
+    again = suite.rescore(tmp_path / "out", profile, "layers-slower")
+    assert "at pace" not in again.scores, "beside another profile the pace says nothing"
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machine, tmp_path, monkeypatch):
     whole = suite.measure
 
-    def interrupted(todo, repeats, report):
+    def interrupted(todo, repeats, report, between):
         if any(name.startswith("random/") for name in todo):
             raise KeyboardInterrupt
-        return whole(todo, repeats, report)
+        return whole(todo, repeats, report, between)
 
     monkeypatch.setattr(suite, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

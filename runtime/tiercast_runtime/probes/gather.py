@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tiercast_profiles.hardware import LookupCurve, LookupPath, LookupPoint, ProbeResult, Tier
+from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram
 from tiercast_profiles.rng import stream
 from tiercast_runtime.memory import HostBlock, available_host_bytes, require_bytes
@@ -43,6 +44,7 @@ from tiercast_runtime.table import HostTable, MemoryTable
 CPU_LINE_BYTES = 64
 GPU_SECTOR_BYTES = 32  # the unit a GPU reads memory in, its own or the host's
 SWEEP_ROWS = (1, 16, 96, 512, 3072)
+FAR_SMALLER = 4
 
 GatherKey = tuple[LookupPath, int, int, int]  # path, row bytes, rows, footprint bytes
 
@@ -55,20 +57,36 @@ class GatherPlan:
     footprints_bytes: tuple[int, ...]
 
 
-def gather_plan(
+def gather_plans(
     engrams: Sequence[Engram], row_bytes: Sequence[int], tokens: Sequence[int], footprints_bytes: tuple[int, ...]
-) -> GatherPlan:
-    """A sweep over row sizes, and for those of the models also the numbers of rows that these many tokens need."""
+) -> list[GatherPlan]:
+    """A sweep over row sizes, with the numbers of rows that these many tokens of the models need.
+
+    A model whose own table is far smaller than the footprints gets its numbers of rows from a table of that size, in a
+    plan of its own: a table that the last cache holds is read several times as fast as one that it does not.
+    """
     wanted: dict[int, set[int]] = {size: set(SWEEP_ROWS) for size in row_bytes}
+    own: dict[tuple[int, int], set[int]] = {}
     for engram in engrams:
-        counts = {engram.num_rows_per_token * count for count in tokens}
-        wanted.setdefault(engram.row_bytes, set()).update(counts, SWEEP_ROWS)
-    return GatherPlan(tuple((size, tuple(sorted(counts))) for size, counts in sorted(wanted.items())), footprints_bytes)
+        counts = {engram.num_rows_per_token * count for count in tokens} | set(SWEEP_ROWS)
+        far = wanted.setdefault(engram.row_bytes, set(SWEEP_ROWS))
+        own_bytes = max(table_rows(engram)) * engram.row_bytes
+        if own_bytes * FAR_SMALLER <= min(footprints_bytes):
+            own.setdefault((own_bytes, engram.row_bytes), set()).update(counts)
+        else:
+            far.update(counts)
+    plans = [
+        GatherPlan(tuple((size, tuple(sorted(counts))) for size, counts in sorted(wanted.items())), footprints_bytes)
+    ]
+    plans += [
+        GatherPlan(((size, tuple(sorted(counts))),), (own_bytes,)) for (own_bytes, size), counts in sorted(own.items())
+    ]
+    return plans
 
 
-def footprint_bytes(least_bytes: int, last_level_cache_bytes: int | None) -> int:
-    """Size of the table to gather from: eight last caches where that is more, but at most a quarter of free memory."""
-    return min(max(least_bytes, 8 * (last_level_cache_bytes or 0)), available_host_bytes() // 4)
+def footprint_bytes(least_bytes: int, last_level_cache_bytes: int | None, num_caches: int) -> int:
+    """Size of the table to gather from: so many last caches where that is more, at most a quarter of free memory."""
+    return min(max(least_bytes, num_caches * (last_level_cache_bytes or 0)), available_host_bytes() // 4)
 
 
 def engram_of_row_bytes(row_bytes: int) -> Engram:
@@ -202,7 +220,9 @@ def curve_from(
         for spread in spreads
         for _, row_bytes, count, size in [spread.key]
     )
-    fit, quantities = as_quantities(points, granularity_bytes, fastest_gb_per_s)
+    largest = max(point.footprint_bytes for point in points)
+    far = [point for point in points if point.footprint_bytes * FAR_SMALLER >= largest]  # not those a cache holds
+    fit, quantities = as_quantities(far, granularity_bytes, fastest_gb_per_s)
     curve = LookupCurve(
         tier=tier,
         path=path,
@@ -223,7 +243,7 @@ def curve_from(
     ]
     residual = ProbeResult(
         name=f"lookup.{tier}.{path}.fit",
-        parameters={"points": len(points), "what": "root mean square of (fitted - measured) / measured"},
+        parameters={"points": len(far), "what": "root mean square of (fitted - measured) / measured"},
         unit="ratio",
         samples=(rounded(fit.residual_ratio),),
         status="ok",

@@ -25,9 +25,15 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
+NUM_SETTLING_STEPS = 4  # a batch of eight is a tenth slower one step after a prompt, and steady after four or five
+NUM_SETTLING_SEQUENCES = 8  # one sequence takes some ten steps: so many more, shared by the sequences
+NUM_PLAIN_SAMPLES = 2  # of a decode batch without Engram, at the first context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
+PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
+
 WholeKey = tuple[Literal["whole"], int, int]
-LayerKey = ComponentKey | WholeKey
+PlainKey = tuple[Literal["plain"], Component, int]
+LayerKey = ComponentKey | WholeKey | PlainKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +57,14 @@ class LayerGrid:
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """One model's table and the probes it comes from."""
+    """One model's table and the probes it comes from.
+
+    ``plain`` is the table of the model without its Engram layers: their weights push those of the decoder out of the
+    caches, so that the decoder alone is faster.
+    """
 
     table: ComputeTable
+    plain: ComputeTable
     spreads: dict[ComponentKey, Spread[LayerKey]]
     probes: tuple[ProbeResult, ...]
 
@@ -87,19 +98,23 @@ def grids_that_fit(grid: LayerGrid, model: ModelSpec, device: torch.device) -> t
 
 def joined(parts: Sequence[LayerTimes]) -> LayerTimes:
     """The times of all parts of a grid as one table; a point that several parts measured is the first one's."""
+    spreads: dict[ComponentKey, Spread[LayerKey]] = {}
+    for part in reversed(parts):
+        spreads |= part.spreads
+    table, plain = _one_table([part.table for part in parts]), _one_table([part.plain for part in parts])
+    return LayerTimes(table, plain, spreads, tuple(probe for part in parts for probe in part.probes))
+
+
+def _one_table(parts: Sequence[ComputeTable]) -> ComputeTable:
     components: dict[Component, tuple[ComputePoint, ...]] = {}
     for name in COMPONENT_ORDER:
         points: dict[tuple[int, int], ComputePoint] = {}
         for part in parts:
-            for point in part.table.components.get(name, ()):
+            for point in part.components.get(name, ()):
                 points.setdefault((point.num_tokens, point.context_tokens), point)
         if points:
             components[name] = tuple(points[key] for key in sorted(points))
-    spreads: dict[ComponentKey, Spread[LayerKey]] = {}
-    for part in reversed(parts):
-        spreads |= part.spreads
-    table = parts[0].table.model_copy(update={"components": components})
-    return LayerTimes(table, spreads, tuple(probe for part in parts for probe in part.probes))
+    return parts[0].model_copy(update={"components": components})
 
 
 def measure_layers(
@@ -115,16 +130,16 @@ def measure_layers(
         clock: decides when the budget is used.
     """
     with torch.inference_mode():
-        decodes = [bench.step([context] * count, []) for count in grid.sequences for context in grid.contexts]
-        chunks = [bench.step([], [(start, count)]) for count in grid.chunks for start in grid.starts]
+        decodes = [[bench.step([context] * count, []) for context in grid.contexts] for count in grid.sequences]
+        chunks = [[bench.step([], [(start, count)]) for start in grid.starts] for count in grid.chunks]
         wholes = []
         if grid.sequences:
             middle = grid.sequences[len(grid.sequences) // 2]
             wholes.append(bench.step([max(grid.contexts[:3])] * middle, []))
-        if grid.chunks:
+        if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
             wholes.append(bench.step([], [(0, grid.chunks[-1])]))
-        cases: list[Case[LayerKey]] = [_follow_up_case(bench, step) for step in decodes]
-        cases += [_walk_case(bench, step) for step in chunks]
+        cases: list[Case[LayerKey]] = [_settled_case(bench, steps) for steps in decodes]
+        cases += [_chunk_case(bench, steps, max(grid.sequences, default=0)) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes]
         spreads = {spread.key: spread for spread in collect(cases, effort, clock)}
     components: dict[Component, tuple[ComputePoint, ...]] = {}
@@ -135,19 +150,21 @@ def measure_layers(
         for key in sorted(key for key in spreads if key[0] == component):
             spread = spreads[key].scaled(1 / NS_PER_US)
             times[component, key[1], key[2]] = spread
-            points.append(
-                ComputePoint(
-                    num_tokens=key[1],
-                    context_tokens=key[2],
-                    time_us=rounded(spread.mean),
-                    low_us=rounded(min(spread.low, spread.mean)),
-                    high_us=rounded(max(spread.high, spread.mean)),
-                )
-            )
+            points.append(_point(spread, key[1], key[2]))
             parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": key[1], "context": key[2]}
             probes.append(probe_result(f"layers.{component}", spread, "us", parameters))
         if points:
             components[component] = tuple(points)
+    plain = {name: points for name, points in components.items() if name.startswith("attention")}
+    for component in PLAIN_COMPONENTS:
+        points = []
+        for plain_key in sorted(key for key in spreads if key[:2] == ("plain", component)):
+            spread = spreads[plain_key].scaled(1 / NS_PER_US)
+            points.append(_point(spread, plain_key[2], 0))
+            parameters = {"model": bench.model.name, "tokens": plain_key[2]}
+            probes.append(probe_result(f"layers.plain.{component}", spread, "us", parameters))
+        if points:
+            plain[component] = tuple(points)
     table = ComputeTable(
         model_name=bench.model.name,
         shape_sha256=bench.model.backbone.shape_sha256,
@@ -157,35 +174,88 @@ def measure_layers(
         context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
     )
+    without = table.model_copy(update={"engram_sha256": None, "components": plain})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
-    return LayerTimes(table, times, (*probes, *checks))
+    return LayerTimes(table, without, times, (*probes, *checks))
 
 
-def _walk_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
-    def case() -> list[tuple[LayerKey, float]]:
-        return list(bench.walk(step))
+def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> ComputePoint:
+    """A point in µs."""
+    return ComputePoint(
+        num_tokens=num_tokens,
+        context_tokens=context_tokens,
+        time_us=rounded(spread.mean),
+        low_us=rounded(min(spread.low, spread.mean)),
+        high_us=rounded(max(spread.high, spread.mean)),
+    )
 
-    return case
 
+def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -> Case[LayerKey]:
+    """Chunks of one size behind each of the starts, then the first without Engram.
 
-def _follow_up_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
-    """A step that decodes comes after one like it, so its memory is as warm as that one left it: the first is not kept.
-
-    Rounds of the grid put steps of other shapes in between, and after those its weights and buffers have left the
-    caches.
+    The head of a chunk's one sample is left out, and of a chunk no larger than a decode batch all but its attention:
+    the decode batches say these, and their keys would be the same.
     """
 
     def case() -> list[tuple[LayerKey, float]]:
-        bench.walk(step)
-        return list(bench.walk(step))
+        found: list[tuple[LayerKey, float]] = []
+        for step in steps:
+            is_small = step.plan.num_tokens <= most_sequences
+            found += [
+                (key, value)
+                for key, value in bench.walk(step)
+                if key[0] == "attention_prefill" or not (is_small or (most_sequences and key[0] == "head"))
+            ]
+        if steps[0].plan.num_tokens > most_sequences:
+            found += [pair for pair in _plain(bench, steps[0]) if pair[0][1] != "head"]
+        return found
 
     return case
+
+
+def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
+    return [
+        (("plain", key[0], key[1]), value)
+        for key, value in bench.walk(step, has_engram=False)
+        if key[0] in PLAIN_COMPONENTS
+    ]
+
+
+def _settled_case(bench: StepBench, steps: list[BenchStep]) -> Case[LayerKey]:
+    """Decode batches of one size, each after steps like it, then one without Engram: the first steps are not kept.
+
+    Rounds of the grid put steps of other shapes in between, and those take the weights out of the nearest cache, which
+    needs several steps to settle again. A server decodes one batch dozens of times between two prompts, so a settled
+    step is what it runs. A longer context brings keys that the one before did not read: of each the first is not kept.
+    """
+    num_settling = settling_steps(steps[0])
+
+    def case() -> list[tuple[LayerKey, float]]:
+        for _ in range(num_settling):
+            bench.walk(steps[0])
+        found: list[tuple[LayerKey, float]] = []
+        for step in steps:
+            bench.walk(step)
+            found += bench.walk(step)
+        for _ in range(num_settling):
+            bench.walk(steps[0], has_engram=False)
+        for _ in range(NUM_PLAIN_SAMPLES):
+            found += _plain(bench, steps[0])
+        return found
+
+    return case
+
+
+def settling_steps(step: BenchStep) -> int:
+    """Steps like it to run before a step that decodes is as a server runs it; none before a chunk of a prompt."""
+    num_sequences = len(step.plan.decodes)
+    return NUM_SETTLING_STEPS + NUM_SETTLING_SEQUENCES // num_sequences if num_sequences else 0
 
 
 def _whole_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
     def case() -> list[tuple[LayerKey, float]]:
-        if step.plan.decodes:
-            bench.whole(step)  # as in _follow_up_case
+        for _ in range(settling_steps(step)):
+            bench.whole(step)
         return [(_whole_key(step), bench.whole(step))]
 
     return case

@@ -16,6 +16,7 @@ from tiercast_runtime.probes.timing import Clock
 
 DISTURBING_SIDE = 1448  # a matrix of 8 MiB: the weights of a small layer, more than a private cache holds
 NUM_DISTURBING = 16  # about 5 ms, a short step: the worker falls asleep and its caches fill
+NUM_DISTURBING_A_DRIVE = 48  # about 16 ms: a core and a drive sleep deeper the longer nothing is asked of them
 
 
 class LookupTimer:
@@ -24,11 +25,13 @@ class LookupTimer:
     Args:
         path: what to time; it stays its owner's.
         clock: ns.
+        num_disturbing: products of a vector with a matrix of 8 MiB before each lookup.
     """
 
-    def __init__(self, path: LookupPath, clock: Clock) -> None:
+    def __init__(self, path: LookupPath, clock: Clock, *, num_disturbing: int = NUM_DISTURBING) -> None:
         self._path = path
         self._clock = clock
+        self._num_disturbing = num_disturbing
         self._prefetcher = Prefetcher(path, "step_entry", clock) if path.is_host_driven else None
         self._matrix = torch.ones(DISTURBING_SIDE, DISTURBING_SIDE)
         self._vector = torch.ones(1, DISTURBING_SIDE)
@@ -41,7 +44,7 @@ class LookupTimer:
 
     def time_ns(self, row_ids: torch.Tensor) -> float:
         """Time of one lookup of ``row_ids [T, R] int64``, from its start in the thread that makes it to its rows."""
-        for _ in range(NUM_DISTURBING):
+        for _ in range(self._num_disturbing):
             torch.mm(self._vector, self._matrix)
         if self._prefetcher is None:
             start_ns = self._clock()

@@ -89,7 +89,7 @@ def assemble(found: Findings) -> HardwareProfile:
         device_to_host=from_device,
         nvme=found.storage,
         lookups=tuple(kept),
-        compute=found.tables,
+        compute=(*found.tables, *found.plain_tables),
         efficiencies=_efficiencies(found),
         interference=tuple(sorted(found.interference, key=lambda entry: (entry.tier, entry.path))),
         gather_sweeps=tuple(found.gather_sweeps),

@@ -125,8 +125,10 @@ class StepBench:
         """Row ids of the step, folded onto the rows the staging table has."""
         return self.hasher.row_ids(batch.windows).remainder_(self.table.num_rows)
 
-    def walk(self, step: "BenchStep") -> list[tuple[ComponentKey, float]]:
+    def walk(self, step: "BenchStep", *, has_engram: bool = True) -> list[tuple[ComponentKey, float]]:
         """Run the step once and time each component; a layer's components are means over all layers.
+
+        Without Engram (``has_engram`` false) nothing is looked up and its layers do not run.
 
         Assumption A39: the time of a decode batch moves with its longest context in steps of the alignment the
         runtime pads to. A point is placed in the middle of the contexts that one padded length serves. Where a kernel
@@ -138,21 +140,25 @@ class StepBench:
         batch = self.batch(step)
         built_ns = clock()
         watch.lap()
-        row_ids = self.hasher.row_ids(batch.windows)
-        watch.lap()
-        row_ids = row_ids.remainder_(self.table.num_rows)
-        watch.lap()
-        self._prefetcher.begin_step(row_ids)
-        watch.lap()
-        staged = self._staged()
-        watch.lap()
+        names: list[Component | None] = []
+        staged: list[StagedRows] = []
+        if has_engram:
+            row_ids = self.hasher.row_ids(batch.windows)
+            watch.lap()
+            row_ids = row_ids.remainder_(self.table.num_rows)
+            watch.lap()
+            self._prefetcher.begin_step(row_ids)
+            watch.lap()
+            staged = self._staged()
+            watch.lap()
+            names += ("hash", None, "lookup_issue", None)
         hidden = self.backbone.embed(batch)
         watch.lap()
+        names.append("embed")
         attention: Component = "attention_prefill" if batch.chunks else "attention_decode"
-        names: list[Component | None] = ["hash", None, "lookup_issue", None, "embed"]
         for index in range(self.model.backbone.num_layers):
             engram_index = self._engram_at.get(index)
-            if engram_index is not None:
+            if engram_index is not None and has_engram:
                 hidden = self.engram_layers[engram_index].forward(hidden, staged[engram_index], batch)
                 watch.lap()
                 names.append("engram_module")

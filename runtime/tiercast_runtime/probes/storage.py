@@ -29,7 +29,7 @@ from tiercast_runtime.aio import RowReader
 from tiercast_runtime.content import expected_rows
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import GatherKey, check_rows, random_ids
-from tiercast_runtime.probes.lookup_timer import LookupTimer
+from tiercast_runtime.probes.lookup_timer import NUM_DISTURBING_A_DRIVE, LookupTimer
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded, to_us
 from tiercast_runtime.table import FileTable
 
@@ -195,7 +195,7 @@ def measure_disk_lookups(
         FileProblem: the file cannot be read.
     """
     path = DiskPath([table], torch.device("cpu"))
-    timer = LookupTimer(path, clock)
+    timer = LookupTimer(path, clock, num_disturbing=NUM_DISTURBING_A_DRIVE)
     try:
         reader = path.readers[0]
         exclude_page_cache(table.path, is_direct=reader.mode != "pread_buffered")

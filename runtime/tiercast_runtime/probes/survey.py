@@ -90,8 +90,13 @@ class Findings:
 
     @property
     def tables(self) -> tuple[ComputeTable, ...]:
-        """Component tables of the models."""
+        """Component tables of the models with their Engram layers."""
         return (*(times.table for times in self.layer_times), *self.graph_tables)
+
+    @property
+    def plain_tables(self) -> tuple[ComputeTable, ...]:
+        """Component tables of the models without them."""
+        return tuple(times.plain for times in self.layer_times)
 
     @property
     def memory_gb_per_s(self) -> float:
@@ -281,14 +286,16 @@ class _Survey:
     def _gathers(self, found: Findings, gather_threads: int) -> None:
         host = found.host
         engrams = [model.engram for model in self._shapes]
-        base = gather.footprint_bytes(self._plan.footprint_bytes, host.last_level_cache_bytes)
+        base = gather.footprint_bytes(self._plan.footprint_bytes, host.last_level_cache_bytes, self._plan.num_caches)
         is_gpu = self._device.type == "cuda"
         sizes: tuple[int, ...] = tuple(base * 4**number for number in range(self._plan.num_footprints))
         sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))
-        plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
+        plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         on_host: list[LookupPath] = ["cpu_gather"] if is_gpu else ["device", "cpu_gather"]
         with watched(self._telemetry, "lookup.host", found.probes):
-            spreads = gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
+            spreads: list[Spread[gather.GatherKey]] = []
+            for plan in plans:
+                spreads += gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
         memory = found.host_copies.rates[f"threads_{num_cores()}"].value
         tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
         for name in on_host:
@@ -299,7 +306,7 @@ class _Survey:
             return
         free = min(int(torch.cuda.mem_get_info(self._device)[0]), available_host_bytes()) // 4
         sizes = tuple(size for size in self._plan.gpu_footprints_bytes if size <= free) or (base,)
-        plan = gather.gather_plan(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
+        plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         link = found.device_copies.rates["host_to_device"].value if found.device_copies is not None else memory
         on_device: tuple[tuple[LookupPath, Tier, float], ...] = (
             ("device", "hbm", found.memory_gb_per_s),
@@ -308,7 +315,9 @@ class _Survey:
         for path, tier, fastest in on_device:
 
             def stage(path: LookupPath = path, tier: Tier = tier, fastest: float = fastest) -> None:
-                measured = gather.measure_device_gather(plan, path, self._device, self._plan.gather)
+                measured: list[Spread[gather.GatherKey]] = []
+                for plan in plans:
+                    measured += gather.measure_device_gather(plan, path, self._device, self._plan.gather)
                 self._add_curve(found, measured, tier, gather.GPU_SECTOR_BYTES, fastest)
 
             self._attempt(found, f"lookup.{tier}.{path}", stage, path)

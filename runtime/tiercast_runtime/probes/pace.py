@@ -1,0 +1,157 @@
+"""How fast this machine is right now beside what its profile says: steps of the profile's own table, timed again.
+
+A machine that others share is a tenth faster or slower a minute later. A prediction made from the profile cannot know;
+whoever scores it should. The pieces timed here are those the layer probe times, by the same functions, and nothing of
+an engine's run goes into them: a run cannot make its own prediction look better.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from tiercast_profiles.errors import BadInput
+from tiercast_profiles.hardware import Component, ComputeTable, HardwareProfile
+from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.rng import stream
+from tiercast_profiles.units import NS_PER_US
+from tiercast_runtime.device import pick_device
+from tiercast_runtime.paths.disk import DiskPath
+from tiercast_runtime.probes.gather import random_ids
+from tiercast_runtime.probes.layers import settling_steps
+from tiercast_runtime.probes.lookup_timer import NUM_DISTURBING_A_DRIVE, LookupTimer
+from tiercast_runtime.probes.step_bench import BenchStep, Geometry, StepBench
+from tiercast_runtime.probes.timing import Clock, Spread
+from tiercast_runtime.table import FileTable
+
+SEQUENCES, CONTEXT_TOKENS, CHUNK_TOKENS = (1, 8), 128, 151  # points of both probe plans
+NUM_DECODE_SAMPLES, NUM_CHUNK_SAMPLES = 6, 3
+DISK_ROWS, NUM_DISK_WARM_UPS, NUM_DISK_SAMPLES = (32, 256), 2, 7
+DISK = "pace_disk"
+
+
+class Pace:
+    """Reference steps of one model, and what they took when the profile was made.
+
+    Args:
+        model: whose layer times the profile holds.
+        hardware: the profile.
+        folder: where the table file is, or is made, that reads from a drive are timed on.
+        clock: ns.
+
+    Raises:
+        BadInput: the profile holds no single-call times of this model.
+        FileProblem: the table file cannot be written.
+        MissingCapability: the runtime cannot compute the model.
+        InfeasibleScenario: it does not fit in memory.
+    """
+
+    def __init__(
+        self, model: ModelSpec, hardware: HardwareProfile, folder: Path, clock: Clock = time.perf_counter_ns
+    ) -> None:
+        self._known_us = _known_us(_table(model, hardware))
+        geometry = Geometry(max(SEQUENCES), 2 * CONTEXT_TOKENS, CHUNK_TOKENS)
+        self._bench = StepBench(model, pick_device(), geometry, clock)
+        self._steps = {f"decode_{count}": self._bench.step([CONTEXT_TOKENS] * count, []) for count in SEQUENCES}
+        self._steps[f"chunk_{CHUNK_TOKENS}"] = self._bench.step([], [(0, CHUNK_TOKENS)])
+        self._disk: DiskPace | None = None
+        points = _disk_points(model, hardware)
+        if points:
+            self._disk = DiskPace(FileTable(model.engram, 0, "packed", folder), points, clock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bench.close()
+        if self._disk is not None:
+            self._disk.close()
+
+    def measure(self) -> dict[str, float]:
+        """Per reference step its time now over its time in the profile, and so of reads from a drive (``pace_disk``).
+
+        Above 1 the machine is slower now.
+        """
+        with torch.inference_mode():
+            found = {f"pace_{name}": ratio for name, step in self._steps.items() if (ratio := self._ratio(step))}
+        if self._disk is not None:
+            found[DISK] = self._disk.ratio()
+        return found
+
+    def _ratio(self, step: BenchStep) -> float:
+        is_decode = bool(step.plan.decodes)
+        for _ in range(settling_steps(step) or 1):
+            self._bench.walk(step)
+        now_us = known_us = 0.0
+        for _ in range(NUM_DECODE_SAMPLES if is_decode else NUM_CHUNK_SAMPLES):
+            for key, value in self._bench.walk(step):
+                known = self._known_us.get(key)
+                if known is not None:
+                    times = self._times(key[0])
+                    now_us += times * value / NS_PER_US
+                    known_us += times * known
+        return now_us / known_us if known_us else 0.0
+
+    def _times(self, component: Component) -> int:
+        """How often a step runs a component."""
+        if component in ("linear", "attention_decode", "attention_prefill"):
+            return self._bench.model.backbone.num_layers
+        return len(self._bench.engram_layers) if component == "engram_module" else 1
+
+
+class DiskPace:
+    """Lookups from a table file, timed as the storage probe times them; ``points`` are µs by number of rows."""
+
+    def __init__(self, table: FileTable, points: Mapping[int, float], clock: Clock) -> None:
+        self._points, self._num_rows = points, table.num_rows
+        self._path = DiskPath([table], torch.device("cpu"))
+        self._timer = LookupTimer(self._path, clock, num_disturbing=NUM_DISTURBING_A_DRIVE)
+        self._ids = stream(0, "pace/disk")
+
+    def ratio(self) -> float:
+        """Time now over that of the profile, over all sizes."""
+        for _ in range(NUM_DISK_WARM_UPS):  # the worker has slept through a whole run
+            self._time_us(min(self._points))
+        now_us = 0.0
+        for count in self._points:
+            now_us += Spread(count, tuple(self._time_us(count) for _ in range(NUM_DISK_SAMPLES))).mean
+        return now_us / sum(self._points.values())
+
+    def _time_us(self, count: int) -> float:
+        return self._timer.time_ns(random_ids(self._ids, self._num_rows, count, distinct=True)) / NS_PER_US
+
+    def close(self) -> None:
+        """Stop the worker and close the file."""
+        self._timer.close()
+        self._path.close()
+
+
+def _disk_points(model: ModelSpec, hardware: HardwareProfile) -> dict[int, float]:
+    return {
+        point.num_rows: point.time_us
+        for curve in hardware.lookups
+        if curve.path == "disk"
+        for point in curve.points
+        if point.row_bytes == model.engram.row_bytes and point.num_rows in DISK_ROWS
+    }
+
+
+def _table(model: ModelSpec, hardware: HardwareProfile) -> ComputeTable:
+    for table in hardware.compute:
+        is_of_model = table.shape_sha256 == model.backbone.shape_sha256 and table.engram_sha256 is not None
+        if is_of_model and table.graph_mode == "eager":
+            return table
+    raise BadInput(
+        f"profile {hardware.name} holds no layer times of {model.name} by single calls; "
+        f"make one that does: tiercast profile --model {model.name}"
+    )
+
+
+def _known_us(table: ComputeTable) -> Mapping[tuple[Component, int, int], float]:
+    return {
+        (component, point.num_tokens, point.context_tokens): point.time_us
+        for component, points in table.components.items()
+        for point in points
+    }
