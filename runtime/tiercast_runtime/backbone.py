@@ -218,21 +218,32 @@ class Backbone:
     def _attend_decode(
         self, cache: torch.Tensor, queries: torch.Tensor, part: DecodePart, output: torch.Tensor
     ) -> None:
-        shape = (self._num_kv_heads, self._group, self._head_dim)
         if part.gather is None:
             used = cache[part.first_slot : part.first_slot + part.num_slots, :, : part.context]
         else:
             used = cache[:, :, : part.context].index_select(0, part.gather)
-        grouped = queries.view(part.count, *shape)
+        per_sequence, shape = part.tokens_per_sequence, (self._num_kv_heads, self._group, self._head_dim)
+        if per_sequence == 1:
+            grouped = queries.view(part.count, *shape)
+        else:
+            by_token = queries.view(-1, per_sequence, *shape).transpose(1, 2)
+            shape = (self._num_kv_heads, per_sequence * self._group, self._head_dim)
+            grouped = by_token.reshape(-1, *shape)
         if part.rows is not None:
             grouped = grouped.new_zeros(part.num_slots, *shape).index_copy_(0, part.rows, grouped)
-        # One new token: the heads that share keys take the place of query positions, so keys are read once per group.
+        # The heads that share keys, of one token and of its drafts, take the place of query positions, so keys are read
+        # once per group.
         attended = functional.scaled_dot_product_attention(
             grouped, used[:, : self._num_kv_heads], used[:, self._num_kv_heads :], attn_mask=part.mask
         )
         if part.rows is not None:
             attended = attended.index_select(0, part.rows)
-        output.view(part.count, *shape).copy_(attended)
+        if per_sequence == 1:
+            output.view(part.count, *shape).copy_(attended)
+        else:
+            by_head = attended.view(-1, self._num_kv_heads, per_sequence, self._group, self._head_dim)
+            by_token = by_head.transpose(1, 2)
+            output.view(by_token.shape).copy_(by_token)
 
     def _project(self, index: int, hidden: torch.Tensor, plan: BatchPlan) -> None:
         """Norm, fused q/k/v projection, rotation of q and k in place, and the write of k and v into the cache."""

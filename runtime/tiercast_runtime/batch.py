@@ -1,7 +1,7 @@
 """One step as tensors: what the scheduler decided, turned into the arrays the backbone reads.
 
-Rows of a step are its tokens: decoding sequences first, one row each, then the chunks of prompts. All integers of a
-step are assembled in one host array and reach the device in one copy.
+Rows of a step are its tokens: decoding sequences first, one row each and one for each draft behind it, then the chunks
+of prompts. All integers of a step are assembled in one host array and reach the device in one copy.
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,16 @@ def aligned_context(num_tokens: int) -> int:
 class DecodePart:
     """The decoding rows of a step and the piece of KV cache they attend to.
 
-    The cache is read in place over the slots ``first_slot … first_slot + num_slots − 1``. Where that range has slots
-    that do not decode, ``rows`` ``[count] int64`` says which of its rows are real; where it is more than twice as long
-    as the batch, ``gather`` ``[count] int64`` names the slots to copy together instead.
-    ``mask`` ``[num_slots, 1, 1, context]`` is 0 or −inf.
+    ``count`` rows decode, ``tokens_per_sequence`` of each sequence behind one another. The cache is read in place over
+    the slots ``first_slot … first_slot + num_slots − 1``. Where that range has slots that do not decode, ``rows``
+    ``[num_sequences] int64`` says which of its slots do; where it is more than twice as long as the batch, ``gather``
+    ``[num_sequences] int64`` names the slots to copy together instead.
+    ``mask`` ``[num_slots, 1, 1, context]`` is 0 or −inf. With several tokens per sequence it is ``[num_slots, 1,
+    tokens_per_sequence × heads that share a key, context]``, because each token sees one more than the one before it.
     """
 
     count: int
+    tokens_per_sequence: int
     first_slot: int
     num_slots: int
     rows: torch.Tensor | None
@@ -50,7 +53,8 @@ class DecodePart:
 class IndexedDecode:
     """The decoding rows of a step where a kernel finds each one's tokens by itself: slot and length lie on the device.
 
-    ``slots``, ``lengths``: ``[count] int64``. ``context`` is the longest of the lengths; nothing computes with it.
+    A draft is a row like any other, in its sequence's slot and one token longer than the row before it. ``slots``,
+    ``lengths``: ``[count] int64``. ``context`` is the longest of the lengths; nothing computes with it.
     """
 
     count: int
@@ -80,6 +84,9 @@ class BatchPlan:
     ``token_ids``, ``positions``, ``slots``: ``[num_tokens] int64``. ``windows``: ``[num_tokens, max_order] int64`` of
     folded ids, for the hash. ``rope``: ``[num_tokens, 1, head_dim / 2] complex64``. ``sample_rows``: ``[num_samples]
     int64``, the rows whose next token is sampled, in the order of ``sampling``.
+
+    With drafts every fed token is sampled, which is how they are verified; ``kept`` says which of the samples follow
+    accepted tokens, and ``sampling`` names the sequences of those. It is None where all samples count.
     """
 
     num_tokens: int
@@ -92,10 +99,11 @@ class BatchPlan:
     decode: DecodePart | IndexedDecode | None
     chunks: tuple[ChunkPart, ...]
     sampling: tuple[Sequence, ...]
+    kept: list[int] | None = None
 
     @property
     def num_decodes(self) -> int:
-        """Rows that are decode tokens; they come first."""
+        """Rows that are decode tokens, drafts included; they come first."""
         return 0 if self.decode is None else self.decode.count
 
 
@@ -120,6 +128,7 @@ class BatchBuilder:
         self._device = device
         self._dtype = dtype
         length = aligned_context(max_context_tokens)
+        self._group = model.backbone.num_attention_heads // model.backbone.num_kv_heads
         self._indexes_cache = has_kernels(device)
         self.rope_table = _rope_table(model.backbone.head_dim, length, device)
         self._mask_table = _mask_table(length, device, dtype)
@@ -128,15 +137,21 @@ class BatchBuilder:
         """The tensors of a step; they stay valid when the next step is built."""
         # In slot order the decoding rows line up with the cache, so that it can be read without a copy.
         decodes = sorted(plan.decodes, key=_slot)
-        count, total = len(decodes), plan.num_tokens
+        count, total, num_drafts = plan.num_decode_tokens, plan.num_tokens, plan.num_draft_tokens
         decode_slots = [sequence.slot for sequence in decodes]
         decode_positions = [sequence.decode_position for sequence in decodes]
         offsets = tokens.offsets
         index, positions, slots = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
-        index[:count] = [offsets[s.request.request_id] + p for s, p in zip(decodes, decode_positions, strict=True)]
-        positions[:count] = decode_positions
-        slots[:count] = decode_slots
         sampling, sample_rows = decodes, list(range(count))
+        kept: list[int] | None = None
+        if num_drafts == 0:
+            index[:count] = [offsets[s.request.request_id] + p for s, p in zip(decodes, decode_positions, strict=True)]
+            positions[:count] = decode_positions
+            slots[:count] = decode_slots
+        else:
+            index[:count], positions[:count] = _fed_rows(decodes, decode_positions, num_drafts, tokens)
+            slots[:count] = np.repeat(decode_slots, 1 + num_drafts)
+            sampling, kept = _kept_samples(decodes, num_drafts)
         chunks, row = [], count
         for chunk in plan.chunks:
             sequence, start, stop = chunk.sequence, chunk.start, row + chunk.count
@@ -146,10 +161,16 @@ class BatchBuilder:
             slots[row:stop] = sequence.slot
             chunks.append(self._chunk_part(chunk, row))
             if chunk.completes_prompt:
+                if kept is not None:
+                    kept.append(len(sample_rows))
                 sampling.append(sequence)
                 sample_rows.append(stop - 1)
             row = stop
-        used = None if self._indexes_cache else _UsedSlots.of(decode_slots, decode_positions, len(self.rope_table))
+        used = None
+        if not self._indexes_cache:
+            used = _UsedSlots.of(decode_slots, decode_positions, len(self.rope_table))
+            if num_drafts:
+                used = used.with_drafts(num_drafts, self._group)
         on_device = self._to_device(
             {
                 "token_ids": tokens.token_ids[index],
@@ -168,9 +189,10 @@ class BatchBuilder:
             windows=on_device["windows"],
             rope=self.rope_table.index_select(0, on_device["positions"]).unsqueeze_(1),
             sample_rows=on_device["sample_rows"],
-            decode=self._decode_part(count, used, max(decode_positions) + 1, on_device) if count else None,
+            decode=self._decode_part(plan, used, max(decode_positions) + 1, on_device) if count else None,
             chunks=tuple(chunks),
             sampling=tuple(sampling),
+            kept=kept,
         )
 
     def windows(self, parts: tuple[PromptPart, ...], tokens: TokenStore) -> torch.Tensor:
@@ -180,20 +202,22 @@ class BatchBuilder:
         return self._to_device({"windows": np.concatenate(pieces)})["windows"]
 
     def _decode_part(
-        self, count: int, used: "_UsedSlots | None", longest: int, on_device: dict[str, torch.Tensor]
+        self, plan: StepPlan, used: "_UsedSlots | None", longest: int, on_device: dict[str, torch.Tensor]
     ) -> DecodePart | IndexedDecode:
+        count, longest = plan.num_decode_tokens, longest + plan.num_draft_tokens
         if used is None:
             return IndexedDecode(count, on_device["slots"][:count], on_device["lengths"], longest)
         context = aligned_context(longest)
         mask = self._mask_table[:, :context].index_select(0, on_device["hidden"])
         return DecodePart(
             count=count,
+            tokens_per_sequence=1 + plan.num_draft_tokens,
             first_slot=used.first,
             num_slots=used.count,
             rows=on_device.get("rows"),
             gather=on_device.get("gather"),
             context=context,
-            mask=mask.view(used.count, 1, 1, context),
+            mask=mask.view(used.count, 1, -1, context),
         )
 
     def _chunk_part(self, chunk: PrefillChunk, first_row: int) -> ChunkPart:
@@ -248,6 +272,40 @@ class _UsedSlots:
         spread = np.full(span, slot_tokens - 1)  # a slot that does not decode attends to one old token; it is dropped
         spread[rows] = hidden
         return cls(slots[0], span, {"hidden": spread, "rows": rows})
+
+    def with_drafts(self, num_drafts: int, group: int) -> "_UsedSlots":
+        """The same where each sequence feeds drafts too: what is hidden from every token and head of a slot.
+
+        ``group`` heads share a key; they lie side by side behind their token.
+        """
+        if not self.count:
+            return self
+        ahead = np.repeat(np.arange(1 + num_drafts), group)
+        return _UsedSlots(
+            self.first, self.count, self.arrays | {"hidden": (self.arrays["hidden"][:, None] - ahead).reshape(-1)}
+        )
+
+
+def _fed_rows(
+    decodes: list[Sequence], positions: list[int], num_drafts: int, tokens: TokenStore
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Entries in the token store, and positions, of what each sequence feeds: its last token, then its drafts."""
+    ahead, per_step = np.arange(1 + num_drafts), 1 + num_drafts
+    fed = tokens.fed_offsets
+    firsts = np.array([fed[s.request.request_id] + s.num_decode_steps * per_step for s in decodes], np.int64)
+    starts = np.array(positions, np.int64)
+    return (firsts[:, None] + ahead).reshape(-1), (starts[:, None] + ahead).reshape(-1)
+
+
+def _kept_samples(decodes: list[Sequence], num_drafts: int) -> tuple[list[Sequence], list[int]]:
+    """The samples that become outputs, by their sequence and by their place: those that follow accepted tokens."""
+    sampling: list[Sequence] = []
+    kept: list[int] = []
+    for row, sequence in enumerate(decodes):
+        num_gained, first = sequence.num_gained, row * (1 + num_drafts)
+        sampling += [sequence] * num_gained
+        kept += range(first, first + num_gained)
+    return sampling, kept
 
 
 def _slot(sequence: Sequence) -> int:

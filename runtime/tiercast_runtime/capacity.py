@@ -45,6 +45,7 @@ class KvPlan:
             kv_block_tokens=engine.kv_block_tokens,
             kv_capacity_tokens=self.room_tokens,
             kv_bytes_per_token=self.bytes_per_token,
+            num_draft_tokens=resolved.scenario.speculative.draft_tokens,
         )
 
 
@@ -101,9 +102,12 @@ def plan_kv(
     engine, memory = resolved.scenario.engine, resolved.hardware.device
     block, per_token = engine.kv_block_tokens, kv_bytes_per_token(resolved.model.backbone, dtype)
     longest = max(r.prompt_tokens + r.output_tokens for r in requests)
-    max_context = aligned_context(-(-longest // block) * block)
+    # Admission counts the tokens of a request; the drafts of its last step lie behind them, and a slot holds both.
+    num_drafts = resolved.scenario.speculative.draft_tokens
+    max_context = aligned_context(max(-(-longest // block) * block, longest + num_drafts))
     wanted = min(engine.max_num_seqs, resolved.scenario.workload.concurrency or len(requests), len(requests))
-    max_step = min(engine.max_num_batched_tokens, wanted * max(r.prompt_tokens for r in requests))
+    most_of_one = max(1 + num_drafts, *(r.prompt_tokens for r in requests))
+    max_step = min(engine.max_num_batched_tokens, wanted * most_of_one)
     usable = gb_to_bytes(memory.memory_capacity_gb.value) * engine.memory_utilization_ratio
     # Where the CPU is the device, tier dram is the same memory as tier hbm.
     shared_tiers = ("hbm", "dram") if device.type == "cpu" else ("hbm",)

@@ -58,7 +58,7 @@ class EarlyLedger:
         for part in ahead:
             self._end[part.request.request_id] = part.start + part.count
         self._booked.extend(ahead)
-        return StepSplit(len(plan.decodes), num_early, ahead)
+        return StepSplit(plan.num_decode_tokens, num_early, ahead)
 
     def _rest(self, part: PromptPart) -> PromptPart | None:
         start, end = max(part.start, self._end.get(part.request.request_id, 0)), part.start + part.count

@@ -4,6 +4,10 @@ A step: schedule and build the batch; hash the windows of all Engram layers; han
 run the layers, each Engram layer waiting for its rows at its input; sample; account. Outputs are forced: what a
 sequence is fed next is the text's own continuation, so that n-grams repeat as in real text. The greedy choice is
 recorded beside it, which is how two runs are shown to compute the same.
+
+With speculative decoding a sequence feeds its drafts too, and the step verifies them: see ``drafts`` for where they
+come from. What a rejected draft left behind needs no undoing: its keys and values are masked until the next step, which
+starts at its position or before it, writes over them, and the convolution state keeps what the next token looks at.
 """
 
 import gc
@@ -58,7 +62,8 @@ class EngineRun:
     """What one run gives.
 
     ``token_ids``: greedy choices per request, in id order. ``layers``: per Engram layer, its lookups in steps that
-    only decode. ``overhead_ns``: per step, host time of scheduling, batch build and bookkeeping.
+    only decode. ``overhead_ns``: per step, host time of scheduling, batch build and bookkeeping. ``wasted_row_ratio``:
+    share of the rows asked for that rejected drafts and drafts past a request's end took; 0 without drafts.
     """
 
     samples: Samples
@@ -67,6 +72,7 @@ class EngineRun:
     layers: tuple[tuple[LayerStep, ...], ...]
     overhead_ns: tuple[int, ...]
     num_warm_up_steps: int
+    wasted_row_ratio: float = 0.0
 
 
 class Engine:
@@ -112,7 +118,8 @@ class Engine:
         self.dtype = compute_dtype(device)
         self._clock, self._sleep, self._team = clock, sleep, team
         self.text = load_text(resolved.scenario.workload.text, model)
-        self._tokens = prepare_tokens(self.requests, self.text, model, seed)
+        self._speculative = resolved.scenario.speculative
+        self._tokens = prepare_tokens(self.requests, self.text, model, seed, self._speculative)
         has_tables = resolved.placement.tier != "none"
         layers = range(len(model.engram.layer_ids))
         sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
@@ -122,7 +129,11 @@ class Engine:
         self.cache = plan_cache(resolved)
         self._has_filled = False
         graph_mode, graph_reason = graph_mode_here(
-            resolved.placement, device, has_backend=graphs is not None, has_ranks=team is not None
+            resolved.placement,
+            device,
+            has_backend=graphs is not None,
+            has_ranks=team is not None,
+            has_drafts=self._speculative.draft_tokens > 0,
         )
         num_pad_slots = 0 if graph_mode == "eager" else 1
         self.kv: KvPlan = plan_kv(
@@ -150,6 +161,7 @@ class Engine:
                     self.dtype,
                     generator,
                     num_slots=num_slots,
+                    num_draft_tokens=self._speculative.draft_tokens,
                     weights=None if checkpoint is None else load_weights(checkpoint, layer),
                 )
                 for layer in layers
@@ -225,6 +237,7 @@ class Engine:
             layers=tuple(tuple(steps) for steps in recorder.layers),
             overhead_ns=tuple(recorder.overhead_ns),
             num_warm_up_steps=num_warm_up_steps,
+            wasted_row_ratio=recorder.wasted_row_ratio,
         )
 
     def _recorder(self) -> Recorder:
@@ -250,9 +263,11 @@ class Engine:
         longest = max(request.prompt_tokens for request in self.requests)
         budget = self.resolved.scenario.engine.max_num_batched_tokens
         prompt = max(1, min(longest, 2 * budget // self.kv.num_slots))
-        output = min(WARM_UP_OUTPUT_TOKENS, self.kv.max_context_tokens - prompt)
+        output = min(WARM_UP_OUTPUT_TOKENS, self.kv.max_context_tokens - prompt - self._speculative.draft_tokens)
         requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i in range(self.kv.num_slots))
-        tokens = prepare_tokens(requests, self.text, self.resolved.model, self.resolved.scenario.seed)
+        tokens = prepare_tokens(
+            requests, self.text, self.resolved.model, self.resolved.scenario.seed, self._speculative
+        )
         recorder = self._recorder()
         self._serve(requests, tokens, recorder, None)
         return len(recorder.overhead_ns)
@@ -265,7 +280,7 @@ class Engine:
         progress: Callable[[float], None] | None,
     ) -> dict[int, list[int]]:
         clock, origin = self._clock, recorder.origin_ns
-        scheduler = Scheduler(self.kv.limits(self.resolved))
+        scheduler = Scheduler(self.kv.limits(self.resolved), tokens.accepted)
         looks_ahead = self.prefetcher is not None and self.prefetcher.looks_ahead
         ledger = EarlyLedger() if looks_ahead else None
         for request in requests:
@@ -297,6 +312,7 @@ class Engine:
             now = clock()
             times = StepTimes(start_ns, ran.built_ns, ran.issued_ns, ran.computed_ns, now, ran.windows_ns)
             recorder.step(plan, times, ran.lookups)
+            recorder.num_wasted_tokens += outcome.num_wasted
             for sequence in outcome.first_token:
                 recorder.first_token(sequence.request, now - origin)
             for sequence in outcome.finished:

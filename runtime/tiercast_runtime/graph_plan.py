@@ -56,10 +56,17 @@ def runnable_mode(placement: ResolvedPlacement, *, has_ranks: bool = False) -> t
 
 
 def graph_mode_here(
-    placement: ResolvedPlacement, device: torch.device, *, has_backend: bool = False, has_ranks: bool = False
+    placement: ResolvedPlacement,
+    device: torch.device,
+    *,
+    has_backend: bool = False,
+    has_ranks: bool = False,
+    has_drafts: bool = False,
 ) -> tuple[GraphMode, str]:
     """The graph mode a placement is run in on this device, and why where it is not the one asked for."""
     mode, reason = runnable_mode(placement, has_ranks=has_ranks)
+    if mode != "eager" and has_drafts:
+        return "eager", "steps that verify drafts are not captured"
     if mode != "eager" and not has_backend and not has_kernels(device):
         # without the kernels attention has another shape at every length, which no graph can hold
         return "eager", "graphs need a CUDA device and triton"

@@ -38,6 +38,7 @@ class EngramLayer:
         dtype: compute type.
         generator: source of the random weights, on ``device``.
         num_slots: sequences whose convolution state is kept (dialects with one).
+        num_draft_tokens: drafts a decoding sequence feeds in a step, which may be rejected.
         weights: those of a checkpoint; random ones without.
 
     Raises:
@@ -53,6 +54,7 @@ class EngramLayer:
         generator: torch.Generator,
         *,
         num_slots: int,
+        num_draft_tokens: int = 0,
         weights: EngramWeights | None = None,
     ) -> None:
         engram, backbone = model.engram, model.backbone
@@ -93,6 +95,7 @@ class EngramLayer:
                 kernel=normal((engram.conv_kernel_size, *branch_shape), 0.0, engram.conv_kernel_size**-0.5),
                 dilation=engram.ngram_orders[-1],
                 num_slots=num_slots,
+                num_draft_tokens=num_draft_tokens,
             )
 
     @property
@@ -140,22 +143,37 @@ class EngramLayer:
 class ShortConvolution:
     """Depthwise causal convolution along a sequence, with the last inputs of every slot kept between steps.
 
-    Tap ``j`` reads ``(kernel_size − 1 − j) × dilation`` tokens back. The inputs kept per slot form a ring: the value of
-    position p lies in entry p mod span. A sequence that starts at position 0 finds zeros before it.
+    Tap ``j`` reads ``(kernel_size − 1 − j) × dilation`` tokens back, up to the span. The inputs kept per slot form a
+    ring: the value of position p lies in entry p mod its length. A sequence that starts at position 0 finds zeros
+    before it.
+
+    The ring holds the span, the token that follows and its drafts. So a decode step can write all it feeds before it
+    reads, and what rejected drafts wrote has overwritten nothing that the next token looks back at: a rejection needs
+    no undoing, the next step writes over it.
 
     Args:
         norm_weight: ``[num_branches, hidden_size]``.
         kernel: ``[kernel_size, num_branches, hidden_size]``.
         dilation: distance between taps, in tokens.
         num_slots: sequences kept at once.
+        num_draft_tokens: drafts a decoding sequence feeds in a step.
     """
 
-    def __init__(self, *, norm_weight: torch.Tensor, kernel: torch.Tensor, dilation: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        *,
+        norm_weight: torch.Tensor,
+        kernel: torch.Tensor,
+        dilation: int,
+        num_slots: int,
+        num_draft_tokens: int = 0,
+    ) -> None:
         self.norm_weight = norm_weight
         self.kernel = kernel
         self._dilation = dilation
         self._span = (kernel.shape[0] - 1) * dilation
-        self._state = kernel.new_zeros((num_slots, self._span, *kernel.shape[1:]))
+        self._ring = self._span + 1 + num_draft_tokens
+        self._state = kernel.new_zeros((num_slots, self._ring, *kernel.shape[1:]))
         taps_back = torch.arange(kernel.shape[0] - 1, 0, -1, device=kernel.device) * dilation
         self._taps_back = taps_back  # [kernel_size − 1]: distances of all taps but the current token's
 
@@ -178,19 +196,19 @@ class ShortConvolution:
 
     def _decode(self, inputs: torch.Tensor, output: torch.Tensor, plan: BatchPlan) -> None:
         slots, positions = plan.slots[: plan.num_decodes], plan.positions[: plan.num_decodes]
-        entries = (positions.unsqueeze(1) - self._taps_back) % self._span
+        self._state[slots, positions % self._ring] = inputs
+        entries = (positions.unsqueeze(1) - self._taps_back) % self._ring
         earlier = self._state[slots.unsqueeze(1), entries]  # [num_decodes, kernel_size − 1, branches, hidden]
         output += (earlier * self.kernel[:-1]).sum(1)
-        self._state[slots, positions % self._span] = inputs
 
     def _prefill(self, inputs: torch.Tensor, output: torch.Tensor, slot: int, start: int) -> None:
-        state, count, span = self._state[slot], inputs.shape[0], self._span
+        state, count, ring = self._state[slot], inputs.shape[0], self._ring
         if start == 0:
             state.zero_()
         # The ring in order of position, oldest first, then the chunk.
-        history = torch.cat((state.roll(-(start % span), 0), inputs))
+        history = torch.cat((state.roll(-(start % ring), 0), inputs))
         for tap in range(self.kernel.shape[0] - 1):
-            first = tap * self._dilation
+            first = ring - self._span + tap * self._dilation
             output.addcmul_(history[first : first + count], self.kernel[tap])
-        # Keep the last values, each at its position mod span; history[i] is position start − span + i.
-        state.copy_(history[count : count + span].roll((start + count) % span, 0))
+        # Keep the last values, each at its position mod the ring; history[i] is position start − ring + i.
+        state.copy_(history[count : count + ring].roll((start + count) % ring, 0))

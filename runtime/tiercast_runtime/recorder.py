@@ -53,6 +53,7 @@ class Recorder:
     has_cache: bool = False
     layers: list[list[LayerStep]] = field(init=False)
     overhead_ns: list[int] = field(default_factory=list)
+    num_wasted_tokens: int = 0
     _steps: list[tuple[int, ...]] = field(default_factory=list)
     _spans: list[tuple[str, str, int, int]] = field(default_factory=list)
     _arrival_ns: dict[int, int] = field(default_factory=dict)
@@ -66,6 +67,13 @@ class Recorder:
     def num_finished(self) -> int:
         """Requests that are done."""
         return len(self._finish_ns)
+
+    @property
+    def wasted_row_ratio(self) -> float:
+        """Share of the rows asked for that tokens fed in vain took; 0 where there are no tables."""
+        num_rows = sum(step[6] for step in self._steps)
+        num_wasted = self.num_wasted_tokens * self.rows_per_token * len(self.layer_ids)
+        return num_wasted / num_rows if num_rows else 0.0
 
     def arrived(self, request: Request, at_ns: int) -> None:
         """A request arrived (time relative to run start)."""

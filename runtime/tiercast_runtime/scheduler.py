@@ -6,6 +6,7 @@ it decides, it does not touch a device.
 
 import heapq
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tiercast_profiles.errors import BadInput, InfeasibleScenario
@@ -15,24 +16,33 @@ from tiercast_profiles.workload import Request
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a step and the sequences that run at once. ``kv_bytes_per_token`` only serves the error text."""
+    """What bounds a step and the sequences that run at once. ``kv_bytes_per_token`` only serves the error text.
+
+    A decoding sequence feeds ``num_draft_tokens`` drafts beside its last token.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_block_tokens: int
     kv_capacity_tokens: int
     kv_bytes_per_token: int
+    num_draft_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """An admitted request: the slot it occupies and how far it has come."""
+    """An admitted request: the slot it occupies and how far it has come.
+
+    ``accepted``: how many drafts each of its decode steps accepts; empty where nothing is drafted.
+    """
 
     request: Request
     slot: int
     num_blocks: int
     num_prefilled: int = 0
     num_outputs: int = 0
+    accepted: tuple[int, ...] = ()
+    num_decode_steps: int = 0
 
     @property
     def is_decoding(self) -> bool:
@@ -43,6 +53,11 @@ class Sequence:
     def decode_position(self) -> int:
         """Position of the token that the next decode step feeds: the last one generated."""
         return self.request.prompt_tokens + self.num_outputs - 1
+
+    @property
+    def num_gained(self) -> int:
+        """Outputs that the next decode step brings where drafts are fed: one more than accepted, none past the end."""
+        return min(1 + self.accepted[self.num_decode_steps], self.request.output_tokens - self.num_outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +85,19 @@ class PromptPart:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: sequences that decode one token each, then chunks of prompts, both in admission order."""
+    """One step: sequences that decode, then chunks of prompts, both in admission order.
+
+    A decoding sequence feeds its last token and ``num_draft_tokens`` drafts behind it.
+    """
 
     decodes: list[Sequence]
     chunks: list[PrefillChunk]
+    num_draft_tokens: int = 0
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """Tokens that decoding sequences feed, drafts included."""
+        return len(self.decodes) * (1 + self.num_draft_tokens)
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -83,27 +107,37 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         """All tokens the step computes."""
-        return len(self.decodes) + self.num_prefill_tokens
+        return self.num_decode_tokens + self.num_prefill_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What the end of a step brought: sequences with their first token, and sequences that are done."""
+    """What the end of a step brought: sequences with their first token, and sequences that are done.
+
+    ``num_wasted``: tokens fed in vain, which are rejected drafts and drafts past a request's end.
+    """
 
     first_token: list[Sequence] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
+    num_wasted: int = 0
 
 
 class Scheduler:
     """Continuous batching over a first-come first-served queue.
 
-    A step serves, while its token budget lasts: one token of every decoding sequence, then chunks of admitted prompts,
-    then waiting requests in order. A request is admitted only when the KV blocks of its whole length are free; they are
-    reserved then and freed when it finishes. The first waiting request that does not fit stops admission.
+    A step serves, while its token budget lasts: every decoding sequence with one token and its drafts, then chunks of
+    admitted prompts, then waiting requests in order. A request is admitted only when the KV blocks of its whole length
+    are free; they are reserved then and freed when it finishes. The first waiting request that does not fit stops
+    admission.
+
+    Args:
+        limits: what bounds a step.
+        accepted: by request id, how many drafts each decode step accepts; given where ``num_draft_tokens`` is above 0.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, accepted: Mapping[int, tuple[int, ...]] | None = None) -> None:
         self._limits = limits
+        self._accepted = accepted or {}
         self._waiting: deque[Request] = deque()
         self._running: list[Sequence] = []
         self._free_slots = list(range(limits.max_num_seqs))
@@ -162,15 +196,15 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """The next step; admits waiting requests that fit. Empty only when the scheduler is idle."""
-        budget = self._limits.max_num_batched_tokens
+        budget, num_drafts = self._limits.max_num_batched_tokens, self._limits.num_draft_tokens
         decodes: list[Sequence] = []
         chunks: list[PrefillChunk] = []
         for sequence in self._running:
-            if budget == 0:
+            if budget <= num_drafts:
                 break
             if sequence.is_decoding:
                 decodes.append(sequence)
-                budget -= 1
+                budget -= 1 + num_drafts
         for sequence in self._running:
             if budget == 0:
                 break
@@ -179,7 +213,7 @@ class Scheduler:
         while budget > 0 and self._waiting and self._has_room(self._waiting[0]):
             sequence = self._admit(self._waiting.popleft())
             budget -= self._add_chunk(chunks, sequence, budget)
-        return StepPlan(decodes, chunks)
+        return StepPlan(decodes, chunks, num_drafts)
 
     def upcoming(self, plan: StepPlan) -> tuple[PromptPart, ...]:
         """Prompt tokens that come after a planned step, nearest first, at most one step's budget; changes nothing.
@@ -205,9 +239,13 @@ class Scheduler:
 
     def complete(self, plan: StepPlan) -> StepOutcome:
         """Account for a step that has run: progress, first tokens, finished sequences and the room they free."""
-        outcome = StepOutcome()
-        for sequence in plan.decodes:
-            sequence.num_outputs += 1
+        num_wasted = 0
+        if plan.num_draft_tokens:
+            num_wasted = _take_accepted(plan)
+        else:
+            for sequence in plan.decodes:
+                sequence.num_outputs += 1
+        outcome = StepOutcome(num_wasted=num_wasted)
         for chunk in plan.chunks:
             chunk.sequence.num_prefilled += chunk.count
             if chunk.sequence.is_decoding:
@@ -233,6 +271,19 @@ class Scheduler:
     def _admit(self, request: Request) -> Sequence:
         # The lowest free slot keeps the used slots together, which lets decode attention read the cache in place.
         sequence = Sequence(request, heapq.heappop(self._free_slots), self.num_blocks(request))
+        if self._limits.num_draft_tokens:
+            sequence.accepted = self._accepted[request.request_id]
         self._free_blocks -= sequence.num_blocks
         self._running.append(sequence)
         return sequence
+
+
+def _take_accepted(plan: StepPlan) -> int:
+    """Move every decoding sequence on by what its step brought; returns how many tokens were fed in vain."""
+    num_kept = 0
+    for sequence in plan.decodes:
+        num_gained = sequence.num_gained
+        sequence.num_outputs += num_gained
+        sequence.num_decode_steps += 1
+        num_kept += num_gained
+    return plan.num_decode_tokens - num_kept

@@ -20,7 +20,7 @@ from tiercast_runtime.tokens import TokenStore
 
 @dataclass(frozen=True, slots=True)
 class ComputedStep:
-    """A step that has run: whose token is which, its lookups, and when what was done.
+    """A step that has run: whose token is which (samples behind rejected drafts left out), its lookups, and when what.
 
     ``windows_ns``: per Engram layer, from the issue of the lookups to the need for the rows.
     """
@@ -132,6 +132,8 @@ class StepRunner:
         sampled: list[int] = []
         if batch.sampling:
             sampled = net.backbone.head(hidden, batch).tolist()  # on a GPU this waits for the step
+            if batch.kept is not None:
+                sampled = [sampled[place] for place in batch.kept]
         elif self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         is_waiting = net.prefetcher is not None and net.prefetcher.mode == "off"

@@ -36,9 +36,9 @@ def check_supported(resolved: ResolvedScenario, *, has_ranks: bool = False) -> N
         resolved.model.engram.require_hash()
     refusals = (
         (
-            scenario.speculative.draft_tokens > 0,
-            f"speculative.draft_tokens={scenario.speculative.draft_tokens}: the runtime decodes one token per step; "
-            "set 0 or simulate",
+            scenario.speculative.draft_tokens > 0 and bool(scenario.speculative.draft_step_us),
+            f"speculative.draft_step_us={scenario.speculative.draft_step_us}: the runtime has no draft model, drafts "
+            "take no time in it; set 0 or simulate",
         ),
         (
             scenario.engine.kv_reservation != "full",

@@ -1,14 +1,19 @@
 """The tokens of a whole run, prepared before it starts: real text, folded ids and n-gram windows per position."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.scenario import Speculative
 from tiercast_profiles.text import TokenText, fold, request_token_ids
 from tiercast_profiles.workload import Request
+from tiercast_runtime.drafts import fed_tokens
 from tiercast_runtime.hashing import build_windows
+
+NO_DRAFTS = Speculative()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +22,29 @@ class TokenStore:
 
     ``token_ids``: ``[num_tokens] int64``. ``windows``: ``[num_tokens, max_order] int64`` of folded ids, −1 before a
     request's first token. Position ``p`` of a request is entry ``offsets[request_id] + p``.
+
+    With drafts, token ``j`` that decode step ``i`` of a request feeds is entry ``fed_offsets[request_id] + i × (1 +
+    draft tokens) + j``, and ``accepted`` has by request id how many drafts each step accepts; both are empty without.
     """
 
     token_ids: npt.NDArray[np.int64]
     windows: npt.NDArray[np.int64]
     offsets: dict[int, int]
+    fed_offsets: Mapping[int, int] = field(default_factory=dict)
+    accepted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
-def prepare_tokens(requests: tuple[Request, ...], text: TokenText, model: ModelSpec, seed: int) -> TokenStore:
-    """Token ids and windows of every request, prompt and forced output alike."""
+def prepare_tokens(
+    requests: tuple[Request, ...], text: TokenText, model: ModelSpec, seed: int, speculative: Speculative = NO_DRAFTS
+) -> TokenStore:
+    """Token ids and windows of every request, prompt and forced output alike, and of the drafts.
+
+    Raises:
+        BadInput: drafts are asked for and the vocabulary has one token.
+    """
     max_order = model.engram.ngram_orders[-1]
     ids, windows, offsets, total = [], [], {}, 0
+    fed_offsets, accepted = {}, {}
     for request in requests:
         request_ids = request_token_ids(text, model, request, seed)
         folded = fold(request_ids, text, model)
@@ -35,4 +52,10 @@ def prepare_tokens(requests: tuple[Request, ...], text: TokenText, model: ModelS
         windows.append(build_windows(folded, 0, len(folded), max_order))
         offsets[request.request_id] = total
         total += len(request_ids)
-    return TokenStore(np.concatenate(ids), np.concatenate(windows), offsets)
+        if speculative.draft_tokens:
+            fed = fed_tokens(request, request_ids, text, model, speculative, seed=seed)
+            ids.append(fed.token_ids.reshape(-1))
+            windows.append(fed.windows.reshape(-1, max_order))
+            fed_offsets[request.request_id], accepted[request.request_id] = total, fed.accepted
+            total += fed.token_ids.size
+    return TokenStore(np.concatenate(ids), np.concatenate(windows), offsets, fed_offsets, accepted)

@@ -93,7 +93,8 @@ class StepCosts:
             for chunk in plan.chunks:
                 if chunk.is_last:
                     self._fetched_early.pop(chunk.request.request_id, None)
-        return TokenBatch(plan.decode_requests, plan.decode_positions, plan.num_decodes * plan.num_draft_tokens, chunks)
+        num_wrong = plan.num_decodes * plan.num_draft_tokens - sum(plan.accepted)
+        return TokenBatch(plan.decode_requests, plan.decode_positions, num_wrong, chunks, plan.accepted)
 
     def _take_upcoming(self, upcoming: tuple[Chunk, ...]) -> TokenBatch:
         """Prompt tokens whose rows are fetched ahead.

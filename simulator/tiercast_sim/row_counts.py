@@ -12,22 +12,28 @@ from tiercast_sim.work import Chunk, RowCount
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Tokens whose rows one batch of lookups fetches; drafts are counted, not named."""
+    """Tokens whose rows one batch of lookups fetches.
+
+    ``accepted``: how many tokens behind each position are fed too, as drafts that turn out right; empty: none.
+    ``num_drafts`` are the other drafts, which are counted, not named.
+    """
 
     requests: list[Request] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     num_drafts: int = 0
     chunks: tuple[Chunk, ...] = ()
+    accepted: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         """All tokens of the batch."""
-        return len(self.positions) + self.num_drafts + sum(chunk.num_tokens for chunk in self.chunks)
+        num_decode_tokens = len(self.positions) + sum(self.accepted) + self.num_drafts
+        return num_decode_tokens + sum(chunk.num_tokens for chunk in self.chunks)
 
     def identity(self) -> tuple[object, ...]:
         """Equal for batches of the same tokens."""
         ids = tuple([request.request_id for request in self.requests])
-        return (ids, tuple(self.positions), self.num_drafts, self.chunks)
+        return (ids, tuple(self.positions), self.num_drafts, self.chunks, self.accepted)
 
 
 class RowCounter:
@@ -80,7 +86,7 @@ class RowCounter:
         keys = self._keys(batch)
         missing = [key for key in keys if key not in self._cache]
         self._cache.use(keys)
-        # Assumption A15: drafts that will be rejected are n-grams of their own, neither repeated nor worth caching.
+        # Assumption A15: drafts that are rejected are n-grams of their own, neither repeated nor worth caching.
         drafts = batch.num_drafts * self._num_orders
         hits = (len(keys) - len(missing)) * self._heads
         if not self._removes_duplicates:
@@ -92,8 +98,9 @@ class RowCounter:
 
     def _keys(self, batch: TokenBatch) -> list[int]:
         keys: list[int] = []
-        for request, position in zip(batch.requests, batch.positions, strict=True):
-            keys += self._ngrams.between(request, position, position + 1)
+        accepted = batch.accepted or (0,) * len(batch.positions)
+        for request, position, ahead in zip(batch.requests, batch.positions, accepted, strict=True):
+            keys += self._ngrams.between(request, position, position + 1 + ahead)
         for chunk in batch.chunks:
             keys += self._ngrams.between(chunk.request, chunk.start, chunk.start + chunk.num_tokens)
         return keys

@@ -9,10 +9,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
+from tiercast_profiles.drafts import accepted_drafts
 from tiercast_profiles.errors import InfeasibleScenario
-from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.workload import Column, Request
 from tiercast_sim.kv_blocks import BlockTable, KvBlocks, blocks_of
@@ -43,6 +41,11 @@ class Sequence:
     is_running: bool = False
     is_decoding: bool = False
     accepted: tuple[int, ...] = ()
+
+    @property
+    def num_right(self) -> int:
+        """Drafts of the next decode step that are accepted and not past the end."""
+        return min(self.accepted[self.num_decode_steps], self.end - self.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ class Scheduler:
             tuple(chunks),
             self._speculative.draft_tokens,
             tuple(self._preempted),
+            tuple([s.num_right for s in self._in_step]) if self._speculative.draft_tokens else (),
         )
         self.counts.fed_tokens += plan.num_tokens
         return plan
@@ -282,13 +286,3 @@ class Scheduler:
         self.counts.preemptions += 1
         self._preempted.append(victim.request)
         self._waiting.appendleft(victim)
-
-
-def accepted_drafts(request: Request, speculative: Speculative, seed: int) -> tuple[int, ...]:
-    """Accepted drafts in each decode step a request can have: drafts are accepted in turn until one fails.
-
-    One stream per request, so that the draw does not depend on when the request runs (Assumption A15).
-    """
-    generator = stream(seed, f"acceptance/{request.request_id}")
-    draws = generator.random((request.output_tokens, speculative.draft_tokens)) < speculative.acceptance_ratio
-    return tuple(int(n) for n in np.cumprod(draws, axis=1).sum(axis=1))

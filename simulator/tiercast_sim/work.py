@@ -42,7 +42,8 @@ class StepPlan:
     """What one step computes.
 
     Decoding sequence i belongs to ``decode_requests[i]`` and feeds the token at ``decode_positions[i]``, plus
-    ``num_draft_tokens`` drafts; it attends to position + 1 tokens. ``preempted`` gave up their KV to make room.
+    ``num_draft_tokens`` drafts; it attends to position + 1 tokens. ``accepted[i]`` of its drafts are the tokens that
+    follow (empty without drafts). ``preempted`` gave up their KV to make room.
     """
 
     decode_requests: list[Request]
@@ -50,6 +51,7 @@ class StepPlan:
     chunks: tuple[Chunk, ...] = ()
     num_draft_tokens: int = 0
     preempted: tuple[Request, ...] = ()
+    accepted: tuple[int, ...] = ()
 
     @property
     def num_decodes(self) -> int:

@@ -1,6 +1,7 @@
 """The decoder: chunks and batches change nothing, and unsupported models are refused by name."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ class Runner:
         self.backbone = Backbone(model, CPU, torch.float32, seed=1, **SHAPE)
         self.builder = BatchBuilder(model, CPU, torch.float32, max_context_tokens=SHAPE["max_context_tokens"])
 
-    def logits(self, decodes, chunks):
-        plan = self.builder.build(StepPlan(decodes, chunks), self.tokens)
+    def logits(self, decodes, chunks, num_draft_tokens=0):
+        plan = self.builder.build(StepPlan(decodes, chunks, num_draft_tokens), self.tokens)
         hidden = self.backbone.embed(plan)
         for index in range(self.model.backbone.num_layers):
             self.backbone.layer(index, hidden, plan)
@@ -133,6 +134,31 @@ def test_a_batch_equals_each_sequence_alone_wherever_its_slots_lie(mini_model, s
     order = sorted(range(len(slots)), key=lambda i: slots[i])
     for row, i in enumerate(order):
         torch.testing.assert_close(batch[row : row + 1], alone.logits([decoding[i]], []), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+@pytest.mark.parametrize("slots", [(0, 1, 2), (0, 2, 3), (0, 5)], ids=["dense", "one hole", "gathered"])
+def test_drafts_see_what_one_token_after_the_other_sees(mini_model, monkeypatch, slots, is_indexed):
+    """Each fed token sees its own sequence up to itself, in the form of a CPU and in that of a GPU's kernel."""
+    monkeypatch.setattr("tiercast_runtime.batch.has_kernels", lambda device: is_indexed)
+    model, drafts = mini_model(), 3
+    requests = [Request(i, 0, 4 + 9 * i, 6) for i in range(len(slots))]
+    together, alone = Runner(model, requests), Runner(model, requests)
+    for request, slot in zip(requests, slots, strict=True):
+        for runner in (together, alone):
+            runner.logits([], [PrefillChunk(Sequence(request, slot, 0), 0, request.prompt_tokens)])
+
+    def decoding(i, num_outputs):
+        request = requests[i]
+        return Sequence(request, slots[i], 0, request.prompt_tokens, num_outputs, accepted=(drafts,))
+
+    tokens = together.tokens
+    # All drafts right: what is fed are the text's own tokens, which the store has at the positions themselves.
+    fed = {r.request_id: tokens.offsets[r.request_id] + r.prompt_tokens for r in requests}
+    together.tokens = replace(tokens, fed_offsets=fed)
+    batch = together.logits([decoding(i, 1) for i in range(len(slots))], [], drafts)
+    expected = [alone.logits([decoding(i, 1 + ahead)], []) for i in range(len(slots)) for ahead in range(1 + drafts)]
+    torch.testing.assert_close(batch, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_decodes_and_chunks_of_one_step_do_not_mix(mini_model):

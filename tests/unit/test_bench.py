@@ -82,7 +82,7 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
 @pytest.mark.parametrize(
     ("placement", "sections", "words"),
     [
-        ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2}}, "speculative.draft_tokens=2"),
+        ({"tier": "hbm"}, {"speculative": {"draft_tokens": 2, "draft_step_us": 9}}, "speculative.draft_step_us=9"),
         ({"tier": "hbm"}, {"engine": {"kv_reservation": "on_demand"}}, "engine.kv_reservation 'on_demand'"),
         ({"tier": "hbm"}, {"engine": {"prefix_caching": True}}, "engine.prefix_caching true"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2: the runtime serves one replica"),

@@ -223,6 +223,21 @@ def test_both_sides_find_the_same_share_of_rows_by_every_policy(mini_scenario, t
     assert predicted.cache_hit_ratio == pytest.approx(measured.cache_hit_ratio, abs=0.03)
 
 
+def test_right_drafts_are_looked_up_as_the_tokens_they_are(mini_scenario, tmp_path):
+    """Nearly all drafts right, over text whose n-grams repeat: their rows are found again on both sides."""
+    sections = {"workload": {**WORKLOAD, "num_requests": 60, "text": "random"}}
+    sections["speculative"] = {"draft_tokens": 3, "acceptance_ratio": 1.0}
+    for tier, cache_gib in (("nvme", 0.0), ("nvme", 8e-5), ("dram", 0.01)):
+        resolved = mini_scenario({"tier": tier, "cache_gib": cache_gib}, **sections)
+        engram = resolved.model.engram.model_copy(update={"rows_per_head": (40_009,) * 3, "compressed_vocab_size": 17})
+        resolved = resolved.model_copy(update={"model": resolved.model.model_copy(update={"engram": engram})})
+        measured, predicted = bench(resolved, folder=tmp_path).metrics, simulate(resolved).metrics
+        assert predicted.unique_row_ratio == pytest.approx(measured.unique_row_ratio, abs=0.04)
+        if cache_gib:
+            assert measured.cache_hit_ratio > 0.1
+            assert predicted.cache_hit_ratio == pytest.approx(measured.cache_hit_ratio, abs=0.04)
+
+
 def test_both_sides_remove_duplicates_in_front_of_a_cache(mini_scenario, tmp_path):
     """Tables so large that hashes do not collide: then counting n-grams and counting rows must agree to a percent."""
     sections = {"workload": {**WORKLOAD, "text": "random"}}

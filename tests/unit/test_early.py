@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
+from tiercast_profiles.drafts import accepted_drafts  # noqa: E402
 from tiercast_profiles.scenario import Engine, Speculative  # noqa: E402
 from tiercast_profiles.workload import Request  # noqa: E402
 from tiercast_runtime.early import EarlyLedger  # noqa: E402
@@ -70,25 +71,31 @@ def test_a_waiting_prompt_is_looked_up_before_its_request_is_admitted():
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=8),
-    budget=st.integers(1, 12),
+    spare_budget=st.integers(0, 11),
     max_num_seqs=st.integers(1, 5),
+    drafts=st.integers(0, 3),
 )
-def test_the_simulator_looks_ahead_at_the_same_tokens(lengths, budget, max_num_seqs):
+def test_the_simulator_looks_ahead_at_the_same_tokens(lengths, spare_budget, max_num_seqs, drafts):
     """A5 on both sides; and a peek changes nothing, because the plans stay equal."""
-    ours = Scheduler(limits(max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, kv_capacity_tokens=72))
+    budget, speculative = 1 + drafts + spare_budget, Speculative(draft_tokens=drafts)
+    given_limits = limits(
+        max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, kv_capacity_tokens=72, num_draft_tokens=drafts
+    )
+    requests = [Request(number, 0, prompt, output) for number, (prompt, output) in enumerate(lengths)]
+    ours = Scheduler(given_limits, {r.request_id: accepted_drafts(r, speculative, 0) for r in requests})
     engine = Engine(max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, kv_block_tokens=4)
-    theirs = SimScheduler(engine, 72, Speculative(), 0)
+    theirs = SimScheduler(engine, 72, speculative, 0)
     ledger = EarlyLedger()
-    for number, (prompt, output) in enumerate(lengths):
-        ours.submit(Request(number, 0, prompt, output))
-        theirs.add(Request(number, 0, prompt, output))
+    for request in requests:
+        ours.submit(request)
+        theirs.add(request)
     while not ours.is_idle:
         plan, expected = ours.plan(), theirs.plan()
         assert [(c.start, c.count) for c in plan.chunks] == [(c.start, c.num_tokens) for c in expected.chunks]
         upcoming = ours.upcoming(plan)
         assert upcoming == ours.upcoming(plan)
         assert parts_of(upcoming) == [(c.request.request_id, c.start, c.num_tokens) for c in theirs.upcoming_chunks()]
-        ledger.split(plan, upcoming)
+        assert ledger.split(plan, upcoming).first_early == len(plan.decodes) * (1 + drafts)
         ours.complete(plan)
         theirs.finish()
     assert ledger.num_booked == 0

@@ -60,7 +60,7 @@ def alone(resolved):
     ("placement", "sections"),
     [
         ({"tier": "nvme", "replication": "none", "cache_gib": 1e-5, "cache_policy": "static_hot"}, {}),
-        ({"tier": "hbm"}, {"workload": POISSON}),
+        ({"tier": "hbm"}, {"workload": POISSON, "speculative": {"draft_tokens": 2}}),
     ],
     ids=str,
 )

@@ -117,7 +117,10 @@ def batches(requests):
         yield TokenBatch(chunks=(Chunk(request, 0, half),))
         yield TokenBatch(chunks=(Chunk(request, half, request.prompt_tokens - half),))
     for step in range(requests[0].output_tokens - 1):
-        yield TokenBatch(list(requests), [r.prompt_tokens + step for r in requests], num_drafts=2)
+        positions, accepted = [r.prompt_tokens + step for r in requests], ()
+        if step % 2:  # two right drafts of the first sequence, one of the last
+            accepted = (min(2, requests[0].output_tokens - 1 - step), *[0] * (len(requests) - 2), 1)
+        yield TokenBatch(list(requests), positions, num_drafts=2, accepted=accepted)
 
 
 @pytest.mark.parametrize("removes_duplicates", [False, True])
@@ -142,7 +145,9 @@ def test_rows_of_batches_against_a_plain_replay(mini_model, removes_duplicates, 
     counter = RowCounter(model.engram, ngrams, 0, entries, removes_duplicates=removes_duplicates)
     kept = OrderedDict()
     for batch in batches(requests):
-        asked = [g for r, p in zip(batch.requests, batch.positions, strict=True) for g in grams[r.request_id][p]]
+        asked = []
+        for r, p, right in zip(batch.requests, batch.positions, batch.accepted or [0] * 4, strict=False):
+            asked += [g for position in grams[r.request_id][p : p + 1 + right] for g in position]
         for chunk in batch.chunks:
             positions = grams[chunk.request.request_id][chunk.start : chunk.start + chunk.num_tokens]
             asked += [g for position in positions for g in position]

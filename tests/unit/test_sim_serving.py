@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiercast_profiles.drafts import accepted_drafts
 from tiercast_profiles.errors import InfeasibleScenario
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.workload import Request
 from tiercast_runtime.scheduler import Limits
 from tiercast_runtime.scheduler import Scheduler as RuntimeScheduler
-from tiercast_sim.serving import Scheduler, accepted_drafts, check_requests_fit
+from tiercast_sim.serving import Scheduler, check_requests_fit
 
 
 def engine(**limits):
@@ -104,20 +105,27 @@ def test_a_request_that_can_never_fit_is_refused_with_its_shortfall():
     lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), min_size=1, max_size=16),
     capacity_blocks=st.integers(10, 30),
     max_num_seqs=st.integers(1, 6),
-    budget=st.integers(1, 40),
+    spare_budget=st.integers(0, 39),
+    speculative=st.builds(
+        Speculative, draft_tokens=st.integers(0, 4), acceptance_ratio=st.sampled_from([0.0, 0.5, 0.8, 1.0])
+    ),
 )
-def test_the_runtime_plans_the_same_steps(lengths, capacity_blocks, max_num_seqs, budget):
-    """Two implementations of one policy that share no code: every step of every draw is the same."""
+def test_the_runtime_plans_the_same_steps(lengths, capacity_blocks, max_num_seqs, spare_budget, speculative):
+    """Two implementations of one policy that share no code but the draw of what is accepted: every step is the same."""
     requests = [Request(i, 0, prompt, output) for i, (prompt, output) in enumerate(lengths)]
-    simulated = story(
-        requests, engine(max_num_batched_tokens=budget, max_num_seqs=max_num_seqs), capacity_tokens=capacity_blocks * 4
+    budget = 1 + speculative.draft_tokens + spare_budget
+    limits = engine(max_num_batched_tokens=budget, max_num_seqs=max_num_seqs)
+    simulated = story(requests, limits, capacity_tokens=capacity_blocks * 4, speculative=speculative)
+    accepted = {request.request_id: accepted_drafts(request, speculative, 0) for request in requests}
+    runtime = RuntimeScheduler(
+        Limits(max_num_seqs, budget, 4, capacity_blocks * 4, 1, speculative.draft_tokens), accepted
     )
-    runtime = RuntimeScheduler(Limits(max_num_seqs, budget, 4, capacity_blocks * 4, 1))
     for request in requests:
         runtime.submit(request)
     steps = []
     while not runtime.is_idle:
         plan = runtime.plan()
+        assert plan.num_tokens <= budget
         decodes = [(s.request.request_id, s.decode_position) for s in plan.decodes]
         chunks = [(chunk.sequence.request.request_id, chunk.start, chunk.count) for chunk in plan.chunks]
         done = [s.request.request_id for s in runtime.complete(plan).finished]
