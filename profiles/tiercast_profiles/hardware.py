@@ -20,10 +20,14 @@ PATHS: tuple[LookupPath, ...] = ("device", "uva", "cpu_gather", "disk", "pool")
 HOST_DRIVEN_PATHS: frozenset[LookupPath] = frozenset({"cpu_gather", "disk", "pool"})
 MAX_GRANULARITY_BYTES = 2**30  # far above any page or sector; keeps bytes a lookup moves within 64 bits
 
+VERIFY_TOKENS = 4
+"""Tokens per sequence at which attention of steps that verify drafts is measured; the last of them sees the context."""
+
 Component = Literal[
     "embed",  # token ids to hidden states, by tokens in the step
     "linear",  # one decoder layer without attention: norms, projections, MLP, residuals; by tokens
     "attention_decode",  # attention of one layer for one new token per sequence; by sequences, context
+    "attention_verify",  # the same for VERIFY_TOKENS tokens per sequence, as drafts are verified; by sequences, context
     "attention_prefill",  # attention of one layer for one chunk; by chunk tokens, context before the chunk
     "engram_module",  # one Engram layer once its rows are staged: dequantise, project, gate, convolve; by tokens
     "hash",  # row ids of all Engram layers; by tokens

@@ -34,6 +34,8 @@ from tiercast_runtime.table import FileTable, MemoryTable, Table
 MAX_REPEATS = 1000
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
 OTHERS = "cores_used_by_others"
+DRAFTS_ARE = "looked up and verified by the model; drafting takes no time, acceptance is drawn, not sampled"
+FREE_DRAFTS = "speculative.draft_step_us is not stated: drafts take no time, throughput is an upper bound"
 BUSY_CORES = 0.1  # a machine whose other processes use more than this was not quiet
 
 
@@ -298,6 +300,9 @@ def _metrics(
         rows_per_token=len(engram.layer_ids) * engram.num_rows_per_token if has_tables else 0,
         unique_row_ratio=stats.median(unique) if unique else None,
         cache_hit_ratio=stats.median(hits) if hits else None,
+        wasted_row_ratio=stats.spread_metric([run.wasted_row_ratio for run in runs])
+        if has_tables and resolved.scenario.speculative.draft_tokens
+        else None,
         layers=_layer_windows(resolved, runs) if has_tables else (),
     )
 
@@ -386,6 +391,8 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
         facts["cache_start"] = (
             "hottest rows of a warm-up" if resolved.placement.cache_policy == "static_hot" else "empty"
         )
+    if resolved.scenario.speculative.draft_tokens:
+        facts["drafts"] = DRAFTS_ARE
     held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
     if held is not None:
         facts.update(held.facts)
@@ -410,6 +417,9 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics], others: fl
             f"the static KV cache has {engine.kv.num_slots} slots of {engine.kv.max_context_tokens} tokens; the "
             f"workload could use {engine.kv.num_wanted_slots}"
         )
+    speculative = engine.resolved.scenario.speculative
+    if speculative.draft_tokens > 0 and speculative.draft_step_us is None:
+        warnings.append(FREE_DRAFTS)
     throughputs = [s.output_tokens_per_s for s in statistics]
     if len(throughputs) > 1 and is_unstable(throughputs):
         warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")

@@ -1,6 +1,7 @@
 """Steps made up for a measurement: any mix of decoding sequences and prompt chunks, built by the engine's own code."""
 
 from collections.abc import Sequence as Series
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,15 +14,21 @@ from tiercast_runtime.tokens import TokenStore
 
 
 def synthetic_step(
-    model: ModelSpec, decode_contexts: Series[int], chunks: Series[tuple[int, int]], seed: int = 0
+    model: ModelSpec,
+    decode_contexts: Series[int],
+    chunks: Series[tuple[int, int]],
+    seed: int = 0,
+    *,
+    num_draft_tokens: int = 0,
 ) -> tuple[StepPlan, TokenStore]:
     """A step plan and the tokens it reads, for :meth:`tiercast_runtime.batch.BatchBuilder.build`.
 
     Args:
         model: gives the vocabulary and the longest n-gram.
-        decode_contexts: per decoding sequence, the tokens it attends to, its new one included (at least 2).
+        decode_contexts: per decoding sequence, the tokens its first new one attends to, itself included (at least 2).
         chunks: per prompt chunk, the tokens before it and the tokens in it; each chunk ends its prompt.
         seed: decides the token ids.
+        num_draft_tokens: drafts each decoding sequence feeds behind its new token, all of them right.
 
     Sequences take slots 0, 1, … in order. Token ids are uniform, so their n-grams hardly ever repeat.
     """
@@ -29,14 +36,21 @@ def synthetic_step(
     prefills: list[PrefillChunk] = []
     requests: list[Request] = []
     for context in decode_contexts:
-        request = Request(len(requests), 0, context - 1, 2)
-        decodes.append(Sequence(request, len(requests), 0, num_prefilled=context - 1, num_outputs=1))
+        request = Request(len(requests), 0, context - 1, 2 + num_draft_tokens)
+        sequence = Sequence(request, len(requests), 0, num_prefilled=context - 1, num_outputs=1)
+        sequence.accepted = (num_draft_tokens,)
+        decodes.append(sequence)
         requests.append(request)
     for start, count in chunks:
         request = Request(len(requests), 0, start + count, 1)
         prefills.append(PrefillChunk(Sequence(request, len(requests), 0, num_prefilled=start), start, count))
         requests.append(request)
-    return StepPlan(decodes, prefills), random_tokens(model, requests, seed)
+    tokens = random_tokens(model, requests, seed)
+    if num_draft_tokens:
+        # Right drafts are the text itself: what the one decode step feeds lies at the positions it is fed at.
+        fed = {s.request.request_id: tokens.offsets[s.request.request_id] + s.decode_position for s in decodes}
+        tokens = replace(tokens, fed_offsets=fed)
+    return StepPlan(decodes, prefills, num_draft_tokens), tokens
 
 
 def random_tokens(model: ModelSpec, requests: Series[Request], seed: int) -> TokenStore:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tiercast_profiles.document import Bound
-from tiercast_profiles.hardware import Component, ComputeTable
+from tiercast_profiles.hardware import VERIFY_TOKENS, Component, ComputeTable
 from tiercast_profiles.model import Engram
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import NS_PER_US
@@ -106,10 +106,18 @@ class ComputeModel:
             self._measured = frozenset(measured)
             wanted = BACKBONE_COMPONENTS + (ENGRAM_COMPONENTS if self.has_engram else ())
             missing = [name for name in wanted if name not in self._measured]
+            if resolved.scenario.speculative.draft_tokens and not self._table.has("attention_verify"):
+                warnings.append(
+                    "attention of steps that verify drafts is not measured for this model: that of one token, times "
+                    "what the roofline makes of several"
+                )
             if missing:
                 warnings.append(f"compute of {', '.join(missing)} is not measured for this model; the roofline serves")
         self.is_measured = bool(self._measured)
+        self._verifies = self._table is not None and self._table.has("attention_verify")
+        has_drafts = resolved.scenario.speculative.draft_tokens > 0
         needs_roofline = len(self._measured) < len(BACKBONE_COMPONENTS + ENGRAM_COMPONENTS)
+        needs_roofline |= has_drafts and not self._verifies
         self._roofline = Roofline(resolved, bound) if needs_roofline else None
         self.warnings = tuple(warnings)
         self._linear_ns: dict[tuple[int, bool], float] = {}
@@ -204,8 +212,25 @@ class ComputeModel:
         if self._table is not None and "attention_decode" in self._measured:
             is_padded = self._table.table.context_statistic == "max"
             context = 1 + (max(positions) if is_padded else sum(positions) / len(positions))
-            return self._table.time_ns("attention_decode", len(positions) * tokens_per_sequence, context)
+            if tokens_per_sequence > 1:
+                return self._verify_ns(positions, context + tokens_per_sequence - 1, tokens_per_sequence)
+            return self._table.time_ns("attention_decode", len(positions), context)
         return self.roofline.attention_decode_ns(positions, tokens_per_sequence)
+
+    def _verify_ns(self, positions: list[int], end: float, tokens_per_sequence: int) -> float:
+        """Attention of sequences that feed drafts, the last of which sees ``end`` tokens.
+
+        Keys and values are read once and arithmetic grows by the token (A15): linear through what was measured for
+        one token and for ``VERIFY_TOKENS``, else the time of one token in proportion to the roofline.
+        """
+        assert self._table is not None, "the caller found a table"
+        one_ns = self._table.time_ns("attention_decode", len(positions), end)
+        if not self._verifies:
+            several, one = (self.roofline.attention_decode_ns(positions, n) for n in (tokens_per_sequence, 1))
+            return one_ns * several / one
+        several_ns = self._table.time_ns("attention_verify", len(positions), end)
+        share = (tokens_per_sequence - 1) / (VERIFY_TOKENS - 1)
+        return max(0.0, one_ns + (several_ns - one_ns) * share)
 
     def attention_prefill_ns(self, num_tokens: int, start: int) -> float:
         """Attention of one layer for a chunk of a prompt behind ``start`` earlier tokens."""

@@ -13,6 +13,7 @@ from tiercast_profiles.errors import BadInput, MissingCapability  # noqa: E402
 from tiercast_profiles.scenario import Speculative  # noqa: E402
 from tiercast_profiles.text import fold, load_text, request_token_ids  # noqa: E402
 from tiercast_profiles.workload import Request  # noqa: E402
+from tiercast_runtime import bench as benches  # noqa: E402
 from tiercast_runtime.bench import bench  # noqa: E402
 from tiercast_runtime.drafts import fed_tokens  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
@@ -193,10 +194,10 @@ def test_steps_and_waste_are_those_the_simulator_predicts(mini_scenario, tmp_pat
     assert max(num_tokens) <= budget
     assert list(steps.rows) == [n * 2 * resolved.model.engram.num_rows_per_token for n in num_tokens]
     assert steps.rows == predicted.samples.steps.rows
-    with Engine(resolved, CPU, tmp_path) as engine:
-        wasted = engine.run().wasted_row_ratio
-    assert wasted == pytest.approx(predicted.metrics.wasted_row_ratio.value)
-    assert 0 < wasted < 1
+    wasted = compared.metric("wasted_row_ratio")
+    assert wasted is not None
+    assert wasted.measured.value == pytest.approx(wasted.predicted.value)
+    assert 0 < wasted.measured.value < 1
 
 
 def test_drafts_behind_the_last_output_have_a_place_in_the_cache(mini_scenario, tmp_path):
@@ -205,6 +206,20 @@ def test_drafts_behind_the_last_output_have_a_place_in_the_cache(mini_scenario, 
     resolved = mini_scenario({"tier": "dram"}, workload=workload, speculative={**DRAFTS, "draft_tokens": 15})
     plain = mini_scenario({"tier": "dram"}, workload=workload)
     assert run(resolved, tmp_path).token_ids == run(plain, tmp_path).token_ids
+
+
+def test_a_record_says_what_drafts_cost_and_what_not(mini_scenario, tmp_path):
+    record = bench(mini_scenario({"tier": "dram"}, workload=LONG, speculative=DRAFTS), folder=tmp_path)
+    assert record.provenance.facts["drafts"] == benches.DRAFTS_ARE
+    assert benches.FREE_DRAFTS in record.provenance.warnings
+    stated = bench(
+        mini_scenario({"tier": "none"}, workload=LONG, speculative={**DRAFTS, "draft_step_us": 0.0}), folder=tmp_path
+    )
+    assert benches.FREE_DRAFTS not in stated.provenance.warnings
+    assert stated.metrics.wasted_row_ratio is None
+    without = bench(mini_scenario({"tier": "dram"}, workload=LONG), folder=tmp_path)
+    assert "drafts" not in without.provenance.facts
+    assert without.metrics.wasted_row_ratio is None
 
 
 def test_a_draft_model_that_takes_time_is_refused(mini_scenario, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability  # noqa: E402
+from tiercast_profiles.hardware import VERIFY_TOKENS  # noqa: E402
 from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
@@ -32,7 +33,7 @@ from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
 ONCE = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
 CPU = torch.device("cpu")
-ATTENTION = ("attention_decode", "attention_prefill")
+ATTENTION = ("attention_decode", "attention_verify", "attention_prefill")
 GRID = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(4, 20), starts=(0, 16))
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
@@ -50,6 +51,7 @@ def steady(step_ns):
 
 def test_the_grid_says_how_much_room_it_needs():
     assert GRID.geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=20)
+    assert LayerGrid((1, 6), (16,), (4,), (0,)).geometry.max_step_tokens == 6 * VERIFY_TOKENS
 
 
 def test_every_component_is_timed_at_every_point(bench):
@@ -61,6 +63,7 @@ def test_every_component_is_timed_at_every_point(bench):
     assert points["hash"] == points["embed"] == points["engram_module"] == points["lookup_issue"] == points["linear"]
     middle = CONTEXT_ALIGNMENT_TOKENS // 2
     assert points["attention_decode"] == [(n, c - middle) for n in (1, 3) for c in (16, 48)]
+    assert points["attention_verify"] == points["attention_decode"]  # the last fed token sees the context
     assert points["attention_prefill"] == [(n, c) for n in (4, 20) for c in (0, 16)]
     assert points["head"] == points["step_overhead"] == [(1, 0), (3, 0)]
     assert all(p.low_us <= p.time_us <= p.high_us for part in table.components.values() for p in part)
@@ -102,8 +105,15 @@ def test_a_layers_time_is_the_mean_over_the_layers(bench):
 def test_a_step_leaves_the_worker_idle_for_the_next(bench):
     step = bench.step([], [(0, 4)])
     for _ in range(3):
-        assert {key[0] for key, _ in bench.walk(step)} == set(COMPONENT_ORDER) - {"attention_decode", "step_overhead"}
+        others = {"attention_decode", "attention_verify", "step_overhead"}
+        assert {key[0] for key, _ in bench.walk(step)} == set(COMPONENT_ORDER) - others
         assert bench.whole(step) > 0
+
+
+def test_large_grids_verify_at_every_other_batch_and_at_the_ends_of_the_context():
+    grid = LayerGrid((1, 2, 4, 6), (16, 128, 256), (), ())
+    assert grid.verifying == ((1, 16), (1, 256), (4, 16), (4, 256), (6, 16), (6, 256))
+    assert LayerGrid((), (), (4,), (0,)).verifying == ()
 
 
 def test_row_ids_stay_inside_the_staging_table(bench):
@@ -117,7 +127,7 @@ def test_a_grid_that_does_not_fit_at_once_is_timed_in_parts(mini_model, monkeypa
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 3 * 48 * per_token - 4)
     parts = grids_that_fit(GRID, mini_model("v41"), CPU)
     assert parts == (LayerGrid((1, 3), (16, 48), (), ()), LayerGrid((), (), (4, 20), (0, 16)))
-    assert parts[0].geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=3)
+    assert parts[0].geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=3 * VERIFY_TOKENS)
     assert parts[1].geometry == Geometry(num_slots=1, max_context_tokens=36, max_step_tokens=20)
     room = 2 * 48 * per_token / 0.6  # for two sequences of 48 tokens, or six of 16
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: int(room))

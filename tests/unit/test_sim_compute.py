@@ -123,6 +123,39 @@ def test_decode_attention_follows_the_context_statistic(sim_scenario, statistic,
     assert sum(model.step(plan([10, 30])).segments_ns) == pytest.approx(6 * 1000 * context)
 
 
+@pytest.mark.parametrize(("statistic", "longest"), [("max", 30), ("mean", 20)])
+@pytest.mark.parametrize("drafts", [1, 3, 6])
+def test_attention_that_verifies_drafts_lies_on_the_line_of_what_was_measured(sim_scenario, statistic, longest, drafts):
+    """One token and four: 100 us a sequence and 1 us a context token, against three times that."""
+    base = sim_scenario({"tier": "none"}, speculative={"draft_tokens": drafts})
+    data = table(base, dict.fromkeys(COMPONENTS, 0), statistic=statistic).model_dump()
+    for name, factor in (("attention_decode", 1), ("attention_verify", 3)):
+        data["components"][name] = [
+            {"num_tokens": n, "context_tokens": c, "time_us": us, "low_us": us, "high_us": us}
+            for n in (1, 9)
+            for c in (1, 99)
+            for us in [factor * (100 * n + c)]
+        ]
+    model = ComputeModel(with_tables(base, ComputeTable.model_validate(data)), "nominal")
+    one_us = 100 * 2 + longest + 1 + drafts  # two sequences; the last draft sees so many tokens
+    expected_us = one_us * (1 + 2 * drafts / 3)
+    assert sum(model.step(plan([10, 30], drafts=drafts)).segments_ns) == pytest.approx(6 * 1000 * expected_us)
+    assert model.warnings == ()
+
+
+def test_verifying_that_was_not_measured_reads_the_cache_once(sim_scenario):
+    """The table's time of one token, times what the roofline makes of several: nothing while memory bounds it."""
+    base = sim_scenario({"tier": "none"}, speculative={"draft_tokens": 2})
+    measured = with_tables(base, table(base, dict.fromkeys(COMPONENTS, 0) | {"attention_decode": 5}))
+    model = ComputeModel(measured, "nominal")
+    assert any("verify drafts is not measured" in warning for warning in model.warnings)
+    free = Roofline(base, "nominal")
+    ratio = free.attention_decode_ns([10, 30], 3) / free.attention_decode_ns([10, 30], 1)
+    assert ratio < 3
+    found = sum(model.step(plan([10, 30], drafts=2)).segments_ns)
+    assert found == pytest.approx(6 * ratio * 1000 * 5 * 2)
+
+
 def test_another_engram_keeps_the_backbone_of_the_table(sim_scenario):
     base = sim_scenario({"tier": "dram"})
     model = ComputeModel(with_tables(base, table(base, dict.fromkeys(COMPONENTS, 1), with_engram=False)), "nominal")

@@ -6,8 +6,8 @@ that between two events lies device time alone. What a step takes beside, from s
 host, is a whole step less its parts.
 
 Assumption A92: steps with prompt tokens run without a graph, so beyond the largest decode batch the tables of graph
-modes hold the times of single calls. ``piecewise`` differs from ``full`` in its lookups, which the host issues, and in
-the copy that brings a layer's rows to where its graph reads them.
+modes hold the times of single calls, and so does attention of steps that verify drafts. ``piecewise`` differs from
+``full`` in its lookups, which the host issues, and in the copy that brings a layer's rows to where its graph has them.
 """
 
 import time
@@ -100,7 +100,8 @@ def _merged(
     merged: dict[Component, tuple[ComputePoint, ...]] = {}
     for component in COMPONENT_ORDER:
         single = eager.components.get(component, ())
-        if component == "attention_prefill" or (not is_full and component in ("hash", "lookup_issue")):
+        is_single = component in ("attention_prefill", "attention_verify")
+        if is_single or (not is_full and component in ("hash", "lookup_issue")):
             points = single
         else:
             name: str = PLACE if component == "engram_module" and not is_full else component

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable, ProbeResult
+from tiercast_profiles.hardware import VERIFY_TOKENS, Component, ComputePoint, ComputeTable, ProbeResult
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
@@ -18,6 +18,7 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "embed",
     "linear",
     "attention_decode",
+    "attention_verify",
     "attention_prefill",
     "engram_module",
     "hash",
@@ -46,12 +47,22 @@ class LayerGrid:
     starts: tuple[int, ...]
 
     @property
+    def verifying(self) -> tuple[tuple[int, int], ...]:
+        """Sequences and context of the steps that verify drafts: every other batch, the shortest and longest context.
+
+        Attention alone is taken from them, which is close to linear in both.
+        """
+        counts = sorted({*self.sequences[::2], *self.sequences[-1:]})
+        contexts = sorted({*self.contexts[:1], *self.contexts[-1:]})
+        return tuple((count, context) for count in counts for context in contexts)
+
+    @property
     def geometry(self) -> Geometry:
         """Room the grid needs."""
         return Geometry(
             num_slots=max(self.sequences, default=1),
             max_context_tokens=max(*self.contexts, max(self.starts, default=0) + max(self.chunks, default=0), 1),
-            max_step_tokens=max(*self.chunks, *self.sequences, 1),
+            max_step_tokens=max(*self.chunks, *(VERIFY_TOKENS * count for count in self.sequences), 1),
         )
 
 
@@ -139,6 +150,7 @@ def measure_layers(
         if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
             wholes.append(bench.step([], [(0, grid.chunks[-1])]))
         cases: list[Case[LayerKey]] = [_settled_case(bench, steps) for steps in decodes]
+        cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, max(grid.sequences, default=0)) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes]
         spreads = {spread.key: spread for spread in collect(cases, effort, clock)}
@@ -242,6 +254,16 @@ def _settled_case(bench: StepBench, steps: list[BenchStep]) -> Case[LayerKey]:
         for _ in range(NUM_PLAIN_SAMPLES):
             found += _plain(bench, steps[0])
         return found
+
+    return case
+
+
+def _verifying_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
+    """Attention of a step that verifies drafts, behind one like it; its other parts are those of as many tokens."""
+
+    def case() -> list[tuple[LayerKey, float]]:
+        bench.walk(step)
+        return [(key, value) for key, value in bench.walk(step) if key[0] == "attention_verify"]
 
     return case
 

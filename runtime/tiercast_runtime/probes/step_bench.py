@@ -12,7 +12,7 @@ from typing import Self
 import torch
 
 from tiercast_profiles.errors import MissingCapability
-from tiercast_profiles.hardware import Component
+from tiercast_profiles.hardware import VERIFY_TOKENS, Component
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram, ModelSpec
 from tiercast_profiles.units import MIB
@@ -88,7 +88,16 @@ class StepBench:
         generator = torch.Generator(device=device).manual_seed(1)
         layers = range(len(model.engram.layer_ids))
         self.engram_layers = [
-            EngramLayer(model, layer, device, dtype, generator, num_slots=geometry.num_slots) for layer in layers
+            EngramLayer(
+                model,
+                layer,
+                device,
+                dtype,
+                generator,
+                num_slots=geometry.num_slots,
+                num_draft_tokens=VERIFY_TOKENS - 1,
+            )
+            for layer in layers
         ]
         self.hasher = EngramHasher(model.engram, device)
         self._engram_at = {layer.layer_id: index for index, layer in enumerate(self.engram_layers)}
@@ -116,6 +125,13 @@ class StepBench:
         plan, tokens = synthetic_step(self.model, decode_contexts, chunks)
         scheduler = _endless_scheduler(len(decode_contexts)) if decode_contexts else None
         return BenchStep(plan, tokens, scheduler)
+
+    def verifying_step(self, num_sequences: int, context_tokens: int) -> "BenchStep":
+        """A step in which sequences feed ``VERIFY_TOKENS`` tokens each, the last of which sees the context."""
+        num_drafts = VERIFY_TOKENS - 1
+        contexts = [max(2, context_tokens - num_drafts)] * num_sequences
+        plan, tokens = synthetic_step(self.model, contexts, [], num_draft_tokens=num_drafts)
+        return BenchStep(plan, tokens, None)
 
     def batch(self, step: "BenchStep") -> BatchPlan:
         """The step's tensors."""
@@ -155,7 +171,7 @@ class StepBench:
         hidden = self.backbone.embed(batch)
         watch.lap()
         names.append("embed")
-        attention: Component = "attention_prefill" if batch.chunks else "attention_decode"
+        attention = _attention_of(planned)
         for index in range(self.model.backbone.num_layers):
             engram_index = self._engram_at.get(index)
             if engram_index is not None and has_engram:
@@ -228,8 +244,8 @@ class StepBench:
         return self._prefetcher.take_timings()
 
     def _key(self, component: Component, step: "BenchStep", batch: BatchPlan, num_samples: int) -> ComponentKey:
-        num_decodes = batch.num_decodes
-        if component == "attention_decode":
+        num_decodes = len(step.plan.decodes)
+        if component in ("attention_decode", "attention_verify"):
             assert batch.decode is not None, "a decode step has decoding rows"
             if isinstance(batch.decode, IndexedDecode):
                 return component, num_decodes, batch.decode.context
@@ -245,7 +261,7 @@ class StepBench:
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """A made-up step. ``scheduler`` runs as many sequences as the step decodes; None for a step of one chunk."""
+    """A made-up step. ``scheduler`` runs as many sequences as the step decodes; None for a chunk and for drafts."""
 
     plan: StepPlan
     tokens: TokenStore
@@ -277,6 +293,13 @@ def _endless_scheduler(num_sequences: int) -> Scheduler:
         scheduler.submit(Request(index, 0, 1, ENDLESS_TOKENS))
     scheduler.complete(scheduler.plan())
     return scheduler
+
+
+def _attention_of(plan: StepPlan) -> Component:
+    """The component that the attention of a made-up step is."""
+    if plan.chunks:
+        return "attention_prefill"
+    return "attention_verify" if plan.num_draft_tokens else "attention_decode"
 
 
 def _with_inverse(staged: StagedRows) -> StagedRows:
