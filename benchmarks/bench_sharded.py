@@ -24,7 +24,7 @@ from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.paths.base import LookupPath
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
 from tiercast_runtime.shard import HeadShard, build_shard_tables
-from tiercast_runtime.sharded_lookup import ShardedLookup, join_group
+from tiercast_runtime.sharded_lookup import ShardedLookup, all_gather, join_group
 from write_record import write_record
 
 CPU = torch.device("cpu")
@@ -91,9 +91,7 @@ def rank_times(rank: int, meet: str) -> dict[str, dict[str, list[float]]]:
         every = torch.empty(NUM_RANKS * len(own), dtype=torch.uint8)
         found[str(count)] = {
             "sharded": timed(lambda one: path.fetch(0, one), ids),
-            "all_gather_alone": timed(
-                lambda _, every=every, own=own: dist.all_gather_into_tensor(every, own, group=group), ids
-            ),
+            "all_gather_alone": timed(lambda _, every=every, own=own: all_gather(every, own, group), ids),
         }
     dist.barrier(group)
     path.close()

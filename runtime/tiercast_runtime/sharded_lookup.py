@@ -3,9 +3,11 @@
 vLLM places the tables this way under tensor parallelism (docs/features/engram.md). What travels here are the packed
 rows: T × R × row bytes end on every rank, of which a rank sends its 1/N.
 
-The ranks first exchange a few numbers: what they are about to gather, and whether each has its rows. So a rank whose
-file is damaged, or that is at another step, ends in one line on every rank and not in a hang or in wrong rows. These
-numbers go through gloo on the host, on a GPU too, where waiting for the device would stop the step.
+The ranks exchange a few numbers too: what they are about to gather, and whether each has its rows. So a rank whose file
+is damaged, or that is at another step, ends in one line on every rank and not in a hang, a crash of gloo (which ends
+the process where messages differ in size) or in wrong rows. These numbers go through gloo on the host, on a GPU too,
+where waiting for the device would stop the step. Between CPUs they head a message of always the same size that has
+room for the rows of a small lookup: a decode step then makes one collective a lookup, not two.
 """
 
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ from tiercast_runtime.shard import HeadShard
 
 DEFAULT_TIMEOUT_S = 60.0
 _NOTE = ("num_tokens", "layer_index", "checksum", "num_rows_read", "num_rows_hit", "is_ready")
+_NOTE_BYTES = 8 * len(_NOTE)
+_MESSAGE_BYTES = 16 * 1024
 
 
 def join_group(
@@ -120,6 +124,8 @@ class ShardedLookup:
         self._shard = shard
         self._group = group
         layers = range(len(shard.engram.layer_ids))
+        self._message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+        self._messages = torch.empty((num_ranks, _MESSAGE_BYTES), dtype=torch.uint8)
         # ids of the shard start at 0; in a whole table its rows start behind those of the ranks before
         self._first_rows = [shard.rows(layer).start if holds_whole else 0 for layer in layers]
 
@@ -150,52 +156,75 @@ class ShardedLookup:
             staged.keep()
         except TiercastError as error:
             problem = error
-        num_read, num_hit = self._agree(layer_index, row_ids, staged)
+        own = None if staged is None else _in_order(staged)
+        notes = self._exchange(self._note(layer_index, row_ids, staged), own)
+        num_read, num_hit = self._agree(layer_index, notes, has_rows=staged is not None)
         if problem is not None:
             raise problem
-        assert staged is not None, "a fetch without an error has rows"
-        rows = self._gather(staged, len(row_ids))
+        assert own is not None, "a fetch without an error has rows"
+        rows = self._gather(own, len(row_ids))
         return StagedRows(rows, None, num_rows=row_ids.numel(), num_rows_read=num_read, num_rows_hit=num_hit)
 
-    def _agree(self, layer_index: int, row_ids: torch.Tensor, staged: StagedRows | None) -> tuple[int, int]:
-        """Compare what the ranks are about to gather; rows they have read and hit together."""
+    def _note(self, layer_index: int, row_ids: torch.Tensor, staged: StagedRows | None) -> torch.Tensor:
+        """What this rank is about to gather, ``[len(_NOTE)] int64``."""
         # reading ids on a GPU would wait for it; there the checksum stays 0
         checksum = int(row_ids.sum()) if row_ids.device.type == "cpu" and not row_ids.is_floating_point() else 0
         if staged is not None and staged.cache_work is not None and self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the count of hits is the device's
         own = (0, 0, 0) if staged is None else (*staged.counts(), 1)
-        note = torch.tensor([len(row_ids), layer_index, checksum, *own], dtype=torch.int64)
-        notes = torch.empty((self._shard.num_ranks, len(_NOTE)), dtype=torch.int64)
-        self._collect(notes, note)
+        return torch.tensor([len(row_ids), layer_index, checksum, *own], dtype=torch.int64)
+
+    def _exchange(self, note: torch.Tensor, own: torch.Tensor | None) -> list[list[int]]:
+        """The notes of all ranks; between CPUs the rows of each come with its note where the message has room."""
+        if self.device.type == "cuda":
+            notes = torch.empty((self._shard.num_ranks, len(_NOTE)), dtype=torch.int64)
+            self._collect(notes, note)
+        else:
+            self._message[:_NOTE_BYTES] = note.view(torch.uint8)
+            if own is not None and self._has_room(own):
+                self._message[_NOTE_BYTES : _NOTE_BYTES + own.numel()] = own.reshape(-1)
+            self._collect(self._messages, self._message)
+            notes = self._messages[:, :_NOTE_BYTES].contiguous().view(torch.int64)
+        by_rank: list[list[int]] = notes.tolist()
+        return by_rank
+
+    def _has_room(self, own: torch.Tensor) -> bool:
+        return self.device.type == "cpu" and own.numel() <= _MESSAGE_BYTES - _NOTE_BYTES
+
+    def _agree(self, layer_index: int, notes: list[list[int]], *, has_rows: bool) -> tuple[int, int]:
+        """Compare what the ranks are about to gather; rows they have read and hit together."""
         for column, name in enumerate(_NOTE[:3]):
-            values: list[int] = notes[:, column].tolist()
+            values = [note[column] for note in notes]
             if len(set(values)) > 1:
                 raise TiercastError(
                     f"the ranks do not make the same lookup: {name} by rank is {', '.join(map(str, values))}; "
                     f"all ranks must run the same step"
                 )
-        failed = [rank for rank, is_ready in enumerate(notes[:, 5].tolist()) if not is_ready]
-        if failed and staged is not None:
+        failed = [rank for rank, note in enumerate(notes) if not note[5]]
+        if failed and has_rows:
             raise TiercastError(
                 f"rank {failed[0]} could not fetch its columns of layer {self._layer_id(layer_index)}; "
                 f"its own message says why"
             )
-        return int(notes[:, 3].sum()), int(notes[:, 4].sum())
+        return sum(note[3] for note in notes), sum(note[4] for note in notes)
 
-    def _gather(self, staged: StagedRows, num_tokens: int) -> torch.Tensor:
-        """Packed rows ``[T·R, row_bytes]`` in the order of the whole row ids, from this rank's own."""
-        own = staged.rows if staged.inverse is None else staged.rows.index_select(0, staged.inverse.reshape(-1))
+    def _gather(self, own: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Packed rows ``[T·R, row_bytes]`` in the order of the whole row ids, from each rank's own."""
         width, num_ranks = self._shard.engram.row_bytes, self._shard.num_ranks
         if num_tokens == 0 or num_ranks == 1:
             return own
-        by_rank = torch.empty((num_ranks, *own.shape), dtype=torch.uint8, device=own.device)
-        self._collect(by_rank.view(-1), own.reshape(-1))
-        # columns of a rank are neighbours, so token, rank, column is the order of the whole
-        return by_rank.view(num_ranks, num_tokens, -1, width).transpose(0, 1).reshape(-1, width)
+        if self._has_room(own):
+            by_rank = self._messages[:, _NOTE_BYTES : _NOTE_BYTES + own.numel()]
+        else:
+            by_rank = torch.empty((num_ranks, own.numel()), dtype=torch.uint8, device=own.device)
+            self._collect(by_rank, own.reshape(-1))
+        # columns of a rank are neighbours, so token, rank, column is the order of the whole; the copy is the caller's
+        ordered = by_rank.unflatten(1, (num_tokens, -1, width)).transpose(0, 1)
+        return ordered.contiguous().view(-1, width)
 
     def _collect(self, target: torch.Tensor, own: torch.Tensor) -> None:
         try:
-            dist.all_gather_into_tensor(target.view(-1), own, group=self._group)
+            all_gather(target.view(-1), own, self._group)
         except RuntimeError as error:
             raise TiercastError(
                 f"rank {self._shard.rank} of {self._shard.num_ranks}: another rank has ended or did not answer in time "
@@ -222,6 +251,20 @@ class ShardedLookup:
     def close(self) -> None:
         """Close the inner path; the group stays its owner's."""
         self._path.close()
+
+
+def all_gather(target: torch.Tensor, own: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Every rank's ``own`` one behind the other in ``target``, under the name this torch has for it.
+
+    ``all_gather_into_tensor`` is deprecated since torch 2.13, which calls it ``all_gather_single``.
+    """
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(target, own, group=group)
+
+
+def _in_order(staged: StagedRows) -> torch.Tensor:
+    """This rank's rows ``[T·columns, row_bytes]``, duplicates expanded."""
+    return staged.rows if staged.inverse is None else staged.rows.index_select(0, staged.inverse.reshape(-1))
 
 
 def _first_line(error: BaseException) -> str:

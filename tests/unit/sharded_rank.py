@@ -33,6 +33,9 @@ DEMO = TINY.model_copy(
 )
 
 
+MANY = 150  # tokens whose rows do not come with the first message
+
+
 def open_path(engram, name, rank, num_ranks, folder, group):
     shard = HeadShard(engram, rank, num_ranks)
     tables = build_shard_tables(shard, "nvme" if name == "disk" else "dram", "split", CPU, folder)
@@ -62,7 +65,7 @@ def rows_story(rank, num_ranks, folder, group):
         for name in ("cpu_gather", "disk"):
             path = open_path(engram, name, rank, num_ranks, folder, group)
             assert isinstance(path, LookupPath)
-            for num_tokens in (0, 1, 7):
+            for num_tokens in (0, 1, 7, MANY, 7):
                 ids = row_ids(engram, num_tokens)
                 counts = [same(engram, layer, ids, path.fetch(layer, ids[layer])) for layer in (0, 1)]
                 distinct = [len(np.unique(one.numpy())) for one in ids]
@@ -90,6 +93,7 @@ def trouble_story(rank, num_ranks, folder, group):
 
     attempt(0, ids[0][: 7 - rank])  # another number of tokens on each rank
     attempt(rank, ids[0])  # another layer
+    attempt(0, row_ids(TINY, MANY)[0] if rank else ids[0])  # rows with the note on one rank, behind it on the other
     wrong = ids[0].clone()
     wrong[3, 0] = HeadShard(TINY, 0, num_ranks).rows(0).stop  # a row of the next rank in a column of rank 0
     attempt(0, wrong)

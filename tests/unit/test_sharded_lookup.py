@@ -66,11 +66,12 @@ def test_ranks_that_disagree_fail_or_die_end_in_one_line_everywhere(tmp_path):
     for texts in (first, second):
         assert "num_tokens by rank is 7, 6" in texts[0]
         assert "layer_index by rank is 0, 1" in texts[1]
+        assert "num_tokens by rank is 7, 150" in texts[2]
         assert all("\n" not in text for text in texts)
-    assert first[2].startswith("BadInput: row ids of columns 0 … 5 span")
-    assert second[2] == "TiercastError: rank 0 could not fetch its columns of layer 4; its own message says why"
-    assert "rank 0 of 2: another rank has ended or did not answer in time" in first[3]
-    assert (len(first), len(second)) == (4, 3)
+    assert first[3].startswith("BadInput: row ids of columns 0 … 5 span")
+    assert second[3] == "TiercastError: rank 0 could not fetch its columns of layer 4; its own message says why"
+    assert "rank 0 of 2: another rank has ended or did not answer in time" in first[4]
+    assert (len(first), len(second)) == (5, 4)
 
 
 @given(st.integers(1, 3), st.integers(1, 8), st.integers(2, 500), st.data())
