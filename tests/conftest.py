@@ -81,6 +81,27 @@ def mini_model() -> Callable[..., ModelSpec]:
 
 
 @pytest.fixture(scope="session")
+def small_v41() -> Scenario:
+    """DeepSeek-V4.1-Flash on shipped data, two short requests: the least that is predicted and priced."""
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "hardware": "h200-sxm",
+            "model": "deepseek-v4.1-flash",
+            "parallel": {"tensor": 8},
+            "placement": {"tier": "dram"},
+            "workload": {
+                "kind": "closed_loop",
+                "concurrency": 2,
+                "num_requests": 2,
+                "prompt_tokens": {"fixed": 64},
+                "output_tokens": {"fixed": 4},
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="session")
 def cpu_hardware() -> HardwareProfile:
     """A machine whose device is its CPU, with a curve for every path the runtime has there."""
     pairs = (("hbm", "device"), ("dram", "cpu_gather"), ("nvme", "disk"))

@@ -4,7 +4,7 @@ Ids are stable: scripts and run books quote them. What nothing is known about is
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tiercast_plan.host_facts import HostFacts
 from tiercast_profiles.hardware import HardwareProfile
@@ -30,6 +30,7 @@ CheckId = Literal[
     "container",
     "unified-memory",
 ]
+CHECK_IDS: tuple[CheckId, ...] = get_args(CheckId)
 Status = Literal["ok", "warn", "fail", "not_supported"]
 DOCKER_SHM_BYTES = 64 << 20
 
@@ -129,26 +130,8 @@ def check_profile(hardware: HardwareProfile, need: Need) -> tuple[Check, ...]:
             ),
         )
     }
-    ids: tuple[CheckId, ...] = (
-        "host-memory",
-        "cgroup-memory",
-        "shm-size",
-        "memlock-limit",
-        "thp-mode",
-        "thp-shmem",
-        "huge-page-pool",
-        "numa-nodes",
-        "numa-balancing",
-        "page-cache",
-        "gpu-driver",
-        "gpu-count",
-        "disk-space",
-        "disk-direct-io",
-        "container",
-        "unified-memory",
-    )
     elsewhere = "a profile does not tell; run tiercast doctor on the machine"
-    return tuple(known.get(name, Check(name, "not_supported", False, elsewhere, "", "")) for name in ids)
+    return tuple(known.get(name, Check(name, "not_supported", False, elsewhere, "", "")) for name in CHECK_IDS)
 
 
 _MORE_MEMORY = "tiercast fit --model NAME --hardware NAME   # choose another tier or fewer copies, or add memory"

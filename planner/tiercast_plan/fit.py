@@ -73,7 +73,7 @@ def fit_matrix(
                     missing = int((needed - plan.kv_capacity_tokens) * plan.kv_bytes_per_token_per_rank)
                     reason = f"KV room for {plan.kv_capacity_tokens} tokens, a request needs {needed}"
                 elif short is not None:
-                    reason = f"{short} is short of {format_bytes(missing)} per {'rank' if short == 'hbm' else 'host'}"
+                    reason = _short_of(short, missing)
                 rows.append(
                     FitRow(
                         hardware=hardware.name,
@@ -137,7 +137,6 @@ def fit_lower_bound(
                 over = 0 if tier == "hbm" else host[tier]["tables"] - gb_to_bytes(tier_capacity.value)
                 if over > 0:
                     short, missing = tier, over
-                where = "rank" if short == "hbm" else "host"
                 rows.append(
                     FitRow(
                         hardware=hardware.name,
@@ -154,10 +153,14 @@ def fit_lower_bound(
                         kv_room_bytes_per_rank=max(0, room),
                         kv_room_tokens=None,
                         is_lower_bound=True,
-                        reason="" if short is None else f"{short} is short of {format_bytes(missing)} per {where}",
+                        reason="" if short is None else _short_of(short, missing),
                     )
                 )
     return tuple(rows)
+
+
+def _short_of(tier: Tier, missing_bytes: int) -> str:
+    return f"{tier} is short of {format_bytes(missing_bytes)} per {'rank' if tier == 'hbm' else 'host'}"
 
 
 def _placements(tiers: Sequence[Tier], replications: Sequence[Replication]) -> list[tuple[Tier, Replication]]:

@@ -14,26 +14,9 @@ import pytest
 from tiercast_plan import workers
 from tiercast_plan.sweep import sweep
 from tiercast_profiles.errors import MissingCapability
-from tiercast_profiles.scenario import Scenario
 
 pytest.importorskip("distributed", reason="needs the cluster extra")
 
-SCENARIO = Scenario.model_validate(
-    {
-        "schema_version": 1,
-        "hardware": "h200-sxm",
-        "model": "deepseek-v4.1-flash",
-        "parallel": {"tensor": 8},
-        "placement": {"tier": "dram"},
-        "workload": {
-            "kind": "closed_loop",
-            "concurrency": 2,
-            "num_requests": 2,
-            "prompt_tokens": {"fixed": 64},
-            "output_tokens": {"fixed": 4},
-        },
-    }
-)
 VARIES = ("workload.concurrency=1..30", "placement.tier=hbm,dram,pool")
 DASK = Path(sys.executable).with_name("dask")
 
@@ -68,8 +51,8 @@ def _cluster(num_workers: int) -> Iterator[tuple[str, list[subprocess.Popen[str]
             process.stderr.close()
 
 
-def test_a_worker_that_is_killed_loses_nothing():
-    local = sweep(SCENARIO, (), VARIES, is_nominal=True)
+def test_a_worker_that_is_killed_loses_nothing(small_v41):
+    local = sweep(small_v41, (), VARIES, is_nominal=True)
     with _cluster(2) as (address, found):
         seen = []
 
@@ -79,34 +62,34 @@ def test_a_worker_that_is_killed_loses_nothing():
                 found[0].send_signal(signal.SIGKILL)
                 found[0].wait()
 
-        remote = sweep(SCENARIO, (), VARIES, is_nominal=True, cluster=address, progress=listen)
+        remote = sweep(small_v41, (), VARIES, is_nominal=True, cluster=address, progress=listen)
         assert found[0].returncode == -signal.SIGKILL
         assert 0 < seen[1].done < seen[-1].done == len(local), "the worker died midway"
     assert [row.model_dump_json() for row in remote] == [row.model_dump_json() for row in local]
 
 
-def test_no_scheduler_and_no_worker_are_one_line(monkeypatch):
+def test_no_scheduler_and_no_worker_are_one_line(small_v41, monkeypatch):
     monkeypatch.setattr(workers, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(MissingCapability, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'") as caught:
-        sweep(SCENARIO, cluster="tcp://127.0.0.1:9")
+        sweep(small_v41, cluster="tcp://127.0.0.1:9")
     assert "\n" not in str(caught.value)
     with pytest.raises(MissingCapability, match="no Dask scheduler answers at 'nonsense://x'"):
-        sweep(SCENARIO, cluster="nonsense://x")
+        sweep(small_v41, cluster="nonsense://x")
     with (
         _cluster(0) as (address, _),
         pytest.raises(MissingCapability, match="has no worker; start one with: dask worker"),
     ):
-        sweep(SCENARIO, cluster=address)
+        sweep(small_v41, cluster=address)
 
 
-def test_another_version_on_a_worker_is_refused(monkeypatch):
+def test_another_version_on_a_worker_is_refused(small_v41, monkeypatch):
     with _cluster(1) as (address, _):
         monkeypatch.setattr(workers, "__version__", "0.0.0")
         with pytest.raises(MissingCapability, match=r"runs Tiercast \S+, this is 0.0.0"):
-            sweep(SCENARIO, cluster=address)
+            sweep(small_v41, cluster=address)
 
 
-def test_without_the_extra_the_line_says_how_to_get_it(monkeypatch):
+def test_without_the_extra_the_line_says_how_to_get_it(small_v41, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingCapability, match=r"pip install 'tiercast\[cluster\]'"):
-        sweep(SCENARIO, cluster="tcp://127.0.0.1:9")
+        sweep(small_v41, cluster="tcp://127.0.0.1:9")

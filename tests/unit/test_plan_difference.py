@@ -9,26 +9,17 @@ from tiercast_profiles.scenario import Scenario
 from tiercast_profiles.store import resolve
 from tiercast_sim.simulate import simulate
 
-BASE = {
-    "schema_version": 1,
-    "hardware": "h200-sxm",
-    "model": "deepseek-v4.1-flash",
-    "parallel": {"tensor": 8},
-    "placement": {"tier": "dram"},
-    "workload": {
-        "kind": "closed_loop",
-        "concurrency": 2,
-        "num_requests": 2,
-        "prompt_tokens": {"fixed": 64},
-        "output_tokens": {"fixed": 4},
-    },
-}
 
+@pytest.fixture
+def side(small_v41):
+    """One side of a comparison: the small scenario with some of its parts changed, predicted and priced."""
 
-def side(name: str = "a", **changes) -> Side:
-    resolved = resolve(Scenario.model_validate(BASE | changes))
-    record = simulate(resolved, keep_samples=False)
-    return Side(name, record, cost_per_mtok(resolved, record), resolved)
+    def make(name="a", **changes) -> Side:
+        resolved = resolve(Scenario.model_validate(small_v41.model_dump(exclude_unset=True) | changes))
+        record = simulate(resolved, keep_samples=False)
+        return Side(name, record, cost_per_mtok(resolved, record), resolved)
+
+    return make
 
 
 def with_throughput(one: Side, metric: Metric, kind: str = "simulated") -> Side:
@@ -41,7 +32,7 @@ def throughput(found):
     return next(metric for metric in found.metrics if metric.name == "output_tokens_per_s")
 
 
-def test_nothing_differs_from_itself():
+def test_nothing_differs_from_itself(side):
     one = side()
     found = difference(one, one)
     assert found.inputs == ()
@@ -49,7 +40,7 @@ def test_nothing_differs_from_itself():
     assert all(change.change == 0 for change in found.money)
 
 
-def test_ends_are_paired_on_one_machine_and_not_across_kinds():
+def test_ends_are_paired_on_one_machine_and_not_across_kinds(side):
     one = with_throughput(side(), Metric(value=100, low=50, high=200, basis="band"))
     other = with_throughput(one, Metric(value=101, low=51, high=202, basis="band"))
     paired = throughput(difference(one, other))
@@ -64,13 +55,13 @@ def test_ends_are_paired_on_one_machine_and_not_across_kinds():
     assert (point.low, point.verdict) == (None, "lower")
 
 
-def test_a_change_that_the_bands_turn_over_is_undecided():
+def test_a_change_that_the_bands_turn_over_is_undecided(side):
     one = with_throughput(side(), Metric(value=100, low=50, high=200, basis="band"))
     other = with_throughput(one, Metric(value=101, low=49, high=202, basis="band"))
     assert throughput(difference(one, other)).verdict == "undecided"
 
 
-def test_inputs_and_money_of_another_tier():
+def test_inputs_and_money_of_another_tier(side):
     found = difference(side("dram"), side("hbm", placement={"tier": "hbm"}))
     changed = {change.path: (change.before, change.after) for change in found.inputs}
     assert changed["placement.tier"] == ("dram", "hbm")
@@ -79,7 +70,7 @@ def test_inputs_and_money_of_another_tier():
     assert hourly.change == hourly.after - hourly.before < 0, "tables in HBM need no DRAM bought"
 
 
-def test_money_is_missing_with_its_reason():
+def test_money_is_missing_with_its_reason(side):
     one = side()
     found = difference(one, Side("b", one.record, None, None, "no price: lost"))
     assert found.money == ()
