@@ -219,7 +219,7 @@ class ShardedLookup:
             by_rank = torch.empty((num_ranks, own.numel()), dtype=torch.uint8, device=own.device)
             self._collect(by_rank, own.reshape(-1))
         # columns of a rank are neighbours, so token, rank, column is the order of the whole; the copy is the caller's
-        ordered = by_rank.unflatten(1, (num_tokens, -1, width)).transpose(0, 1)
+        ordered = by_rank.view(num_ranks, num_tokens, -1, width).transpose(0, 1)
         return ordered.contiguous().view(-1, width)
 
     def _collect(self, target: torch.Tensor, own: torch.Tensor) -> None:
