@@ -27,7 +27,7 @@ def command(
         typer.Option(
             "--memory-gib",
             metavar="N",
-            help="Most host memory that a probe's table may take; default: half of what is free.",
+            help="Most host memory that a table or a copy of a probe may take; default: half of what is free.",
         ),
     ] = None,
     resume: Annotated[

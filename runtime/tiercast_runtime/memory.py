@@ -6,7 +6,9 @@ Pinned memory is not taken from torch's pinned allocator: that rounds sizes up t
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,34 @@ def available_host_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path
     return min(available, int(limit) - used + int(cached.get("inactive_file", 0)))
 
 
+_allowed_bytes: ContextVar[int | None] = ContextVar("allowed host bytes", default=None)
+
+
+@contextmanager
+def host_bytes_allowed(num_bytes: int) -> Iterator[None]:
+    """Within it no block of host memory may be larger, however much is free."""
+    token = _allowed_bytes.set(num_bytes)
+    try:
+        yield
+    finally:
+        _allowed_bytes.reset(token)
+
+
+def allowed_host_bytes() -> int | None:
+    """What :func:`host_bytes_allowed` allows here; None where nothing was said."""
+    return _allowed_bytes.get()
+
+
+def _require_allowed(needed_bytes: int, what: str) -> None:
+    allowed = _allowed_bytes.get()
+    if allowed is not None and needed_bytes > allowed:
+        raise InfeasibleScenario(
+            f"{what} needs {format_bytes(needed_bytes)} of host memory, {format_bytes(allowed)} is allowed; allow "
+            f"{format_bytes(needed_bytes - allowed)} more (--memory-gib)",
+            shortfall_bytes=needed_bytes - allowed,
+        )
+
+
 def require_bytes(needed_bytes: int, device: torch.device, what: str) -> None:
     """Refuse before allocating what does not fit.
 
@@ -46,6 +76,7 @@ def require_bytes(needed_bytes: int, device: torch.device, what: str) -> None:
     if device.type == "cuda":
         free_bytes, place = int(torch.cuda.mem_get_info(device)[0]), "GPU memory"
     else:
+        _require_allowed(needed_bytes, what)
         free_bytes, place = available_host_bytes(), "host memory"
     if needed_bytes > free_bytes:
         raise InfeasibleScenario(
@@ -63,10 +94,12 @@ class HostBlock:
 
     Raises:
         BadInput: no such NUMA node here.
+        InfeasibleScenario: larger than what is allowed here.
         MissingCapability: pages or a binding that were asked for and are not granted.
     """
 
     def __init__(self, size_bytes: int, request: MemoryRequest | None = None, descriptor: int | None = None) -> None:
+        _require_allowed(size_bytes, "a block of rows")
         self._map: mmap.mmap | None = map_memory(size_bytes, request or MemoryRequest(), descriptor)
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[:size_bytes]
         self._pinned_addresses: list[int] = []

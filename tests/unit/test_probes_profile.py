@@ -9,11 +9,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.document import Quantity  # noqa: E402
-from tiercast_profiles.errors import FileProblem, MissingCapability  # noqa: E402
+from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_profiles.scenario import Scenario, combine  # noqa: E402
 from tiercast_profiles.store import load_hardware, load_model, load_prices, to_yaml, write_text  # noqa: E402
 from tiercast_profiles.units import MIB  # noqa: E402
-from tiercast_runtime.probes import profile, profile_machine, survey  # noqa: E402
+from tiercast_runtime.memory import HostBlock, allowed_host_bytes, host_bytes_allowed, require_bytes  # noqa: E402
+from tiercast_runtime.probes import gather, profile, profile_machine, survey  # noqa: E402
 from tiercast_runtime.probes.host import read_host  # noqa: E402
 from tiercast_runtime.probes.layers import LayerGrid  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
@@ -21,6 +22,7 @@ from tiercast_runtime.probes.sweep_grid import Arm, SweepPlan  # noqa: E402
 from tiercast_runtime.probes.sweep_stage import SweepStage  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the sizes are small for a CPU as the device only")
 BRIEF = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
 EFFORTS = ("copies", "rates", "gather", "reads", "disk", "layers", "overhead", "interference", "numa")
 DATE = datetime.date(2026, 11, 23)
@@ -228,3 +230,91 @@ def test_a_machine_that_hides_its_memory_is_refused(tmp_path, mini_model, monkey
 )
 def test_names_are_slugs(text, name):
     assert profile.slug(text) == name
+
+
+# what the probes may take
+
+ALLOWED_BYTES = 8 * MIB
+
+
+class Blocks:
+    """Sizes of all host blocks in the order they were asked for, and the most that were open at once."""
+
+    def __init__(self, monkeypatch):
+        self.sizes, self.most_open, open_now = [], 0, {}
+        make, close = HostBlock.__init__, HostBlock.close
+
+        def made(block, size_bytes, *arguments, **named):
+            self.sizes.append(size_bytes)
+            make(block, size_bytes, *arguments, **named)
+            open_now[id(block)] = size_bytes
+            self.most_open = max(self.most_open, sum(open_now.values()))
+
+        def closed(block):
+            open_now.pop(id(block), None)
+            close(block)
+
+        monkeypatch.setattr(HostBlock, "__init__", made)
+        monkeypatch.setattr(HostBlock, "close", closed)
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Probes whose plan, and whose machine, ask for far more than is allowed."""
+    make_small(monkeypatch)
+    sweep = dataclasses.replace(SMALL.sweep.plan, max_footprint_bytes=64 * MIB)
+    plan = dataclasses.replace(
+        SMALL,
+        footprint_bytes=3 * MIB,
+        num_footprints=3,
+        sweep=dataclasses.replace(SMALL.sweep, plan=sweep),
+    )
+    monkeypatch.setattr(profile, "QUICK", plan)
+    return Blocks(monkeypatch)
+
+
+@on_cpu
+def test_no_probe_takes_more_than_is_allowed(blocks, mini_model, tmp_path):
+    found = profile_machine(
+        quick=True, models=[mini_model("v41")], folder=tmp_path, date=DATE, memory_bytes=ALLOWED_BYTES
+    )
+    assert max(blocks.sizes) == ALLOWED_BYTES, "the sweep goes as far as it may"
+    assert blocks.most_open <= ALLOWED_BYTES
+    gathered = {point.footprint_bytes for curve in found.lookups if curve.tier != "nvme" for point in curve.points}
+    assert max(gathered) == 3 * MIB, "of 3, 12 and 48 MiB the first fits"
+    swept = {point.footprint_bytes for sweep in found.gather_sweeps for point in sweep.points}
+    assert max(swept) == ALLOWED_BYTES
+    assert allowed_host_bytes() is None, "nothing stays limited afterwards"
+
+
+def test_half_of_what_is_free_is_allowed_by_default(tmp_path, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(profile, "measure", lambda **_: allowed.append(allowed_host_bytes()))
+    monkeypatch.setattr("tiercast_runtime.memory.available_host_bytes", lambda: 10 * MIB)
+    run([], tmp_path)
+    profile_machine(quick=True, models=[], folder=tmp_path, memory_bytes=MIB)
+    assert allowed == [5 * MIB, MIB]
+
+
+@on_cpu
+def test_a_cap_too_small_to_measure_memory_with_is_one_line_before_anything_is_taken(blocks, mini_model, tmp_path):
+    with pytest.raises(InfeasibleScenario) as caught:
+        profile_machine(quick=True, models=[mini_model("v41")], folder=tmp_path, date=DATE, memory_bytes=MIB)
+    said = str(caught.value)
+    assert said == (
+        "the copy probe needs 2.00 MiB of host memory, 1.00 MiB is allowed; allow 1.00 MiB more (--memory-gib)"
+    )
+    assert caught.value.shortfall_bytes == MIB
+    assert blocks.sizes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_allowed_holds_for_blocks_and_tables_and_for_the_footprint_of_the_gather_probe():
+    with host_bytes_allowed(MIB):
+        HostBlock(MIB).close()
+        with pytest.raises(InfeasibleScenario, match="a block of rows needs"):
+            HostBlock(MIB + 1)
+        with pytest.raises(InfeasibleScenario, match=r"that table needs .* 1.00 MiB is allowed"):
+            require_bytes(MIB + 1, torch.device("cpu"), "that table")
+        assert gather.footprint_bytes(1 << 28, 1 << 30, 8) == MIB
+    HostBlock(MIB + 1).close()

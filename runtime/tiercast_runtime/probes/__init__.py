@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiercast_profiles.errors import MissingCapability
+
 if TYPE_CHECKING:
     from tiercast_profiles.hardware import HardwareProfile
     from tiercast_profiles.model import ModelSpec
@@ -35,25 +37,32 @@ def profile_machine(
             system is the one that gets measured.
         progress: called with what is being measured and the share done, 0 … 1.
         date: date of the evidence; today by default.
-        memory_bytes: most host memory that the tables of the gather sweep may take; half of what is free by default.
+        memory_bytes: most host memory that a table or the buffers of a copy may take; half of what is free by default.
         output: where the caller will write the profile; unless ``quick``, finished sweeps are kept in a file beside it
             (``.partial``) until the caller removes that, so that an interrupted run can go on.
         is_resumed: take the sweeps of that file instead of repeating them.
 
     Raises:
         MissingCapability: this machine does not say how much memory it has.
+        InfeasibleScenario: what ``memory_bytes`` allows is too little to measure memory and not a cache.
         FileProblem: ``folder`` cannot be written, or there is nothing to resume.
         BadInput: the file to resume from is of another machine or other options.
     """
+    from tiercast_runtime.memory import available_host_bytes, host_bytes_allowed
     from tiercast_runtime.probes.profile import measure
 
-    return measure(
-        quick=quick,
-        models=models,
-        folder=folder,
-        progress=progress,
-        date=date,
-        memory_bytes=memory_bytes,
-        output=output,
-        is_resumed=is_resumed,
-    )
+    try:
+        allowed = available_host_bytes() // 2 if memory_bytes is None else memory_bytes
+    except OSError:
+        raise MissingCapability("this system does not say how much memory is free; give memory_bytes") from None
+    with host_bytes_allowed(allowed):
+        return measure(
+            quick=quick,
+            models=models,
+            folder=folder,
+            progress=progress,
+            date=date,
+            memory_bytes=memory_bytes,
+            output=output,
+            is_resumed=is_resumed,
+        )

@@ -19,7 +19,7 @@ from tiercast_profiles.hardware import LookupCurve, LookupPath, LookupPoint, Pro
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram
 from tiercast_profiles.rng import stream
-from tiercast_runtime.memory import HostBlock, available_host_bytes, require_bytes
+from tiercast_runtime.memory import HostBlock, allowed_host_bytes, available_host_bytes, require_bytes
 from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath, default_gather_threads
@@ -64,20 +64,21 @@ def gather_plans(
 
     A model whose own table is far smaller than the footprints gets its numbers of rows from a table of that size, in a
     plan of its own: a table that the last cache holds is read several times as fast as one that it does not.
+    Of the footprints, which ascend, it takes those that host memory may hold here, and at least the first.
     """
+    allowed = allowed_host_bytes()
+    kept = tuple(size for size in footprints_bytes if allowed is None or size <= allowed) or footprints_bytes[:1]
     wanted: dict[int, set[int]] = {size: set(SWEEP_ROWS) for size in row_bytes}
     own: dict[tuple[int, int], set[int]] = {}
     for engram in engrams:
         counts = {engram.num_rows_per_token * count for count in tokens} | set(SWEEP_ROWS)
         far = wanted.setdefault(engram.row_bytes, set(SWEEP_ROWS))
         own_bytes = max(table_rows(engram)) * engram.row_bytes
-        if own_bytes * FAR_SMALLER <= min(footprints_bytes):
+        if own_bytes * FAR_SMALLER <= min(kept):
             own.setdefault((own_bytes, engram.row_bytes), set()).update(counts)
         else:
             far.update(counts)
-    plans = [
-        GatherPlan(tuple((size, tuple(sorted(counts))) for size, counts in sorted(wanted.items())), footprints_bytes)
-    ]
+    plans = [GatherPlan(tuple((size, tuple(sorted(counts))) for size, counts in sorted(wanted.items())), kept)]
     plans += [
         GatherPlan(((size, tuple(sorted(counts))),), (own_bytes,)) for (own_bytes, size), counts in sorted(own.items())
     ]
@@ -85,8 +86,13 @@ def gather_plans(
 
 
 def footprint_bytes(least_bytes: int, last_level_cache_bytes: int | None, num_caches: int) -> int:
-    """Size of the table to gather from: so many last caches where that is more, at most a quarter of free memory."""
-    return min(max(least_bytes, num_caches * (last_level_cache_bytes or 0)), available_host_bytes() // 4)
+    """Size of the table to gather from: so many last caches where that is more.
+
+    But at most a quarter of free memory, and what is allowed.
+    """
+    wanted, free = max(least_bytes, num_caches * (last_level_cache_bytes or 0)), available_host_bytes()
+    allowed = allowed_host_bytes()
+    return min(wanted, free // 4, free if allowed is None else allowed)
 
 
 def engram_of_row_bytes(row_bytes: int) -> Engram:
