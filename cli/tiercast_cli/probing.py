@@ -1,6 +1,5 @@
 """Running the probes for a command: where their files go and how their progress is shown."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +29,11 @@ def probe(
 
     Raises:
         UnknownModel: a model is neither shipped nor a file.
-        FileProblem: the disk has no room for the probe's file.
+        FileProblem: the folder cannot be written.
     """
     specs = [load_model(name) for name in models]
     from tiercast_runtime.probes import profile_machine
+    from tiercast_runtime.scratch import scratch_folder
 
     target = None if output is None else Path(output)
 
@@ -53,8 +53,8 @@ def probe(
         if folder is not None:
             return run(folder)
         # beside the work, not in /tmp, which is memory on many machines and would be probed as a drive
-        with tempfile.TemporaryDirectory(prefix=".tiercast-probe-", dir=Path.cwd()) as temporary:
-            return run(Path(temporary))
+        with scratch_folder(Path.cwd()) as temporary:
+            return run(temporary)
 
 
 def forget_partial(output: str) -> None:

@@ -60,6 +60,31 @@ def test_ctrl_c_inside_the_probe_of_a_drive_leaves_no_file_and_no_process(start,
     assert list(tmp_path.iterdir()) == []
 
 
+def stopped(process):
+    assert process.stdout.readline() == "stopped\n", process.communicate()[1]
+    return process
+
+
+def test_the_folder_of_a_killed_profile_goes_when_the_next_one_starts_and_that_of_a_living_one_stays(start, tmp_path):
+    def folders():
+        return {path.name for path in tmp_path.glob(".tiercast-probe-*")}
+
+    assert end(start("disk lookups", "--quick"), signal.SIGKILL)[0] == -signal.SIGKILL
+    abandoned = folders()
+    assert len(abandoned) == 1
+    assert list(tmp_path.rglob("*.safetensors")), "it had written its table file"
+    living = stopped(start("host", "--quick"))
+    (its_own,) = folders()
+    assert {its_own}.isdisjoint(abandoned)
+    third = stopped(start("host", "--quick"))
+    assert its_own in folders()
+    assert len(folders()) == 2
+    for process in (third, living):
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert folders() == set()
+
+
 def test_a_killed_profile_goes_on_where_it_was(start, tmp_path):
     assert end(start("gather sweep 1"), signal.SIGKILL)[0] == -signal.SIGKILL
     side = tmp_path / "found.yaml.partial"

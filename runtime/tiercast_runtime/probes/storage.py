@@ -10,7 +10,6 @@ import ctypes
 import mmap
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import GatherKey, check_rows, random_ids
 from tiercast_runtime.probes.lookup_timer import NUM_DISTURBING_A_DRIVE, LookupTimer
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded, to_us
+from tiercast_runtime.scratch import scratch_folder
 from tiercast_runtime.table import FileTable
 
 SPARE_BYTES = 512 * MIB  # what a probe leaves free on the disk it writes to
@@ -87,13 +87,10 @@ def probe_folder(folder: Path, num_bytes: int) -> Iterator[Path]:
                 f"{folder}: {format_bytes(free)} free; the storage probe writes {format_bytes(num_bytes)} and leaves "
                 f"{format_bytes(SPARE_BYTES)}; give a folder on a larger disk"
             )
-        made = Path(tempfile.mkdtemp(prefix="tiercast-probe-", dir=folder))
     except OSError as error:
         raise FileProblem(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from None
-    try:
+    with scratch_folder(folder) as made:
         yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def measure_reads(
