@@ -22,7 +22,7 @@ from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "validation" / "two-core-epyc"
+RECORD = ROOT / "validation" / "two-core-xeon"
 GPU_RECORD = ROOT / "validation" / "h200-sxm"
 PAGE_WIDTH = 110
 FIRST_SHOWN = "3. The same work"  # README leaves out what the probes found and the row reuse of the texts

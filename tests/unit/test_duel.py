@@ -14,7 +14,7 @@ from tiercast_sim.peer_formulas import (
     torchrec_planner,
 )
 
-RECORD = Path(__file__).resolve().parents[2] / "validation" / "two-core-epyc"
+RECORD = Path(__file__).resolve().parents[2] / "validation" / "two-core-xeon"
 
 
 def step(moved_bytes=3000, *, is_prefetched=True):

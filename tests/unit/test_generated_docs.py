@@ -8,7 +8,7 @@ from pathlib import Path
 from tiercast_profiles import store
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "validation" / "two-core-epyc"
+RECORD = ROOT / "validation" / "two-core-xeon"
 
 
 def test_the_generated_places_are_fresh() -> None:

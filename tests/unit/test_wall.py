@@ -9,7 +9,7 @@ from pathlib import Path
 from tiercast_sim.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "validation" / "two-core-epyc"
+RECORD = ROOT / "validation" / "two-core-xeon"
 
 # Runs in an interpreter of its own: an audit hook cannot be removed. Everything a prediction opens is written down.
 PREDICT = """

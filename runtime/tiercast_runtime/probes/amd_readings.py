@@ -144,7 +144,8 @@ def status_of(error: Exception) -> Status:
     if isinstance(error, (_Absent, AttributeError, KeyError)):
         return "not_supported"
     code = getattr(error, "get_error_code", None)
-    return _CODES.get(code(), "error") if callable(code) else "error"
+    found = code() if callable(code) else None
+    return _CODES.get(found, "error") if isinstance(found, int) else "error"
 
 
 def _module() -> Smi:

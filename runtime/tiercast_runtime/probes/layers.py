@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 
@@ -159,11 +159,12 @@ def measure_layers(
     probes = []
     for component in COMPONENT_ORDER:
         points = []
-        for key in sorted(key for key in spreads if key[0] == component):
+        for key in sorted(key for key in spreads if _is_component(key) and key[0] == component):
             spread = spreads[key].scaled(1 / NS_PER_US)
-            times[component, key[1], key[2]] = spread
-            points.append(_point(spread, key[1], key[2]))
-            parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": key[1], "context": key[2]}
+            _, count, context = key
+            times[component, count, context] = spread
+            points.append(_point(spread, count, context))
+            parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": count, "context": context}
             probes.append(probe_result(f"layers.{component}", spread, "us", parameters))
         if points:
             components[component] = tuple(points)
@@ -189,6 +190,10 @@ def measure_layers(
     without = table.model_copy(update={"engram_sha256": None, "components": plain})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
+
+
+def _is_component(key: LayerKey) -> TypeGuard[ComponentKey]:
+    return key[0] in COMPONENT_ORDER
 
 
 def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> ComputePoint:
