@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# The first line of a row ahead is asked for; the processor brings the rest by itself. Of few rows the one 16 ahead, into
+# The first line of a row ahead is asked for; the processor brings the rest itself. Of few rows the one 16 ahead, into
 # the first cache; of many, whose copies leave the second-level cache, the one 8 ahead into that cache. Rows out of
 # 2 GiB, one x86 core, without, the first way, the second, and with all lines of a row asked for: 24,576 rows of 256 B
 # 1.36, 1.30, 1.18 and 1.28 ms; of 264 B 1.86, 1.62, 1.50 and 1.69 ms; of 512 B 2.51, 2.48, 2.37 and 2.59 ms.
