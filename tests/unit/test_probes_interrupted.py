@@ -47,7 +47,7 @@ def end(process, number):
     """Send a signal once the process has stopped at its place; its exit code and what it said."""
     assert process.stdout.readline() == "stopped\n", process.communicate()[1]
     os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     return process.returncode, said
@@ -81,7 +81,7 @@ def test_the_folder_of_a_killed_profile_goes_when_the_next_one_starts_and_that_o
     assert len(folders()) == 2
     for process in (third, living):
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=300) == 130
     assert folders() == set()
 
 
@@ -91,7 +91,7 @@ def test_a_killed_profile_goes_on_where_it_was(start, tmp_path):
     machine = {}  # nothing that must be the same: the test reads what any machine left
     kept = PartialSweeps(side, machine, is_resumed=True).get("cpu_gather/thp/random/local/1 threads")
     process = start("nowhere", "--resume")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     first, second = load_hardware(str(tmp_path / "found.yaml")).gather_sweeps
     assert first.model_copy(update={"drift_ratio": None}) == kept
