@@ -73,17 +73,11 @@ docs: $(READY) ## regenerate the parts of README and docs that come from committ
 MACHINE ?= two-core-xeon
 REPEATS ?= 5
 MADE := out/validation/$(MACHINE)
-OTHERS = $(filter-out validation/$(MACHINE)/%,$(wildcard validation/*/profile.yaml))
 validation: $(READY) ## probe this machine, run and score the validation suite, rewrite the pages (MACHINE=name; a quarter of an hour)
 	mkdir -p $(MADE)
 	test -s $(MADE)/profile.yaml || $(BIN)/tiercast profile --quick --model tiny --model tiny-wide -o $(MADE)/profile.yaml
 	$(BIN)/tiercast validate --suite --profile $(MADE)/profile.yaml --folder $(MADE) --repeats $(REPEATS)
-	for how in link-halved rows-doubled layers-slower; do \
-	  $(BIN)/tiercast validate --records $(MADE) --profile $(MADE)/profile.yaml --wrong $$how --json > $(MADE)/from-$$how.json || exit 1; done
-	for other in $(OTHERS); do name=$$(basename $$(dirname $$other)); \
-	  $(BIN)/tiercast validate --records $(MADE) --profile $$other --json > $(MADE)/from-$$name.json || exit 1; \
-	  $(BIN)/tiercast hardware transfer $$other --to $(MADE)/profile.yaml -o $(MADE)/$$name-transferred.yaml || exit 1; \
-	  $(BIN)/tiercast validate --records $(MADE) --profile $(MADE)/$$name-transferred.yaml --json > $(MADE)/from-$$name-transferred.json || exit 1; done
+	$(BIN)/python docs/other_profiles.py $(MADE)
 	rm -rf validation/$(MACHINE)/suite
 	mkdir -p validation/$(MACHINE)
 	mv $(MADE) validation/$(MACHINE)/suite

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gpu_page import gpu_places
+from other_profiles import FILE, OWN
 from simulator_page import simulator_places
 
 from tiercast_cli import duel, published_views, render, suite_markdown
 from tiercast_cli.suite_result import AT_PACE, SuiteResult
-from tiercast_cli.wrong_profiles import WORDS
 from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
+from tiercast_profiles.scores import Score
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "validation" / "two-core-xeon"
@@ -51,13 +52,10 @@ def load(file: Path) -> SuiteResult:
 def suite_page(machine: str, folder: Path) -> str:
     """Everything docs/validation.md says of one machine's suite."""
     result = load(folder / "suite.json")
-    beside = {"its own profile": result}
-    for file in sorted(folder.glob("from-*.json")):
-        name = file.stem.removeprefix("from-")
-        spoilt = next((words for how, words in WORDS.items() if how == name), None)
-        beside[f"its own profile, wrong: {spoilt}" if spoilt else name.replace("-transferred", ", transferred")] = load(
-            file
-        )
+    others = store.read_mapping(folder / FILE)
+    beside = {OWN: result.scores["all"]} | {
+        title: tuple(store.parse(Score, found, title) for found in scores) for title, scores in others.items()
+    }
     paced = []
     if AT_PACE in result.scores:
         title = "### Scores of all cases at the pace of the machine around each run"

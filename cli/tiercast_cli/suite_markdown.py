@@ -72,14 +72,13 @@ def case_table(result: SuiteResult) -> str:
     return table(head, rows)
 
 
-def beside_table(results: Mapping[str, SuiteResult]) -> str:
-    """The same records predicted from several profiles: what each says of throughput, penalty and stall."""
+def beside_table(results: Mapping[str, Sequence[Score]]) -> str:
+    """The same records predicted from several profiles: how each scores in throughput, penalty and stall."""
     head = ("predicted from", "throughput bias", "median", "worst", "penalty bias", "median", "stall bias", "median")
     rows = []
-    for words, result in results.items():
-        speed, penalty, stall = (
-            result.score_of(metric) for metric in ("output_tokens_per_s", "penalty", "stall_ms_per_step")
-        )
+    for words, scores in results.items():
+        found = {score.metric: score for score in scores}
+        speed, penalty, stall = (found[metric] for metric in ("output_tokens_per_s", "penalty", "stall_ms_per_step"))
         rows.append(
             [
                 words,

@@ -300,6 +300,20 @@ def write_text(path: str | Path, text: str) -> None:
         raise FileProblem(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what holds nothing but numbers (samples, a point, an interval) on lines of its own, all else in blocks."""
+
+    def serialize_node(self, node: yaml.Node, parent: yaml.Node | None, index: object) -> None:
+        if isinstance(node, yaml.CollectionNode):
+            parts = [part[1] if isinstance(part, tuple) else part for part in node.value]
+            node.flow_style = all(part.tag in _NUMBER_TAGS for part in parts)
+        super().serialize_node(node, parent, index)
+
+
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 def to_yaml(document: BaseModel) -> str:
-    """A document as YAML a person can diff: keys in schema order, short sequences of numbers on one line."""
-    return yaml.dump(document.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """A document as YAML a person can diff: keys in schema order; a measured point or its samples are a line or two."""
+    content = document.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
