@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from tiercast_cli import suite
+from tiercast_cli.changed_profiles import WORDS
 from tiercast_cli.suite_result import SuiteResult
-from tiercast_cli.wrong_profiles import WORDS
 from tiercast_profiles import store
 from tiercast_profiles.transfer import transfer
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tiercast_cli import inputs, suite_result
+from tiercast_cli.changed_profiles import Wrong, at_pace, spoilt
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import Failure, SuiteResult
 from tiercast_cli.validation import Case
-from tiercast_cli.wrong_profiles import Wrong, at_pace, spoilt
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
@@ -192,7 +192,7 @@ def predict_and_score(
     suite, held_out = store.load_suite()
     failures = list(state.failures)
     cases = []
-    paced: dict[str, tuple[suite_result.Pace, RunRecord]] = {}
+    paced: dict[str, tuple[suite_result.RunPace, RunRecord]] = {}
     is_own = state.profile_sha256 == hardware.sha256
     for name, resolved in ready.items():
         if name not in measured:
@@ -205,7 +205,7 @@ def predict_and_score(
             failures.append(Failure(case=name, reason=f"not predicted: {error}"))
             continue
         cases.append(Case(name, measured[name], predicted, compare(measured[name], predicted)))
-        pace = suite_result.pace_of(measured[name]) if is_own else None
+        pace = suite_result.pace_in(measured[name]) if is_own else None
         if pace is not None:
             then = resolved.model_copy(update={"hardware": at_pace(hardware, pace.compute_ratio, pace.disk_ratio)})
             paced[name] = pace, simulate(then, with_baselines=False, with_bounds=False, keep_samples=False)

@@ -113,28 +113,28 @@ class SuiteResult(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RunPace:
     """How slow the machine was around the runs of a case: times then over times in the profile."""
 
     compute_ratio: float
     disk_ratio: float
 
 
-def pace_of(measured: RunRecord) -> Pace | None:
+def pace_in(measured: RunRecord) -> RunPace | None:
     """The pace in a record's facts, of compute the geometric mean over the reference steps; None where none was timed.
 
     A machine whose drive was not timed has the drive of its profile.
     """
     found = {name: float(value) for name, value in measured.provenance.facts.items() if name.startswith("pace_")}
     disk = found.pop("pace_disk", 1.0)
-    return Pace(geometric_mean(found.values()), disk) if found else None
+    return RunPace(geometric_mean(found.values()), disk) if found else None
 
 
 def suite_cases(
     suite: Suite,
     held_out: Sequence[str],
     cases: Sequence[validation.Case],
-    paced: Mapping[str, tuple[Pace, RunRecord]],
+    paced: Mapping[str, tuple[RunPace, RunRecord]],
 ) -> tuple[SuiteCase, ...]:
     """The cases reduced to what is scored, penalties against the baseline arm of the same work included.
 
@@ -198,7 +198,7 @@ def _case(
     suite: Suite,
     case: validation.Case,
     by_name: Mapping[str, validation.Case],
-    paced: Mapping[str, tuple[Pace, RunRecord]],
+    paced: Mapping[str, tuple[RunPace, RunRecord]],
     is_held_out: bool,
 ) -> SuiteCase:
     pace, again = paced.get(case.name, (None, None))

@@ -114,8 +114,8 @@ def _rescore(
     from pathlib import Path
 
     from tiercast_cli import suite, suite_views
+    from tiercast_cli.changed_profiles import BY_NAME
     from tiercast_cli.output import emit, save, to_json
-    from tiercast_cli.wrong_profiles import BY_NAME
 
     chosen = None if wrong is None else BY_NAME.get(wrong)
     if wrong is not None and chosen is None:

@@ -26,7 +26,7 @@ from tiercast_runtime.shard import HeadShard
 DEFAULT_TIMEOUT_S = 60.0
 _NOTE = ("num_tokens", "layer_index", "checksum", "num_rows_read", "num_rows_hit", "is_ready")
 _NOTE_BYTES = 8 * len(_NOTE)
-_MESSAGE_BYTES = 16 * 1024
+_MESSAGE_BYTES = 16 * 1024  # 61 rows of 264 B; larger lookups make a second collective
 
 
 def join_group(

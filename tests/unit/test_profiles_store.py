@@ -12,6 +12,7 @@ import yaml
 from tiercast_profiles import store
 from tiercast_profiles.document import canonical_json, canonical_sha256
 from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability, TiercastError, UnknownHardware
+from tiercast_profiles.hardware import LookupPoint
 
 SCENARIO = {
     "schema_version": 1,
@@ -247,3 +248,13 @@ def test_the_hash_of_a_resolved_scenario_is_that_of_one_canonical_text():
         assert hardware.sha256 == canonical_sha256(hardware.model_dump(mode="json"))
         hashes.add(hardware.sha256)
     assert len(hashes) == 2, "the shipped profile is one of the two, the other differs"
+
+
+def test_a_point_is_one_line_and_a_profile_reads_back(cpu_hardware):
+    point = {"num_rows": 8, "row_bytes": 64, "footprint_bytes": 1024, "time_us": 1.5, "low_us": 1.0, "high_us": 2.0}
+    curve = cpu_hardware.lookups[0].model_copy(update={"points": (LookupPoint.model_validate(point),)})
+    hardware = cpu_hardware.model_copy(update={"lookups": (curve, *cpu_hardware.lookups[1:])})
+    text = store.to_yaml(hardware)
+    assert "- {num_rows: 8, row_bytes: 64, footprint_bytes: 1024, time_us: 1.5, low_us: 1.0, high_us: 2.0}" in text
+    assert "\n    kind:" in text, "words stay in blocks"
+    assert type(hardware).model_validate(yaml.safe_load(text)) == hardware

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tiercast_cli import probing, suite, suite_views
+from tiercast_cli.changed_profiles import WRONG, at_pace, spoilt
 from tiercast_cli.render import to_text
-from tiercast_cli.wrong_profiles import WRONG, at_pace, spoilt
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.record import Metric

@@ -44,7 +44,7 @@ from tiercast_runtime.table import HostTable, MemoryTable
 CPU_LINE_BYTES = 64
 GPU_SECTOR_BYTES = 32  # the unit a GPU reads memory in, its own or the host's
 SWEEP_ROWS = (1, 16, 96, 512, 3072)
-FAR_SMALLER = 4
+FAR_SMALLER = 4  # a table so many times smaller than the sweep's is another case: the last cache may hold it
 
 GatherKey = tuple[LookupPath, int, int, int]  # path, row bytes, rows, footprint bytes
 

@@ -1,8 +1,8 @@
-"""Profiles made wrong on purpose: a validation that does not catch them would catch nothing.
+"""Profiles with one thing changed: made wrong on purpose, or taken to the pace that the machine had at another time.
 
-Each takes a measured profile and spoils one thing that the suite must notice: the error table then moves in a known
-direction, in the cases that use the spoilt thing, and nowhere else. The same changes take a profile to the pace that
-the machine had at another time.
+A validation that does not catch a wrong profile would catch nothing. Each way spoils one thing of a measured profile
+that the suite must notice: the error table then moves in a known direction, in the cases that use the spoilt thing, and
+nowhere else.
 """
 
 from collections.abc import Callable
