@@ -16,6 +16,8 @@ from tiercast_cli import probing
 from tiercast_cli.main import main
 from tiercast_runtime.probes import profile, storage
 
+# A shell that runs jobs in the background has them ignore Ctrl-C, and a child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 STOP, SEEN, LOOKUPS = sys.argv[1], Counter(), storage.measure_disk_lookups
 
 
