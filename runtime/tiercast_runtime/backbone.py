@@ -207,6 +207,10 @@ class Backbone:
             output[rows].view(chunk.count, kv_heads, group, head_dim).copy_(attended.permute(2, 0, 1, 3))
         return output
 
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the keys and values of a slot's first ``num_tokens`` tokens to another slot, in every layer."""
+        self._kv[:, target, :, :num_tokens].copy_(self._kv[:, source, :, :num_tokens])
+
     def head(self, hidden: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
         """Greedy next token of every sampling row, ``[num_samples] int64``: final norm, projection, argmax."""
         return self.logits(hidden, plan).argmax(-1)

@@ -133,6 +133,11 @@ class BatchBuilder:
         self.rope_table = _rope_table(model.backbone.head_dim, length, device)
         self._mask_table = _mask_table(length, device, dtype)
 
+    @property
+    def reads_slots_in_place(self) -> bool:
+        """Whether decode attention costs less where the slots of its sequences lie side by side."""
+        return not self._indexes_cache
+
     def build(self, plan: StepPlan, tokens: TokenStore) -> BatchPlan:
         """The tensors of a step; they stay valid when the next step is built."""
         # In slot order the decoding rows line up with the cache, so that it can be read without a copy.

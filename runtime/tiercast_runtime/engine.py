@@ -44,7 +44,7 @@ from tiercast_runtime.network import Network
 from tiercast_runtime.paths import open_path
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.recorder import LayerStep, Recorder, StepTimes
-from tiercast_runtime.scheduler import Scheduler
+from tiercast_runtime.scheduler import Scheduler, StepOutcome
 from tiercast_runtime.step_runner import StepRunner
 from tiercast_runtime.table import Table, build_tables
 from tiercast_runtime.tokens import TokenStore, prepare_tokens
@@ -172,7 +172,7 @@ class Engine:
                 self._path = team.share(self._path)
             self.path_facts = dict(self._path.facts)
             self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
-        network = Network(
+        self._network = Network(
             backbone=self.backbone,
             num_layers=model.backbone.num_layers,
             rope_table=self.builder.rope_table,
@@ -185,7 +185,7 @@ class Engine:
             rows_per_token=model.engram.num_rows_per_token,
             pad_slot=self.kv.num_slots,
         )
-        self._steps = StepRunner(network, self.builder, device, clock)
+        self._steps = StepRunner(self._network, self.builder, device, clock)
         backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
         self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
 
@@ -272,6 +272,11 @@ class Engine:
         self._serve(requests, tokens, recorder, None)
         return len(recorder.overhead_ns)
 
+    def _close_gaps(self, scheduler: Scheduler, outcome: StepOutcome) -> None:
+        """Bring decoding sequences side by side where attention reads the cache in place and a step left a gap."""
+        if self.builder.reads_slots_in_place and (outcome.finished or outcome.first_token):
+            self._network.move(scheduler.close_gaps())
+
     def _serve(
         self,
         requests: tuple[Request, ...],
@@ -307,6 +312,7 @@ class Engine:
             ahead = self.builder.windows(split.ahead, tokens) if split is not None and split.ahead else None
             ran = self._steps.run(plan, tokens, split, ahead)
             outcome = scheduler.complete(plan)
+            self._close_gaps(scheduler, outcome)
             for sequence, token_id in zip(ran.sampling, ran.sampled, strict=True):
                 outputs[sequence.request.request_id].append(token_id)
             now = clock()

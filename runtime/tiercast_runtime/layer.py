@@ -194,6 +194,10 @@ class ShortConvolution:
                 self._prefill(inputs[rows], output[rows], chunk.slot, chunk.start)
         return functional.silu(output, inplace=True)
 
+    def move_slot(self, source: int, target: int) -> None:
+        """Copy what a slot keeps between steps to another slot."""
+        self._state[target].copy_(self._state[source])
+
     def _decode(self, inputs: torch.Tensor, output: torch.Tensor, plan: BatchPlan) -> None:
         slots, positions = plan.slots[: plan.num_decodes], plan.positions[: plan.num_decodes]
         self._state[slots, positions % self._ring] = inputs

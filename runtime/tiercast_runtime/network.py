@@ -1,5 +1,6 @@
 """What a step computes with: the weights, and the lookups that feed its Engram layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.paths.base import LookupPath
 from tiercast_runtime.prefetch import Prefetcher
+from tiercast_runtime.scheduler import SlotMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,11 @@ class Network:
     row_bytes: int
     rows_per_token: int
     pad_slot: int
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """Move what sequences keep between steps from slot to slot, in the order given."""
+        for move in moves:
+            self.backbone.move_slot(move.source, move.target, move.num_tokens)
+            for layer in self.engram_layers:
+                if layer.convolution is not None:
+                    layer.convolution.move_slot(move.source, move.target)

@@ -55,6 +55,11 @@ class Sequence:
         return self.request.prompt_tokens + self.num_outputs - 1
 
     @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values lie in its slot."""
+        return self.decode_position if self.is_decoding else self.num_prefilled
+
+    @property
     def num_gained(self) -> int:
         """Outputs that the next decode step brings where drafts are fed: one more than accepted, none past the end."""
         return min(1 + self.accepted[self.num_decode_steps], self.request.output_tokens - self.num_outputs)
@@ -81,6 +86,15 @@ class PromptPart:
     request: Request
     start: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMove:
+    """What a sequence left in one slot, ``num_tokens`` tokens, goes to another."""
+
+    source: int
+    target: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +272,21 @@ class Scheduler:
                 heapq.heappush(self._free_slots, sequence.slot)
                 self._free_blocks += sequence.num_blocks
         return outcome
+
+    def close_gaps(self) -> list[SlotMove]:
+        """Give decoding sequences of high slots the free slots below them; returns what has to be moved, in order.
+
+        Decode attention that reads the cache in place then finds its sequences side by side. A prompt under way stays
+        where it is.
+        """
+        moves: list[SlotMove] = []
+        decoding = sorted((s for s in self._running if s.is_decoding), key=lambda sequence: sequence.slot)
+        while decoding and self._free_slots and self._free_slots[0] < decoding[-1].slot:
+            sequence = decoding.pop()
+            target = heapq.heapreplace(self._free_slots, sequence.slot)
+            moves.append(SlotMove(sequence.slot, target, sequence.num_cached))
+            sequence.slot = target
+        return moves
 
     @staticmethod
     def _add_chunk(chunks: list[PrefillChunk], sequence: Sequence, budget: int) -> int:

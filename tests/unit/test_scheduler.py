@@ -167,3 +167,46 @@ def test_slots_are_distinct_while_in_use_and_the_lowest_is_reused():
     scheduler.complete(first)
     second = scheduler.plan()
     assert [(c.sequence.request.request_id, c.sequence.slot) for c in second.chunks] == [(3, 1)]
+
+
+def test_decoding_sequences_move_down_into_free_slots_and_a_prompt_under_way_stays():
+    scheduler = Scheduler(limits(max_num_seqs=6, max_num_batched_tokens=12))
+    for i, (prompt, output) in enumerate(((2, 1), (2, 9), (2, 1), (2, 9), (2, 9), (30, 9))):
+        scheduler.submit(Request(i, 0, prompt, output))
+    scheduler.complete(scheduler.plan())  # requests 0 and 2 are done, 5 has the last of the step's budget
+    moves = scheduler.close_gaps()
+    assert [(m.source, m.target, m.num_tokens) for m in moves] == [(4, 0, 2), (3, 2, 2)]
+    assert scheduler.close_gaps() == []
+    plan = scheduler.plan()
+    assert {s.request.request_id: s.slot for s in plan.decodes} == {1: 1, 3: 2, 4: 0}
+    assert [c.sequence.slot for c in plan.chunks] == [5]
+    scheduler.complete(plan)
+    scheduler.submit(Request(6, 0, 2, 9))
+    admitted = {c.sequence.request.request_id: c.sequence.slot for c in scheduler.plan().chunks}
+    assert admitted.get(6, 3) == 3, "what was left is free again"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 8)), min_size=1, max_size=20),
+    st.integers(1, 6),
+    st.integers(1, 40),
+)
+def test_slots_stay_distinct_and_hold_what_was_moved_there(sizes, max_num_seqs, budget):
+    scheduler = Scheduler(limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget))
+    for i, (prompt, output) in enumerate(sizes):
+        scheduler.submit(Request(i, 0, prompt, output))
+    held = {}  # by slot: whose tokens, and how many
+    while not scheduler.is_idle:
+        plan = scheduler.plan()
+        in_use = [sequence.slot for sequence in (*plan.decodes, *(chunk.sequence for chunk in plan.chunks))]
+        assert len(set(in_use)) == len(in_use)
+        for chunk in plan.chunks:
+            held[chunk.sequence.slot] = (chunk.sequence.request.request_id, chunk.start + chunk.count)
+        for sequence in plan.decodes:
+            assert held[sequence.slot] == (sequence.request.request_id, sequence.decode_position)
+            held[sequence.slot] = (sequence.request.request_id, sequence.decode_position + 1)
+        scheduler.complete(plan)
+        for move in scheduler.close_gaps():
+            assert held[move.source][1] == move.num_tokens
+            held[move.target] = held[move.source]
