@@ -39,6 +39,8 @@ if __name__ == "__main__":
     make_small(patch)
     patch.setattr(profile, "FULL", SMALL)
     patch.setattr(probing, "progress", progress)
-    patch.setattr(storage, "measure_disk_lookups", lambda *given: reached("disk lookups") or LOOKUPS(*given))
+    patch.setattr(
+        storage, "measure_disk_lookups", lambda *given, **named: reached("disk lookups") or LOOKUPS(*given, **named)
+    )
     del sys.argv[1]
     main()

@@ -18,7 +18,8 @@ class ProbePlan:
     counts footprints on a CPU, each four times the one before. ``gpu_footprints_bytes`` reach past the cache of a GPU
     and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
     models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count or direction, ``reads``
-    for each of two times, ``interference`` per path (``mixes``: the steps it is also measured at one by one).
+    for each of the moments a drive is timed, ``disk`` for all of them, ``interference`` per path (``mixes``: the steps
+    it is also measured at one by one).
     ``num_caches``: the footprint in last caches; each further one costs its first touch, seconds on a virtual machine.
     """
 
@@ -67,7 +68,7 @@ QUICK = ProbePlan(
     sweep=SweepStage(
         SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=6, max_rounds=6), is_quick=True
     ),
-    reads=Effort(seconds(1.2), num_warm_ups=1, min_rounds=4, max_rounds=20),
+    reads=Effort(seconds(0.8), num_warm_ups=1, min_rounds=3, max_rounds=20),
     disk=Effort(seconds(4.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     layers=Effort(seconds(17.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=11, max_rounds=60),
@@ -96,7 +97,7 @@ FULL = ProbePlan(
         Effort(0, num_warm_ups=1, min_rounds=15, max_rounds=15),
         is_quick=False,
     ),
-    reads=Effort(seconds(4.0), num_warm_ups=1, min_rounds=7, max_rounds=40),
+    reads=Effort(seconds(2.5), num_warm_ups=1, min_rounds=5, max_rounds=40),
     disk=Effort(seconds(15.0), num_warm_ups=1, min_rounds=11, max_rounds=100),
     layers=Effort(seconds(90.0), num_warm_ups=1, min_rounds=5, max_rounds=60),
     overhead=Effort(seconds(2.0), num_warm_ups=3, min_rounds=21, max_rounds=100),

@@ -180,8 +180,12 @@ def measure_disk_lookups(
     row_counts: Sequence[int],
     effort: Effort,
     clock: Clock = time.perf_counter_ns,
+    *,
+    moment: int = 0,
 ) -> tuple[list[Spread[GatherKey]], int, dict[str, str | int | float | bool]]:
     """Whole lookups of the ``disk`` path on a table file, by number of distinct rows.
+
+    Another ``moment`` asks for other rows: whoever stands behind a virtual drive may remember those of the one before.
 
     Returns:
         The times in µs, the bytes a read is rounded to, and what the path says of itself.
@@ -197,7 +201,7 @@ def measure_disk_lookups(
         reader = path.readers[0]
         exclude_page_cache(table.path, is_direct=reader.mode != "pread_buffered")
         cases = [
-            _lookup_case(("disk", table.engram.row_bytes, count, table.size_bytes), path, table, timer)
+            _lookup_case(("disk", table.engram.row_bytes, count, table.size_bytes), path, table, timer, moment)
             for count in row_counts
         ]
         spreads = [to_us(spread) for spread in collect(cases, effort, clock)]
@@ -277,8 +281,8 @@ def _read_case(key: ReadKey, reader: RowReader, count: int, clock: Clock) -> Cas
     return case
 
 
-def _lookup_case(key: GatherKey, path: DiskPath, table: FileTable, timer: LookupTimer) -> Case[GatherKey]:
-    generator = stream(0, f"disk/{key[1]}/{key[2]}")
+def _lookup_case(key: GatherKey, path: DiskPath, table: FileTable, timer: LookupTimer, moment: int) -> Case[GatherKey]:
+    generator = stream(0, f"disk/{key[1]}/{key[2]}/{moment}")
     ids = random_ids(generator, table.num_rows, key[2], distinct=True)
     expected = expected_rows(table.engram, table.layer_index, ids[0].numpy())
     check_rows(path.fetch(0, ids), torch.from_numpy(expected))

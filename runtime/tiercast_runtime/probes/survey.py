@@ -3,8 +3,8 @@
 import datetime
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +24,7 @@ from tiercast_profiles.hardware import (
     Storage,
     Tier,
 )
-from tiercast_profiles.model import Backbone, Engram, ModelSpec
+from tiercast_profiles.model import Backbone, ModelSpec
 from tiercast_profiles.store import load_model
 from tiercast_runtime.backbone import check_runnable
 from tiercast_runtime.decode_attention import has_kernels
@@ -35,8 +35,9 @@ from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.paths.uva import UvaPath, require_uva
-from tiercast_runtime.probes import copies, gather, numa, storage
+from tiercast_runtime.probes import copies, gather, numa
 from tiercast_runtime.probes.copies import CopyRates
+from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
@@ -56,7 +57,7 @@ from tiercast_runtime.probes.sweep_drift import with_drift
 from tiercast_runtime.probes.sweep_stage import split_swept, sweep_arms
 from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import Spread, not_measured
-from tiercast_runtime.table import FileTable, HostTable, Table
+from tiercast_runtime.table import HostTable, Table
 
 Progress = Callable[[str, float], None]
 ResultT = TypeVar("ResultT")
@@ -182,10 +183,12 @@ class _Survey:
         self._models += reference
         self._shapes = list(models) or reference
         self._telemetry = Telemetry()
+        self._kept = ExitStack()
+        self._drive: Drive | None = None
 
     def run(self, date: datetime.date) -> Findings:
         """Every stage in turn, in one telemetry session."""
-        with _telemetry_of(self._device) as self._telemetry:
+        with _telemetry_of(self._device) as self._telemetry, ExitStack() as self._kept:
             return self._stages(date)
 
     def _stages(self, date: datetime.date) -> Findings:
@@ -218,11 +221,12 @@ class _Survey:
         self._gathers(found, gather_threads)
         self._sweeps(found)
         self._progress("storage", 0.36)
-        self._attempt(found, "lookup.nvme.disk", lambda: self._storage(found), "disk")
+        self._attempt(found, "lookup.nvme.disk", self._open_drive, "disk")
         self._layers(found)
         self._progress("what drifted", 0.97)
         found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort)
         self._copies_again(found, size, counts)
+        self._drive_at_last(found)
         for name, reason in (
             ("lookup.cxl", "no probe for CXL memory yet"),
             ("lookup.pool", "no probe for a remote pool yet"),
@@ -338,37 +342,32 @@ class _Survey:
         found.curves.append(curve)
         found.probes += probes
 
-    def _storage(self, found: Findings) -> None:
-        engrams = {model.engram.row_bytes: model.engram for model in self._shapes}
-        spreads: list[Spread[gather.GatherKey]] = []
-        granularity = 1
-        for row_bytes in sorted(engrams):
-            engram = engrams[row_bytes]
-            with self._file_table(engram) as file:
-                first = self._reads(file) if found.storage is None else None
-                largest = engram.num_rows_per_token * self._plan.tokens[-1]
-                counts = [count for count in sorted({*storage.DISK_ROWS, largest}) if count <= file.num_rows]
-                measured, granularity, said = storage.measure_disk_lookups(file, counts, self._plan.disk)
-                if first is not None:  # a drive that others share drifts within seconds
-                    facts = storage.storage_facts(file.path, first + self._reads(file))
-                    found.storage = facts.storage
-                    found.probes += facts.probes
-            spreads += measured
-            found.probes.append(
-                ProbeResult(name="lookup.nvme.disk.path", parameters=_as_text(said), unit="", status="ok")
-            )
-        assert found.storage is not None, "the raw reads come first"
-        fastest = found.storage.read_bandwidth_gb_per_s.value
-        self._add_curve(found, spreads, "nvme", granularity, fastest)
+    def _open_drive(self) -> None:
+        """Make table files on the drive and time it a first time; they stay until the survey ends."""
+        engrams = [model.engram for model in (*self._models, *self._shapes)]
+        drive = self._kept.enter_context(open_drive(self._folder, engrams, self._plan))
+        drive.time()
+        self._drive = drive
 
-    def _reads(self, file: FileTable) -> storage.ReadTimes:
-        return storage.measure_reads(file.path, storage.READ_DEPTHS, storage.READ_BYTES, self._plan.reads)
+    def _drive_again(self, found: Findings) -> None:
+        if self._drive is not None:
+            self._attempt(found, "lookup.nvme.disk.again", self._drive.time, "disk")
 
-    @contextmanager
-    def _file_table(self, engram: Engram) -> Iterator[FileTable]:
-        """A table file of the planned size in a folder of its own, removed afterwards."""
-        with storage.probe_folder(self._folder, self._plan.file_bytes) as folder:
-            yield FileTable(engram, 0, "packed", folder, num_rows=self._plan.file_bytes // engram.row_bytes)
+    def _drive_at_last(self, found: Findings) -> None:
+        """Time the drive a last time, and say what all times together say."""
+        drive = self._drive
+        if drive is None:
+            return
+
+        def stage() -> None:
+            drive.time()
+            facts = drive.facts
+            found.storage = facts.storage
+            found.probes += facts.probes
+            fastest = facts.storage.read_bandwidth_gb_per_s.value
+            self._add_curve(found, drive.lookups, "nvme", drive.granularity_bytes, fastest)
+
+        self._attempt(found, "lookup.nvme.disk.last", stage, "disk")
 
     def _layers(self, found: Findings) -> None:
         share = 0.58 / len(self._models)
@@ -386,6 +385,7 @@ class _Survey:
                         if part.sequences:
                             graphs += self._graphs(found, bench, part, len(parts))
                         if is_first and place == 0:
+                            self._drive_again(found)
                             self._progress("interference", done + 0.8 * share)
                             self._interference(found, bench)
                     del bench  # its cache goes before the next part's comes
@@ -454,7 +454,8 @@ class _Survey:
         if is_gpu:
             pairs.insert(0, ("dram", "uva"))
         for tier, name in pairs:
-            if not any((curve.tier, curve.path) == (tier, name) for curve in found.curves):
+            is_there = any((curve.tier, curve.path) == (tier, name) for curve in found.curves)
+            if not (self._drive is not None if name == "disk" else is_there):
                 continue
             if name == "device" and not is_gpu:
                 reason = "the compute thread gathers these rows itself, so nothing runs beside it"
@@ -467,7 +468,8 @@ class _Survey:
                     table: Table = bench.table
                     path: RuntimePath
                     if name == "disk":
-                        file = stack.enter_context(self._file_table(engram))
+                        assert self._drive is not None, "asked above"
+                        file = self._drive.files[engram.row_bytes]
                         table, path = file, DiskPath([file] * num_tables, device)
                     elif name == "cpu_gather":
                         path = CpuGatherPath([bench.table] * num_tables, device)
@@ -485,11 +487,6 @@ class _Survey:
                     found.interference.append(entry.model_copy(update={"points": tuple(points)}))
 
             self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
-
-
-def _as_text(facts: dict[str, str | int | float | bool]) -> dict[str, str | int | float]:
-    """Facts with yes and no instead of true and false, which YAML and integers blur."""
-    return {name: ("yes" if fact else "no") if isinstance(fact, bool) else fact for name, fact in facts.items()}
 
 
 def _telemetry_of(device: torch.device) -> Telemetry:

@@ -1,0 +1,73 @@
+"""A drive timed at several moments: samples are pooled, each moment asks for other rows, and no file stays."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_profiles.errors import MissingCapability  # noqa: E402
+from tiercast_profiles.units import MIB  # noqa: E402
+from tiercast_runtime.probes import drive, storage  # noqa: E402
+from tiercast_runtime.probes.plan import QUICK  # noqa: E402
+from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
+
+BRIEF = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
+PLAN = dataclasses.replace(QUICK, file_bytes=2 * MIB, tokens=(1, 8), reads=BRIEF, disk=BRIEF)
+
+
+@pytest.fixture(autouse=True)
+def no_spare(monkeypatch):
+    monkeypatch.setattr(storage, "SPARE_BYTES", 0)
+    monkeypatch.setattr(storage, "READ_DEPTHS", (1, 2))
+    monkeypatch.setattr(storage, "NUM_SINGLE_READS", 4)
+
+
+def test_samples_of_all_moments_are_pooled_and_the_files_go(mini_model, tmp_path, monkeypatch):
+    moments = []
+
+    def lookups(file, counts, effort, *, moment):
+        moments.append((file.engram.row_bytes, moment, effort.min_rounds))
+        key = ("disk", file.engram.row_bytes, counts[-1], file.size_bytes)
+        return [Spread(key, (100.0 + moment,))], 512, {"is_direct": True}
+
+    monkeypatch.setattr(storage, "measure_disk_lookups", lookups)
+    model = mini_model("v41")
+    wide = model.engram.model_copy(update={"row_values": 2 * model.engram.row_values})
+    with drive.open_drive(tmp_path, [model.engram, wide, model.engram], PLAN) as found:
+        sizes = sorted({model.engram.row_bytes, wide.row_bytes})
+        assert sorted(found.files) == sizes
+        for _ in range(drive.NUM_MOMENTS):
+            found.time()
+        assert moments == [(size, moment, 1) for moment in range(drive.NUM_MOMENTS) for size in sizes]
+        assert [(spread.key[1], spread.samples) for spread in found.lookups] == [
+            (size, (100.0, 101.0, 102.0)) for size in sizes
+        ]
+        facts = found.facts
+        reads = [probe for probe in facts.probes if probe.name == "storage.random_read"]
+        assert {len(probe.samples) for probe in reads} == {3 * drive.NUM_MOMENTS}
+        said = [probe.parameters for probe in facts.probes if probe.name == "lookup.nvme.disk.path"]
+        assert said == [{"is_direct": "yes"}] * len(sizes), "of the last moment alone"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_moment_asks_for_other_rows(mini_model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(storage.LookupTimer, "time_ns", lambda _, ids: asked.append(tuple(ids[0].tolist())) or 1.0)
+    monkeypatch.setattr(storage, "DISK_ROWS", (64,))
+    with drive.open_drive(tmp_path, [mini_model("v41").engram], PLAN) as found:
+        found.time()
+        early, num_early = set(asked), len(asked)
+        found.time()
+    assert len(asked) == 2 * num_early
+    assert early.isdisjoint(asked[num_early:])
+
+
+def test_a_full_disk_is_said_before_anything_is_written(mini_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SPARE_BYTES", 1 << 62)
+    with (
+        pytest.raises(MissingCapability, match="larger disk"),
+        drive.open_drive(tmp_path, [mini_model("v41").engram], PLAN),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
