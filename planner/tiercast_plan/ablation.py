@@ -129,6 +129,11 @@ def _one_table(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"compute": with_engram})
 
 
+def _settled(hardware: HardwareProfile) -> HardwareProfile:
+    tables = tuple(table.model_copy(update={"settling": None}) for table in hardware.compute)
+    return hardware.model_copy(update={"compute": tables})
+
+
 def _waits_at_layers(prediction: Prediction) -> Prediction:
     if not isinstance(prediction, WindowRatio):
         return prediction
@@ -177,6 +182,7 @@ ABLATIONS: tuple[Without, ...] = (
     Without("A39", "decode attention follows the mean context", hardware=_mean_context),
     Without("A85", "a serial read takes the drive's time alone", hardware=_drive_alone),
     Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
+    Without("A98", "decode batches are settled right behind a prompt", hardware=_settled),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 

@@ -74,7 +74,10 @@ class Estimator:
         )
 
     def _step_ns(self, decodes: int, num_prompts: int) -> tuple[int, int]:
-        """Length and stall of a step that follows one like it, so that rows fetched a step early are on their way."""
+        """Length and stall of a step that follows one like it, so that rows fetched a step early are on their way.
+
+        Decode batches count as settled, whatever prompts came before.
+        """
         position = self._prompt + self._output // 2
         running = [Request(0, 0, self._prompt, self._output)] * decodes  # who decodes matters to nobody here
         num_steps = 2 if self._costs.wants_upcoming else 1
@@ -85,6 +88,7 @@ class Estimator:
         state = WorkerState()
         duration_ns = stall_ns = 0
         for plan, upcoming in pairwise(plans):
+            self._costs.settle()
             work = self._costs.price(plan, upcoming.chunks if self._costs.wants_upcoming else ())
             outcome = run_step(work, self._resolved.placement.prefetch, state, self._speeds(work))
             duration_ns, stall_ns = outcome.duration_ns, sum(outcome.stall_ns)

@@ -180,13 +180,46 @@ class ComputePoint(Strict):
     high_us: float = Field(ge=0)
 
 
-class ComputeTable(Strict):
-    """Measured component times of one model on this machine.
+class SettlingPoint(Strict):
+    """A decode batch of ``num_sequences`` behind a step with prompts.
+
+    Its first step takes ``first_ratio`` more than a settled one, each further step ``decay_ratio`` of what the one
+    before took more.
+    """
+
+    num_sequences: int = Field(gt=0)
+    first_ratio: float = Field(ge=0)
+    decay_ratio: float = Field(gt=0, lt=1)
+
+
+class Settling(Strict):
+    """How decode batches come to rest behind a prompt chunk of ``chunk_tokens``, by sequences, ascending.
+
+    The activations of a chunk take weights and keys out of the caches, and decode steps bring them back one after
+    another.
+    """
+
+    chunk_tokens: int = Field(gt=0)
+    points: tuple[SettlingPoint, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        counts = [point.num_sequences for point in self.points]
+        if counts != sorted(set(counts)):
+            raise ValueError(f"points have {counts} sequences; each number once, ascending")
+        return self
+
+
+class ComputeTable(Grown):
+    """Measured component times of one model on this machine; decode batches are settled.
 
     ``context_statistic`` says which context of a decode batch the attention time follows: ``max`` where the batch is
     padded, ``mean`` where a kernel walks each sequence's own length. ``engram_sha256`` is the shape of the Engram
-    layers that ran between the decoder's; None: there were none.
+    layers that ran between the decoder's; None: there were none. ``settling``: what steps behind prompts take more;
+    absent where that was not measured.
     """
+
+    added_fields = frozenset({"settling"})
 
     model_name: str
     shape_sha256: str
@@ -195,6 +228,7 @@ class ComputeTable(Strict):
     num_threads: int | None = Field(default=None, gt=0)
     context_statistic: Literal["max", "mean"]
     components: dict[Component, tuple[ComputePoint, ...]]
+    settling: Settling | None = None
 
 
 class Efficiency(Strict):

@@ -15,6 +15,7 @@ PARTS = (
     "head",
     "all-reduce",
     "rows over ranks",
+    "settling behind prompts",
 )
 """Parts of a step's compute, in the order :meth:`Ledger.book` takes them."""
 GATHER = "gather on device"

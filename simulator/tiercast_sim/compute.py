@@ -11,6 +11,7 @@ from tiercast_profiles.units import NS_PER_US
 from tiercast_sim.breakdown import Ledger
 from tiercast_sim.compute_table import TableTimes
 from tiercast_sim.roofline import Roofline
+from tiercast_sim.settling import SettlingShares, Unsettled
 from tiercast_sim.work import StepPlan
 
 BACKBONE_COMPONENTS: tuple[Component, ...] = (
@@ -120,6 +121,8 @@ class ComputeModel:
         needs_roofline |= has_drafts and not self._verifies
         self._roofline = Roofline(resolved, bound) if needs_roofline else None
         self.warnings = tuple(warnings)
+        settling = None if table is None else table.settling
+        self.settling = None if settling is None else SettlingShares(settling)
         self._linear_ns: dict[tuple[int, bool], float] = {}
         self._by_tokens: dict[tuple[Component, int], float] = {}
         self.largest_step_tokens = 0
@@ -135,8 +138,8 @@ class ComputeModel:
             return None
         return self._table.largest_tokens("linear")
 
-    def step(self, plan: StepPlan) -> StepCompute:
-        """Compute of one step.
+    def step(self, plan: StepPlan, unsettled: Unsettled | None = None) -> StepCompute:
+        """Compute of one step; ``unsettled`` has noted it, and without it the step counts as settled.
 
         Assumption A6: prompt tokens run only the prefill layers; the last token of a completed prompt runs the layers
         behind them too, because it is the one that is sampled.
@@ -173,6 +176,11 @@ class ComputeModel:
         embed_ns, head_ns = self.tokenwise_ns("embed", num_tokens), self.tokenwise_ns("head", num_samples)
         segments[0] += embed_ns
         segments[-1] += head_ns
+        settling_ns = 0.0
+        if self.settling is not None and unsettled is not None and plan.num_decodes:
+            share = self.settling.of(plan.num_decodes, unsettled)
+            settling_ns = sum(segments) * share
+            segments = [segment * (1.0 + share) for segment in segments]
         reduce_ns = self.reduce_ns(num_tokens, num_samples)
         num_modules = len(self.layers_by_segment) - 1
         self.ledger.book(
@@ -189,6 +197,7 @@ class ComputeModel:
                 head_ns,
                 reduce_ns,
                 num_modules * over_ranks_ns,
+                settling_ns,
             )
         )
         return StepCompute(pre_ns, tuple(segments))

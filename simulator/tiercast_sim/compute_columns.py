@@ -100,9 +100,14 @@ class ComputeColumns:
 
 
 def step_columns(
-    prices: ComputePrices, batches: Batches, longest: tuple[Column, Column] | None
+    prices: ComputePrices,
+    batches: Batches,
+    longest: tuple[Column, Column] | None,
+    unsettled: tuple[Column, Column] | None = None,
 ) -> ComputeColumns | None:
     """Compute of the steps of ``batches``; ``longest`` is needed where :func:`needs_longest` says so.
+
+    ``unsettled`` are steps since prompts and their tokens, needed where the table says how batches settle.
 
     None where whole numbers outgrow float64, so that only the step-by-step form is exact.
     """
@@ -144,6 +149,12 @@ def step_columns(
     head_ns = prices.head.of(samples.distinct)[samples.where]
     segments[0] = segments[0] + embed_ns
     segments[-1] = segments[-1] + head_ns
+    settling_ns = 0.0
+    if compute.settling is not None:
+        assert unsettled is not None, "how long each step is from prompts is given where it counts"
+        shares = compute.settling.column(batches.num_decodes, *unsettled)
+        settling_ns = float((sum(segments) * shares).sum())
+        segments = [segment * (1.0 + shares) for segment in segments]
     priced = np.array([pre_ns, *segments])
     if not np.all(priced < EXACT):  # infinite, or not a number, or beyond whole numbers
         return None
@@ -164,6 +175,7 @@ def step_columns(
         float(head_ns.sum()),
         reduce_ns,
         num_modules * over_ranks_ns,
+        settling_ns,
     )
     whole = np.rint(priced).astype(np.int64)
     return ComputeColumns(whole[0], whole[1:], parts_ns)

@@ -7,6 +7,7 @@ from tiercast_profiles.units import gib_to_bytes
 from tiercast_sim.compute import ComputeModel
 from tiercast_sim.reuse import RequestNgrams, cache_entries_per_layer
 from tiercast_sim.row_counts import RowCounter, TokenBatch
+from tiercast_sim.settling import Unsettled
 from tiercast_sim.tiers import LookupCosts
 from tiercast_sim.work import Chunk, LookupWork, RowCount, StepPlan, StepWork
 
@@ -48,6 +49,7 @@ class StepCosts:
             self._counter = RowCounter(
                 engram, ngrams, replica, entries, removes_duplicates=removes_duplicates, policy=placement.cache_policy
             )
+        self._unsettled = Unsettled()
         self._fetched_early: dict[int, tuple[int, int]] = {}  # by request: first token and the one behind the last
 
     @property
@@ -55,11 +57,16 @@ class StepCosts:
         """True when rows of the next step's prompt tokens are fetched during this one (``prev_step``)."""
         return self._is_early
 
+    def settle(self) -> None:
+        """As if the last prompts were long ago."""
+        self._unsettled = Unsettled()
+
     def price(self, plan: StepPlan, upcoming: tuple[Chunk, ...]) -> StepWork:
         """Times of a step. ``upcoming`` are the prompt tokens that may come after it."""
         for request in plan.preempted:
             self._fetched_early.pop(request.request_id, None)
-        compute = self.compute.step(plan)
+        self._unsettled.note(plan.num_prefill_tokens)
+        compute = self.compute.step(plan, self._unsettled)
         segments = [round(segment) for segment in compute.segments_ns]
         pre_ns = round(compute.pre_ns)
         self.compute.ledger.close(pre_ns + sum(segments), 0)

@@ -17,6 +17,7 @@ from tiercast_sim.lookup_prices import LookupPrices, PricedLookups
 from tiercast_sim.maxplus import StepColumns
 from tiercast_sim.maxplus import step_columns as maxplus_columns
 from tiercast_sim.schedule_columns import Column, Schedule, batches_of, longest_positions
+from tiercast_sim.settling import unsettled_columns
 from tiercast_sim.step_clock import StepClock
 from tiercast_sim.step_table import LayerColumns, StepTable
 from tiercast_sim.tiers import LookupCosts
@@ -49,6 +50,7 @@ class StepPricer:
         self._prices, self.replica, self.window = ComputePrices(compute), replica, window
         self._schedule: Schedule | None = None
         self._longest: tuple[Column, Column] | None = None
+        self._unsettled: tuple[Column, Column] | None = None
         self._prefetch: Prefetch = placement.prefetch
         self._is_device_path = placement.path == "device"
         self.num_layers = len(compute.layers_by_segment) - 1
@@ -64,6 +66,7 @@ class StepPricer:
         """Take the plan whose steps are to be priced."""
         self._schedule = schedule
         self._longest = longest_positions(schedule) if needs_longest(self._prices.compute) else None
+        self._unsettled = unsettled_columns(schedule) if self._prices.compute.settling is not None else None
 
     def clock(self) -> StepClock:
         """The same prices one step at a time, for a plan that has to be made by the clock."""
@@ -83,10 +86,8 @@ class StepPricer:
         schedule = self._schedule
         assert schedule is not None, "a plan is given before its steps are priced"
         batches = batches_of(schedule, self.window, first, last)
-        longest = None
-        if self._longest is not None:
-            longest = (self._longest[0][first:last], self._longest[1][first:last])
-        compute = step_columns(self._prices, batches, longest)
+        longest, unsettled = _range(self._longest, first, last), _range(self._unsettled, first, last)
+        compute = step_columns(self._prices, batches, longest, unsettled)
         if compute is None:
             return None
         pre_ns, segments_ns, tokens = compute.pre_ns, compute.segments_ns, batches.num_tokens
@@ -143,6 +144,10 @@ class StepPricer:
             columns = LookupColumns(lookups.duration_ns, lookups.speed_alone, lookups.speed_beside)
             return interfering_columns(pre_ns, segments_ns, columns, self._compute_speed)
         return maxplus_columns(pre_ns, segments_ns, lookups.service_ns, self._prefetch), lookups.service_ns
+
+
+def _range(columns: tuple[Column, Column] | None, first: int, last: int) -> tuple[Column, Column] | None:
+    return None if columns is None else (columns[0][first:last], columns[1][first:last])
 
 
 def _gathered(pre_ns: Column, segments_ns: Column, gather_ns: Column) -> StepColumns:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import ComputeTable
+from tiercast_profiles.hardware import ComputeTable, Settling, SettlingPoint
 from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
@@ -196,6 +196,9 @@ def test_a_trace_by_the_clock(sim_scenario, tmp_path):
     padded = measured.model_copy(update={"compute": (table_of(resolved, "max", np.random.default_rng(0)),)})
     with pytest.raises(BadInput, match="longest context"):
         run(resolved.model_copy(update={"hardware": padded}), "nominal", engine="arithmetic")
+    unsettled = measured.model_copy(update={"compute": (table.model_copy(update={"settling": SETTLINGS[1]}),)})
+    with pytest.raises(BadInput, match="prompts before it"):
+        run(resolved.model_copy(update={"hardware": unsettled}), "nominal", engine="arithmetic")
 
 
 @settings(max_examples=60, deadline=None)
@@ -271,10 +274,29 @@ def table_of(resolved, statistic, generator):
     )
 
 
+SETTLINGS = [
+    None,
+    Settling(chunk_tokens=30, points=(SettlingPoint(num_sequences=1, first_ratio=0.3, decay_ratio=0.7),)),
+    Settling(
+        chunk_tokens=257,
+        points=(
+            SettlingPoint(num_sequences=2, first_ratio=1.7, decay_ratio=0.6),
+            SettlingPoint(num_sequences=5, first_ratio=0.1, decay_ratio=0.93),
+        ),
+    ),
+]
+
+
 @pytest.mark.parametrize("statistic", ["mean", "max"])
 @settings(max_examples=60, deadline=None)
-@given(output=lengths, concurrency=st.integers(1, 12), seed=st.integers(0, 1000))
-def test_measured_tables(sim_scenario, statistic, output, concurrency, seed):
+@given(
+    output=st.one_of(lengths, st.builds(lambda n: {"fixed": n}, st.integers(20, 90))),
+    concurrency=st.integers(1, 12),
+    settling=st.sampled_from(SETTLINGS),
+    block=st.sampled_from([7, 32_768]),
+    seed=st.integers(0, 1000),
+)
+def test_measured_tables(sim_scenario, statistic, output, concurrency, settling, block, seed):
     resolved = sim_scenario(
         {"tier": "dram", "path": "uva"},
         workload={
@@ -286,8 +308,15 @@ def test_measured_tables(sim_scenario, statistic, output, concurrency, seed):
         },
         seed=seed,
     )
-    table = table_of(resolved, statistic, np.random.default_rng(seed))
-    same_run(resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"compute": (table,)})}))
+    table = table_of(resolved, statistic, np.random.default_rng(seed)).model_copy(update={"settling": settling})
+    measured = resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"compute": (table,)})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_columns, "BLOCK_STEPS", block)  # a batch settles across blocks
+        schedule_columns.forget()
+        try:
+            same_run(measured)
+        finally:
+            schedule_columns.forget()
 
 
 @settings(max_examples=300, deadline=None)

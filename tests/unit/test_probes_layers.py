@@ -28,6 +28,7 @@ from tiercast_runtime.probes.layers import (  # noqa: E402
     measure_layers,
 )
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
+from tiercast_runtime.probes.settling import NUM_SETTLING_STEPS, fit_settling  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
@@ -50,8 +51,11 @@ def steady(step_ns):
 
 
 def test_the_grid_says_how_much_room_it_needs():
-    assert GRID.geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=20)
+    assert GRID.geometry == Geometry(num_slots=4, max_context_tokens=48, max_step_tokens=23)
     assert LayerGrid((1, 6), (16,), (4,), (0,)).geometry.max_step_tokens == 6 * VERIFY_TOKENS
+    large = LayerGrid((1, 6), (16,), (4, 100, 900), (0,))
+    assert large.disturbing_tokens == 100, "the largest chunk of a grid may be too large to wait for"
+    assert LayerGrid((1, 6), (16,), (), ()).geometry.num_slots == 6
 
 
 def test_every_component_is_timed_at_every_point(bench):
@@ -75,7 +79,13 @@ def test_every_component_is_timed_at_every_point(bench):
     assert plain == {name: points[name] for name in ("linear", "embed", "head", "step_overhead", *ATTENTION)}
     assert times.plain.engram_sha256 is None
     names = {f"layers.{c}" for c in COMPONENT_ORDER} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
-    assert {probe.name for probe in times.probes} == names | {"layers.sum_of_parts"}
+    names |= {"layers.settling", "layers.plain.settling", "layers.sum_of_parts"}
+    assert {probe.name for probe in times.probes} == names
+    for table in (times.table, times.plain):
+        assert table.settling.chunk_tokens == 20
+        assert [point.num_sequences for point in table.settling.points] == [1, 3]
+    behind = [probe for probe in times.probes if probe.name == "layers.settling"]
+    assert [(probe.parameters["tokens"], len(probe.samples)) for probe in behind] == [(1, 10), (3, 10)]
 
 
 def test_without_engram_nothing_is_looked_up_and_its_layers_do_not_run(bench):
@@ -124,7 +134,7 @@ def test_row_ids_stay_inside_the_staging_table(bench):
 
 def test_a_grid_that_does_not_fit_at_once_is_timed_in_parts(mini_model, monkeypatch):
     per_token = 768
-    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 3 * 48 * per_token - 4)
+    monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 4 * 4 * 48 * per_token - 4)
     parts = grids_that_fit(GRID, mini_model("v41"), CPU)
     assert parts == (LayerGrid((1, 3), (16, 48), (), ()), LayerGrid((), (), (4, 20), (0, 16)))
     assert parts[0].geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=3 * VERIFY_TOKENS)
@@ -144,6 +154,7 @@ def test_parts_of_a_grid_make_one_table(mini_model):
         with StepBench(mini_model("v41"), CPU, grid.geometry) as made:
             parts.append(measure_layers(made, grid, 1, ONCE))
     table = joined(parts).table
+    assert table.settling is None, "no part has both a batch and a chunk"
     assert tuple(table.components) == COMPONENT_ORDER
     assert [point.num_tokens for point in table.components["linear"]] == [1, 3, 4, 20]
     assert table.components["linear"][0] == parts[0].table.components["linear"][0]
@@ -201,8 +212,8 @@ def test_interference_by_size_has_a_point_for_each_mix_that_has_room(bench):
         ([16, 16], []),
         ([16] * 9, []),
         ([], [(0, 20)]),
-        ([], [(0, 21)]),
-    )  # 9 slots, 21 tokens: no room
+        ([], [(0, 24)]),
+    )  # 9 slots, 24 tokens: no room
     points, probes = measure_sizes(bench, contender, mixes, ONCE)
     path.close()
     rows_per_token = bench.model.engram.num_rows_per_token
@@ -223,3 +234,20 @@ def test_rates_are_shares_of_what_was_measured(monkeypatch):
     assert rates.memory_efficiency_ratio.value == 1.0
     assert rates.matmul_efficiency_ratio.value == 1.0
     assert [probe.name for probe in rates.probes] == ["matmul.square", "matmul.step", "matmul.weights"]
+
+
+@pytest.mark.parametrize(("first", "decay"), [(0.4, 0.72), (0.1, 0.5), (0.05, 0.9)])
+def test_the_law_of_settling_is_found_in_times_that_follow_it(first, decay):
+    fit = fit_settling([12.0 * (1 + first * decay**turn) for turn in range(NUM_SETTLING_STEPS)])
+    assert fit.settled == pytest.approx(12.0, rel=1e-6)
+    assert fit.first_ratio == pytest.approx(first, rel=1e-6)
+    assert fit.decay_ratio == decay
+    assert fit.residual_ratio < 1e-9
+
+
+def test_a_batch_that_a_chunk_does_not_slow_settles_at_once():
+    fit = fit_settling([9.0, 9.1, 9.2, 9.3])
+    assert (fit.first_ratio, fit.settled) == (0.0, pytest.approx(9.15))
+    noisy = fit_settling([10.0, 10.4, 10.1, 10.2, 10.0, 10.3])
+    assert noisy.first_ratio < 0.05
+    assert 0 < noisy.residual_ratio < 0.02

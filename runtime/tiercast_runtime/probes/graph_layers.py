@@ -82,15 +82,18 @@ def measure_graphs(
 def graph_tables(found: Sequence[Spread[GraphKey]], eager: ComputeTable) -> tuple[ComputeTable, ComputeTable]:
     """Tables of modes ``full`` and ``piecewise``; ``eager`` serves where no graph runs.
 
-    Of a point that was measured twice the first counts.
+    Of a point that was measured twice the first counts. How single calls settle behind a chunk says nothing of graphs.
     """
     spreads: dict[GraphKey, Spread[GraphKey]] = {}
     for spread in found:
         spreads.setdefault(spread.key, spread)
     counts = sorted({key[1] for key in spreads})
-    full = eager.model_copy(update={"graph_mode": "full", "components": _merged(spreads, eager, counts, is_full=True)})
-    pieces = _merged(spreads, eager, counts, is_full=False)
-    return full, eager.model_copy(update={"graph_mode": "piecewise", "components": pieces})
+    full, pieces = (_merged(spreads, eager, counts, is_full=is_full) for is_full in (True, False))
+    settled = eager.model_copy(update={"settling": None})
+    return (
+        settled.model_copy(update={"graph_mode": "full", "components": full}),
+        settled.model_copy(update={"graph_mode": "piecewise", "components": pieces}),
+    )
 
 
 def _merged(

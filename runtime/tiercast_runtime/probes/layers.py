@@ -11,6 +11,7 @@ from tiercast_profiles.hardware import VERIFY_TOKENS, Component, ComputePoint, C
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
+from tiercast_runtime.probes.settling import MAX_CHUNK_TOKENS, NUM_SETTLING_STEPS, settling_of
 from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, StepBench
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded
 
@@ -26,15 +27,15 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
-NUM_SETTLING_STEPS = 4  # a batch of eight is a tenth slower one step after a prompt, and steady after four or five
-NUM_SETTLING_SEQUENCES = 8  # one sequence takes some ten steps: so many more, shared by the sequences
 NUM_PLAIN_SAMPLES = 2  # of a decode batch without Engram, at the first context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
+SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_decode", "engram_module", "head")
 
 WholeKey = tuple[Literal["whole"], int, int]
 PlainKey = tuple[Literal["plain"], Component, int]
-LayerKey = ComponentKey | WholeKey | PlainKey
+SettlingKey = tuple[Literal["settling", "plain settling"], int, int]  # sequences, steps behind a chunk
+LayerKey = ComponentKey | WholeKey | PlainKey | SettlingKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,19 @@ class LayerGrid:
         return tuple((count, context) for count in counts for context in contexts)
 
     @property
+    def disturbing_tokens(self) -> int:
+        """Tokens of the chunk behind which decode batches are watched to settle; 0 where the grid has none."""
+        return max((count for count in self.chunks if count <= MAX_CHUNK_TOKENS), default=0)
+
+    @property
     def geometry(self) -> Geometry:
-        """Room the grid needs."""
+        """Room the grid needs; the chunk that disturbs a batch has a slot beside it."""
+        most = max(self.sequences, default=0)
+        beside = self.disturbing_tokens if self.sequences else 0
         return Geometry(
-            num_slots=max(self.sequences, default=1),
+            num_slots=max(1, most + (beside > 0)),
             max_context_tokens=max(*self.contexts, max(self.starts, default=0) + max(self.chunks, default=0), 1),
-            max_step_tokens=max(*self.chunks, *(VERIFY_TOKENS * count for count in self.sequences), 1),
+            max_step_tokens=max(*self.chunks, beside + most, VERIFY_TOKENS * most, 1),
         )
 
 
@@ -149,10 +157,16 @@ def measure_layers(
             wholes.append(bench.step([max(grid.contexts[:3])] * middle, []))
         if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
             wholes.append(bench.step([], [(0, grid.chunks[-1])]))
-        cases: list[Case[LayerKey]] = [_settled_case(bench, steps) for steps in decodes]
+        beside = [(0, grid.disturbing_tokens)] if grid.disturbing_tokens else []
+        mixed = [bench.step([grid.contexts[0]] * count, beside) if beside else None for count in grid.sequences]
+        most = max(grid.sequences, default=0)
+        cases: list[Case[LayerKey]] = [_settled_case(bench, *pair) for pair in zip(decodes, mixed, strict=True)]
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
-        cases += [_chunk_case(bench, steps, max(grid.sequences, default=0)) for steps in chunks]
+        cases += [_chunk_case(bench, steps, most) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes]
+        # Those without Engram come together: behind steps with it the caches are full of weights that they do not use.
+        cases += [_plain_settled_case(bench, *pair) for pair in zip(decodes, mixed, strict=True)]
+        cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
         spreads = {spread.key: spread for spread in collect(cases, effort, clock)}
     components: dict[Component, tuple[ComputePoint, ...]] = {}
     times: dict[ComponentKey, Spread[LayerKey]] = {}
@@ -178,6 +192,13 @@ def measure_layers(
             probes.append(probe_result(f"layers.plain.{component}", spread, "us", parameters))
         if points:
             plain[component] = tuple(points)
+    with_engram, without_engram = (
+        settling_of(
+            _settling_us(spreads, name), grid.disturbing_tokens, bench.model.name, has_engram=name == "settling"
+        )
+        for name in ("settling", "plain settling")
+    )
+    probes += [*with_engram[1], *without_engram[1]]
     table = ComputeTable(
         model_name=bench.model.name,
         shape_sha256=bench.model.backbone.shape_sha256,
@@ -186,8 +207,9 @@ def measure_layers(
         num_threads=num_threads,
         context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
+        settling=with_engram[0],
     )
-    without = table.model_copy(update={"engram_sha256": None, "components": plain})
+    without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_engram[0]})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
 
@@ -208,7 +230,7 @@ def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> Co
 
 
 def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -> Case[LayerKey]:
-    """Chunks of one size behind each of the starts, then the first without Engram.
+    """Chunks of one size behind each of the starts.
 
     The head of a chunk's one sample is left out, and of a chunk no larger than a decode batch all but its attention:
     the decode batches say these, and their keys would be the same.
@@ -223,9 +245,16 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
                 for key, value in bench.walk(step)
                 if key[0] == "attention_prefill" or not (is_small or (most_sequences and key[0] == "head"))
             ]
-        if steps[0].plan.num_tokens > most_sequences:
-            found += [pair for pair in _plain(bench, steps[0]) if pair[0][1] != "head"]
         return found
+
+    return case
+
+
+def _plain_chunk_case(bench: StepBench, step: BenchStep, most_sequences: int) -> Case[LayerKey]:
+    """A chunk larger than any decode batch, without Engram; its head is left out where decode batches say it."""
+
+    def case() -> list[tuple[LayerKey, float]]:
+        return [pair for pair in _plain(bench, step) if not (most_sequences and pair[0][1] == "head")]
 
     return case
 
@@ -238,29 +267,63 @@ def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
     ]
 
 
-def _settled_case(bench: StepBench, steps: list[BenchStep]) -> Case[LayerKey]:
-    """Decode batches of one size, each after steps like it, then one without Engram: the first steps are not kept.
+def _settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | None) -> Case[LayerKey]:
+    """Decode batches of one size: in a row behind a chunk, whole; then settled, by component.
 
-    Rounds of the grid put steps of other shapes in between, and those take the weights out of the nearest cache, which
-    needs several steps to settle again. A server decodes one batch dozens of times between two prompts, so a settled
-    step is what it runs. A longer context brings keys that the one before did not read: of each the first is not kept.
+    ``mixed`` is the step with the chunk, of which the batch is part, as in a server. Rounds of the grid put steps of
+    other shapes in between, and those take the weights out of the nearest cache, which needs several steps to settle
+    again: of those only the whole is kept. A longer context brings keys that the one before did not read: of each the
+    first is not kept.
     """
-    num_settling = settling_steps(steps[0])
 
     def case() -> list[tuple[LayerKey, float]]:
-        for _ in range(num_settling):
-            bench.walk(steps[0])
-        found: list[tuple[LayerKey, float]] = []
+        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, steps[0], mixed, has_engram=True)]
         for step in steps:
             bench.walk(step)
             found += bench.walk(step)
-        for _ in range(num_settling):
-            bench.walk(steps[0], has_engram=False)
+        return found
+
+    return case
+
+
+def _plain_settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | None) -> Case[LayerKey]:
+    """The same without Engram, at the first context."""
+
+    def case() -> list[tuple[LayerKey, float]]:
+        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, steps[0], mixed, has_engram=False)]
         for _ in range(NUM_PLAIN_SAMPLES):
             found += _plain(bench, steps[0])
         return found
 
     return case
+
+
+def _in_a_row(
+    bench: StepBench, step: BenchStep, mixed: BenchStep | None, *, has_engram: bool
+) -> list[tuple[SettlingKey, float]]:
+    """Compute of the steps in which a batch settles behind ``mixed``; nothing is kept of them where there is none."""
+    name: Literal["settling", "plain settling"] = "settling" if has_engram else "plain settling"
+    if mixed is not None:
+        bench.walk(mixed, has_engram=has_engram)
+    times = [_compute_ns(bench, bench.walk(step, has_engram=has_engram)) for _ in range(settling_steps(step))]
+    count = len(step.plan.decodes)
+    return [((name, count, number + 1), time_ns) for number, time_ns in enumerate(times) if mixed is not None]
+
+
+def _compute_ns(bench: StepBench, walked: list[tuple[ComponentKey, float]]) -> float:
+    """Compute of a whole step that was walked through."""
+    return sum(bench.times_a_step(key[0]) * value for key, value in walked if key[0] in SETTLING_COMPONENTS)
+
+
+def _settling_us(
+    spreads: dict[LayerKey, Spread[LayerKey]], name: Literal["settling", "plain settling"]
+) -> dict[int, tuple[float, ...]]:
+    """By sequences: mean compute of each step behind a chunk, in order."""
+    counts = sorted({key[1] for key in spreads if key[0] == name})
+    return {
+        count: tuple(spreads[name, count, number].mean / NS_PER_US for number in range(1, NUM_SETTLING_STEPS + 1))
+        for count in counts
+    }
 
 
 def _verifying_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
@@ -275,8 +338,7 @@ def _verifying_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
 
 def settling_steps(step: BenchStep) -> int:
     """Steps like it to run before a step that decodes is as a server runs it; none before a chunk of a prompt."""
-    num_sequences = len(step.plan.decodes)
-    return NUM_SETTLING_STEPS + NUM_SETTLING_SEQUENCES // num_sequences if num_sequences else 0
+    return NUM_SETTLING_STEPS if step.plan.decodes else 0
 
 
 def _whole_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
@@ -295,16 +357,8 @@ def _whole_key(step: BenchStep) -> WholeKey:
 def _whole_probe(bench: StepBench, step: BenchStep, spreads: dict[LayerKey, Spread[LayerKey]]) -> ProbeResult:
     """How far the sum of the parts is from the same step run as a whole."""
     walked = {key[0]: key for key, _ in bench.walk(step)}
-    num_layers = bench.model.backbone.num_layers
-    counts = {
-        "embed": 1,
-        "linear": num_layers,
-        "attention_decode": num_layers,
-        "attention_prefill": num_layers,
-        "engram_module": len(bench.engram_layers),
-        "head": 1,
-    }
-    sum_ns = sum(counts[name] * spreads[key].value for name, key in walked.items() if name in counts)
+    parts: tuple[Component, ...] = (*SETTLING_COMPONENTS, "attention_prefill")
+    sum_ns = sum(bench.times_a_step(name) * spreads[key].value for name, key in walked.items() if name in parts)
     whole = spreads[_whole_key(step)]
     return probe_result(
         "layers.sum_of_parts",

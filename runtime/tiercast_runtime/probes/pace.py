@@ -89,16 +89,10 @@ class Pace:
             for key, value in self._bench.walk(step):
                 known = self._known_us.get(key)
                 if known is not None:
-                    times = self._times(key[0])
+                    times = self._bench.times_a_step(key[0])
                     now_us += times * value / NS_PER_US
                     known_us += times * known
         return now_us / known_us if known_us else 0.0
-
-    def _times(self, component: Component) -> int:
-        """How often a step runs a component."""
-        if component in ("linear", "attention_decode", "attention_prefill"):
-            return self._bench.model.backbone.num_layers
-        return len(self._bench.engram_layers) if component == "engram_module" else 1
 
 
 class DiskPace:

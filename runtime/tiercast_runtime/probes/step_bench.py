@@ -133,6 +133,12 @@ class StepBench:
         plan, tokens = synthetic_step(self.model, contexts, [], num_draft_tokens=num_drafts)
         return BenchStep(plan, tokens, None)
 
+    def times_a_step(self, component: Component) -> int:
+        """How often a step runs a component."""
+        if component in ("linear", "attention_decode", "attention_prefill", "attention_verify"):
+            return self.model.backbone.num_layers
+        return len(self.engram_layers) if component == "engram_module" else 1
+
     def batch(self, step: "BenchStep") -> BatchPlan:
         """The step's tensors."""
         return self.builder.build(step.plan, step.tokens)
