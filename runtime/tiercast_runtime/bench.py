@@ -205,9 +205,13 @@ class _Around:
         self._found[place] += [before, self._latest]
 
     def facts(self) -> list[dict[str, float]]:
-        """Per scenario its averages."""
+        """Per scenario the averages of those that were there every time."""
         return [
-            {name: round(sum(each[name] for each in found) / len(found), 4) for name in (found[0] if found else ())}
+            {
+                name: round(sum(each[name] for each in found) / len(found), 4)
+                for name in (found[0] if found else ())
+                if all(name in each for each in found)
+            }
             for found in self._found
         ]
 

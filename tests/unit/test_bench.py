@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability  # noqa: E402
 from tiercast_profiles.record import RunRecord  # noqa: E402
 from tiercast_profiles.stats import SampleStatistics  # noqa: E402
-from tiercast_runtime.bench import bench, default_table_folder, git_commit  # noqa: E402
+from tiercast_runtime.bench import bench, bench_in_rounds, default_table_folder, git_commit  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 STEADY = {
@@ -58,6 +58,17 @@ def test_samples_are_those_of_the_repeat_with_the_median_throughput(mini_scenari
     record = bench(mini_scenario({"tier": "none"}, workload=STEADY), repeats=3, folder=tmp_path)
     statistics = SampleStatistics(record.samples)
     assert statistics.output_tokens_per_s == pytest.approx(record.metrics.output_tokens_per_s.value)
+
+
+def test_figures_taken_between_runs_are_averaged_and_those_once_missing_left_out(mini_scenario, tmp_path):
+    taken = [{"pace_a": 1.0, "pace_b": 5.0}, {"pace_a": 2.0}, {"pace_a": 4.0, "pace_b": 5.0}]
+    (record,) = bench_in_rounds(
+        [mini_scenario({"tier": "none"}, workload=STEADY)], repeats=2, folder=tmp_path, between=lambda: taken.pop(0)
+    )
+    facts = record.provenance.facts
+    assert facts["pace_a"] == (1.0 + 2.0 + 2.0 + 4.0) / 4, "before and after each run"
+    assert "pace_b" not in facts
+    assert taken == []
 
 
 def test_without_tables_a_record_has_no_lookup_metrics(mini_scenario, tmp_path):

@@ -60,9 +60,19 @@ def test_a_drive_is_timed_where_the_profile_has_its_curve(probed, mini_scenario,
     with pace.Pace(model, drive, tmp_path) as found:
         assert 0 < found.measure()["pace_disk"] < 0.1
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    with pace.Pace(model, drive, None) as found:
+        assert "pace_disk" not in found.measure(), "no folder: no drive is timed"
 
 
 def test_a_profile_of_other_models_is_refused(probed, tmp_path):
     model, hardware = probed
     with pytest.raises(BadInput, match="tiercast profile --model"):
         pace.Pace(model, hardware.model_copy(update={"compute": ()}), tmp_path)
+
+
+def test_times_beside_another_engram_are_not_those_of_this_one(probed, mini_model, tmp_path):
+    _, hardware = probed
+    wider = mini_model("v41", engram={"row_values": 64})
+    with pytest.raises(BadInput, match="no layer times of mini-v41 by single calls"):
+        pace.Pace(wider, hardware, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ an engine's run goes into them: a run cannot make its own prediction look better
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -38,7 +39,7 @@ class Pace:
     Args:
         model: whose layer times the profile holds.
         hardware: the profile.
-        folder: where the table file is, or is made, that reads from a drive are timed on.
+        folder: where the table file is, or is made, that reads from a drive are timed on; None: they are not timed.
         clock: ns.
 
     Raises:
@@ -49,25 +50,26 @@ class Pace:
     """
 
     def __init__(
-        self, model: ModelSpec, hardware: HardwareProfile, folder: Path, clock: Clock = time.perf_counter_ns
+        self, model: ModelSpec, hardware: HardwareProfile, folder: Path | None, clock: Clock = time.perf_counter_ns
     ) -> None:
         self._known_us = _known_us(_table(model, hardware))
         geometry = Geometry(max(SEQUENCES), 2 * CONTEXT_TOKENS, CHUNK_TOKENS)
-        self._bench = StepBench(model, pick_device(), geometry, clock)
-        self._steps = {f"decode_{count}": self._bench.step([CONTEXT_TOKENS] * count, []) for count in SEQUENCES}
-        self._steps[f"chunk_{CHUNK_TOKENS}"] = self._bench.step([], [(0, CHUNK_TOKENS)])
-        self._disk: DiskPace | None = None
-        points = _disk_points(model, hardware)
-        if points:
-            self._disk = DiskPace(FileTable(model.engram, 0, "packed", folder), points, clock)
+        with ExitStack() as stack:
+            self._bench = stack.enter_context(StepBench(model, pick_device(), geometry, clock))
+            self._steps = {f"decode_{count}": self._bench.step([CONTEXT_TOKENS] * count, []) for count in SEQUENCES}
+            self._steps[f"chunk_{CHUNK_TOKENS}"] = self._bench.step([], [(0, CHUNK_TOKENS)])
+            self._disk: DiskPace | None = None
+            points = _disk_points(model, hardware)
+            if points and folder is not None:
+                self._disk = DiskPace(FileTable(model.engram, 0, "packed", folder), points, clock)
+                stack.callback(self._disk.close)
+            self._opened = stack.pop_all()  # from here on they are this object's to close
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bench.close()
-        if self._disk is not None:
-            self._disk.close()
+        self._opened.close()
 
     def measure(self) -> dict[str, float]:
         """Per reference step its time now over its time in the profile, and so of reads from a drive (``pace_disk``).
@@ -133,8 +135,10 @@ def _disk_points(model: ModelSpec, hardware: HardwareProfile) -> dict[int, float
 
 
 def _table(model: ModelSpec, hardware: HardwareProfile) -> ComputeTable:
+    """The table of this backbone with this Engram: another Engram's layers take other times."""
+    engrams = (model.engram.shape_sha256, model.engram.sha256)  # the latter in profiles of earlier versions
     for table in hardware.compute:
-        is_of_model = table.shape_sha256 == model.backbone.shape_sha256 and table.engram_sha256 is not None
+        is_of_model = table.shape_sha256 == model.backbone.shape_sha256 and table.engram_sha256 in engrams
         if is_of_model and table.graph_mode == "eager":
             return table
     raise BadInput(
