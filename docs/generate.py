@@ -17,7 +17,8 @@ from other_profiles import FILE, OWN
 from simulator_page import simulator_places
 
 from tiercast_cli import duel, published_views, render, suite_markdown
-from tiercast_cli.suite_result import AT_PACE, SuiteResult
+from tiercast_cli.case_scores import AT_PACE
+from tiercast_cli.suite_result import SuiteResult
 from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
 from tiercast_profiles.scores import Score

@@ -8,6 +8,7 @@ nowhere else.
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from tiercast_cli.run_pace import RunPace
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.hardware import ComputePoint, ComputeTable, HardwareProfile, Link, LookupCurve, LookupPoint
 
@@ -66,17 +67,28 @@ def _rows_doubled(profile: HardwareProfile) -> HardwareProfile:
 
 
 def _layers_slower(profile: HardwareProfile) -> HardwareProfile:
-    return _slower_layers(profile, SLOWER)
+    return _slower_layers(profile, lambda _num_tokens: SLOWER)
 
 
-def at_pace(profile: HardwareProfile, compute_ratio: float, disk_ratio: float) -> HardwareProfile:
-    """The profile had its layers and its reads from a drive taken so many times as long as they did."""
-    curves = tuple(_slower_curve(curve, disk_ratio) if curve.path == "disk" else curve for curve in profile.lookups)
-    return _slower_layers(profile, compute_ratio).model_copy(update={"lookups": curves})
+def at_pace(profile: HardwareProfile, pace: RunPace) -> HardwareProfile:
+    """The profile had its layers and its reads from a drive taken as long as they did around some runs.
+
+    A measured time is stretched by the ratio of the reference step of its size, whatever the component: by the number
+    of tokens, or of sequences or sampled tokens where that is what the component counts (:meth:`RunPace.ratio_at`).
+    Only three sizes of one model at one context were timed: between them the ratio is interpolated, outside held, and
+    other components of the same size may have changed speed otherwise. Links and lookups in memory stay as they are,
+    and so do the reads where the drive was not timed.
+    """
+    ratio = 1.0 if pace.disk_ratio is None else pace.disk_ratio
+    curves = tuple(_slower_curve(curve, ratio) if curve.path == "disk" else curve for curve in profile.lookups)
+    return _slower_layers(profile, pace.ratio_at).model_copy(update={"lookups": curves})
 
 
-def _slower_layers(profile: HardwareProfile, ratio: float) -> HardwareProfile:
+def _slower_layers(profile: HardwareProfile, ratio_of: Callable[[int], float]) -> HardwareProfile:
+    """Every component's times multiplied by a ratio that may depend on the tokens of the point."""
+
     def slower_point(point: ComputePoint) -> ComputePoint:
+        ratio = ratio_of(point.num_tokens)
         times = {name: ratio * getattr(point, name) for name in ("time_us", "low_us", "high_us")}
         return point.model_copy(update=times)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tiercast_cli import demo_views, inputs, pricing, probing, render, validation
 from tiercast_cli.output import make_folder, to_json
 from tiercast_cli.text_locality import TextLocality, measure
+from tiercast_cli.validation_case import Case, penalty
 from tiercast_profiles import __version__, store
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.record import Metric, RunRecord
@@ -32,11 +33,16 @@ class DemoResult:
 
     profile: HardwareProfile | None = None
     localities: list[TextLocality] = field(default_factory=list)
-    cases: list[validation.Case] = field(default_factory=list)
+    validated: validation.Validation = field(default_factory=validation.Validation)
     priced: list[pricing.PricedRow] = field(default_factory=list)
     predictions: dict[str, RunRecord] = field(default_factory=dict)
     elapsed_s: dict[str, float] = field(default_factory=dict)
     decode_step_ms: dict[str, Metric] = field(default_factory=dict)  # the same step timed before and after the runs
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The arms, measured and predicted."""
+        return self.validated.cases
 
 
 def run(folder: Path, repeats: int, report: Report, *, show: Show | None) -> DemoResult:
@@ -72,9 +78,7 @@ def penalties(result: DemoResult) -> dict[str, tuple[Metric, Metric | None]]:
     found = {}
     for case in result.cases:
         if case.name != BASELINE_ARM:
-            measured = validation.penalty(
-                case.measured.metrics.output_tokens_per_s, baseline.measured.metrics.output_tokens_per_s
-            )
+            measured = penalty(case.measured.metrics.output_tokens_per_s, baseline.measured.metrics.output_tokens_per_s)
             found[case.name] = (measured, case.predicted.metrics.penalty_ratio.get("no_engram"))
     return found
 
@@ -95,7 +99,7 @@ def summary(result: DemoResult) -> dict[str, object]:
             "profile_sha256": result.profile.sha256,
         },
         "locality": result.localities,
-        "validation": validation.as_json(result.cases),
+        "validation": validation.as_json(result.validated),
         "penalty_vs_no_engram": {
             name: {"measured": measured, "predicted": predicted}
             for name, (measured, predicted) in penalties(result).items()
@@ -149,7 +153,9 @@ def _locality(result: DemoResult) -> None:
 
 def _validation(result: DemoResult, profile_file: Path, folder: Path, repeats: int, report: Report) -> None:
     arms = {name: inputs.resolve(name, str(profile_file)) for name in validation.DEMO_ARMS}
-    result.cases = validation.run_cases(arms, repeats=repeats, folder=folder / "tables", report=report)
+    result.validated = validation.run_cases(
+        arms, repeats=repeats, folder=folder / "tables", report=report, needs_all=True
+    )
     result.decode_step_ms["after"] = probing.decode_step_ms("tiny")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiercast_cli import catalogue_views, pricing_views, render, text_locality, validation_views, views
+from tiercast_cli.case_scores import AT_PACE
 
 if TYPE_CHECKING:
     from tiercast_cli.demo_job import DemoResult
@@ -44,6 +45,7 @@ def validation(result: "DemoResult") -> None:
     validation_views.ranking(result.cases)
     prefetch_verdict(result)
     drift(result)
+    validation_views.pace_line(result.validated)
 
 
 def drift(result: "DemoResult") -> None:
@@ -118,10 +120,12 @@ def closing(folder: Path, result: "DemoResult") -> None:
 
 def error_table_markdown(result: "DemoResult") -> str:
     """The error table of the README, as Markdown."""
-    lines = ["| arm | metric | measured | predicted | error |", "|---|---|---|---|---|"]
+    columns = ["arm", "metric", "measured", "predicted", "error"]
+    columns += [AT_PACE] if validation_views.is_paced(result.cases) else []
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for case in result.cases:
         for name, title in validation_views.SUMMARY:
-            cells = validation_views.row(case, name)[1:]
+            cells = validation_views.row(case, name)[1 : len(columns) - 1]
             if cells[0] != render.UNKNOWN:
                 lines.append(f"| {case.name} | {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,16 +1,19 @@
 """Running the probes for a command: where their files go and how their progress is shown."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiercast_cli.output import progress
+from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.store import load_model
 
 if TYPE_CHECKING:
     from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.record import Metric
+    from tiercast_profiles.scenario import ResolvedScenario
     from tiercast_runtime.probes.pace import Pace
 
 
@@ -72,12 +75,90 @@ def decode_step_ms(model: str) -> "Metric":
 
 
 @contextmanager
-def pace_of(profile: "HardwareProfile", model: str) -> "Iterator[Pace]":
-    """Reference steps that say, whenever asked, how fast this machine is beside its profile."""
+def pace_of(
+    profile: "HardwareProfile", model: "ModelSpec", *, folder: Path | None = None, with_drive: bool = True
+) -> "Iterator[Pace]":
+    """Reference steps that say, whenever asked, how fast this machine is beside its profile.
+
+    ``folder`` is where the table file for reads from a drive is, or is made: the one of all table files by default.
+
+    Raises:
+        BadInput: the profile holds no single-call times of this model.
+        FileProblem: the table file cannot be written.
+        MissingCapability: the runtime cannot compute the model.
+        InfeasibleScenario: it does not fit in memory.
+    """
     from tiercast_runtime.bench import table_folder
     from tiercast_runtime.device import set_compute_threads
     from tiercast_runtime.probes.pace import Pace
 
     set_compute_threads()
-    with Pace(load_model(model), profile, table_folder(None)) as pace:
+    with Pace(model, profile, table_folder(folder) if with_drive else None) as pace:
         yield pace
+
+
+class PaceBetweenRuns:
+    """The pace of the machine between the runs of some scenarios, where it can be timed.
+
+    It is got ready when first asked for, after the engines took the memory they need, from the first model that can be
+    timed. Reads from a drive are timed where a scenario of that model makes them.
+
+    Args:
+        scenarios: whose runs it is timed between.
+        folder: of the table files.
+    """
+
+    def __init__(self, scenarios: "Sequence[ResolvedScenario]", folder: Path | None) -> None:
+        self._scenarios, self._folder = scenarios, folder
+        self._stack = ExitStack()
+        self._pace: Pace | None = None
+        self.untimed = self._reason()
+
+    def measure(self) -> "Mapping[str, float]":
+        """Ratios as :meth:`tiercast_runtime.probes.pace.Pace.measure` gives them; none once timing has failed."""
+        import torch
+
+        if self.untimed:
+            return {}
+        try:
+            if self._pace is None:
+                self._pace = self._open()
+            found = self._pace.measure()
+        except (TiercastError, torch.OutOfMemoryError) as error:  # the runs matter, and go on
+            self.untimed = str(error)
+            self.close()
+            return {}
+        if not found:
+            self.untimed = "the profile holds none of the reference steps"
+        return found
+
+    def close(self) -> None:
+        """Give back memory and files; another call to measure gets ready again."""
+        self._pace = None
+        self._stack.close()
+
+    def _reason(self) -> str:
+        """Why nothing can be timed, known before anything is tried; empty where it may be."""
+        if len({case.hardware.sha256 for case in self._scenarios}) != 1:
+            return "the scenarios name several profiles"
+        if not any(case.placement.graph_mode == "eager" for case in self._scenarios):
+            return "steps run as captured graphs, reference steps are single calls"
+        return ""
+
+    def _open(self) -> "Pace":
+        """Reference steps of the first model that can be timed.
+
+        Raises:
+            TiercastError: why the first model cannot, where none can.
+        """
+        eager = [case for case in self._scenarios if case.placement.graph_mode == "eager"]
+        errors: list[TiercastError] = []
+        for model in {case.model.sha256: case.model for case in eager}.values():
+            reads = any(case.placement.tier == "nvme" and case.model == model for case in eager)
+            try:
+                return self._stack.enter_context(
+                    pace_of(eager[0].hardware, model, folder=self._folder, with_drive=reads)
+                )
+            except TiercastError as error:
+                errors.append(error)
+        raise errors[0]

@@ -69,6 +69,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     out.print(grid)
 
 
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table of these cells is no wider than the page, a long first column of words wrapped."""
+    widths = [
+        max(len(part) for cell in cells for part in cell.split("\n")) for cells in zip(columns, *rows, strict=True)
+    ]
+    between = 2 * len(columns) - 1
+    return min(widths[0], LONGEST_UNBROKEN) + sum(widths[1:]) + between <= console().width
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A number with that many significant digits at least; what is not known is a dash, never a zero."""
     if value is None:

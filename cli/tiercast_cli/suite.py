@@ -1,18 +1,20 @@
 """The validation suite: every case measured and predicted from one profile, then scored, held-out cases apart."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from tiercast_cli import inputs, suite_result
-from tiercast_cli.changed_profiles import Wrong, at_pace, spoilt
+from tiercast_cli.case_scores import Failure
+from tiercast_cli.changed_profiles import Wrong, spoilt
+from tiercast_cli.measuring import CANNOT_RUN, measure
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
-from tiercast_cli.suite_result import Failure, SuiteResult
-from tiercast_cli.validation import Case
+from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.validation_case import predict
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
-from tiercast_profiles.compare import compare
-from tiercast_profiles.errors import BadInput, InfeasibleScenario, MissingCapability
+from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario
@@ -59,6 +61,7 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         MissingCapability: the runtime extra is not installed.
     """
     from tiercast_cli.probing import decode_step_ms, pace_of
+    from tiercast_runtime.bench import bench_in_rounds
 
     suite, _ = store.load_suite()
     ready = scenarios(suite, profile)
@@ -84,10 +87,11 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         def report_run(ratio: float, done: int = index, title: str = work_name) -> None:
             report(title, (done + ratio) / len(suite.works))
 
-        with pace_of(hardware, suite.base["model"]) as pace:
-            records, failed = measure(todo, repeats, report_run, pace.measure)
+        with pace_of(hardware, store.load_model(suite.base["model"])) as pace:
+            bench = partial(bench_in_rounds, repeats=repeats, progress=report_run, between=pace.measure)
+            records, failed = measure(todo, bench)
         measured |= records
-        failures |= {failure.case: failure for failure in failed}
+        failures |= {name: Failure(case=name, reason=str(error)) for name, error in failed.items()}
         state = state.model_copy(update={"failures": tuple(failures.values())})
         if kept is not None:
             for name, record in records.items():
@@ -144,41 +148,6 @@ def check_models(ready: Mapping[str, ResolvedScenario], hardware: HardwareProfil
         )
 
 
-def measure(
-    todo: Mapping[str, ResolvedScenario],
-    repeats: int,
-    report: Callable[[float], None],
-    between: Callable[[], Mapping[str, float]],
-) -> tuple[dict[str, RunRecord], list[Failure]]:
-    """The arms of one work in rounds; where they do not fit together, each by itself."""
-    from tiercast_runtime.bench import bench_in_rounds
-    from tiercast_runtime.support import check_supported
-
-    failures = []
-    able = {}
-    for name, resolved in todo.items():
-        try:
-            check_supported(resolved)
-        except (InfeasibleScenario, MissingCapability) as error:
-            failures.append(Failure(case=name, reason=str(error)))
-        else:
-            able[name] = resolved
-    if not able:
-        return {}, failures
-    try:
-        records = bench_in_rounds(list(able.values()), repeats=repeats, progress=report, between=between)
-        return dict(zip(able, records, strict=True)), failures
-    except (InfeasibleScenario, MissingCapability) as error:
-        if len(able) == 1:
-            return {}, [*failures, Failure(case=next(iter(able)), reason=str(error))]
-    found: dict[str, RunRecord] = {}
-    for name, resolved in able.items():
-        record, failed = measure({name: resolved}, repeats, report, between)
-        found |= record
-        failures += failed
-    return found, failures
-
-
 def predict_and_score(
     ready: Mapping[str, ResolvedScenario],
     hardware: HardwareProfile,
@@ -187,31 +156,23 @@ def predict_and_score(
     kept: SuiteFolder | None,
 ) -> SuiteResult:
     """Predict every measured case from its scenario alone, set it against its record, and score."""
-    from tiercast_sim.simulate import simulate
-
     suite, held_out = store.load_suite()
     failures = list(state.failures)
     cases = []
-    paced: dict[str, tuple[suite_result.RunPace, RunRecord]] = {}
-    is_own = state.profile_sha256 == hardware.sha256
     for name, resolved in ready.items():
         if name not in measured:
             if name not in {failure.case for failure in failures}:
                 failures.append(Failure(case=name, reason="no measured record"))
             continue
         try:
-            predicted = simulate(resolved, with_baselines=False, keep_samples=measured[name].samples is not None)
-        except (InfeasibleScenario, MissingCapability) as error:
+            case = predict(name, resolved, measured[name], with_baselines=False)
+        except CANNOT_RUN as error:
             failures.append(Failure(case=name, reason=f"not predicted: {error}"))
             continue
-        cases.append(Case(name, measured[name], predicted, compare(measured[name], predicted)))
-        pace = suite_result.pace_in(measured[name]) if is_own else None
-        if pace is not None:
-            then = resolved.model_copy(update={"hardware": at_pace(hardware, pace.compute_ratio, pace.disk_ratio)})
-            paced[name] = pace, simulate(then, with_baselines=False, with_bounds=False, keep_samples=False)
+        cases.append(case)
         if kept is not None:
-            kept.write("simulated", name, predicted)
-    rows = suite_result.suite_cases(suite, held_out.cases, cases, paced)
+            kept.write("simulated", name, case.predicted)
+    rows = suite_result.suite_cases(suite, held_out.cases, cases)
     return SuiteResult(
         hardware_name=state.hardware_name,
         profile_sha256=state.profile_sha256,

@@ -7,8 +7,8 @@ profile and repeats are the same; predictions are always made anew, because they
 from collections.abc import Mapping
 from pathlib import Path
 
+from tiercast_cli.case_scores import Failure
 from tiercast_cli.output import make_folder
-from tiercast_cli.suite_result import Failure
 from tiercast_profiles import store
 from tiercast_profiles.document import Strict
 from tiercast_profiles.errors import BadInput, FileProblem

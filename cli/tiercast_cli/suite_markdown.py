@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from tiercast_cli import render, suite_views
-from tiercast_cli.suite_result import AT_PACE, POINTS, SuiteCase, SuiteResult
+from tiercast_cli import render, score_views, suite_views
+from tiercast_cli.case_scores import AT_PACE, POINTS
+from tiercast_cli.suite_result import SuiteCase, SuiteResult
 from tiercast_profiles.scores import Score
 
 TITLES = {
@@ -96,12 +97,9 @@ def beside_table(results: Mapping[str, Sequence[Score]]) -> str:
 def notes(result: SuiteResult) -> str:
     """Order of the cases, failures, differing inputs and drift, as a list."""
     lines = suite_views.order_lines(result.orders)
-    lines += [f"failed: {failure.case}: {failure.reason}" for failure in result.failures]
-    differing = sorted({path for case in result.cases for path in case.differing_inputs})
-    lines.append(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
-    lines += [*suite_views.pace_lines(result), suite_views.drift_line(result), suite_views.others_line(result)]
+    lines += [*score_views.failure_lines(result.failures), *suite_views.circumstances(result)]
     lines.append(f"held out: declared {result.held_out_declared}")
-    return "\n".join(f"* {line}" for line in lines if line)
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiercast_cli import render
+from tiercast_cli import render, score_views
+from tiercast_cli.case_scores import POINTS
 from tiercast_cli.output import to_json
-from tiercast_cli.suite_result import AT_PACE, POINTS, Order, SuiteCase, SuiteResult
+from tiercast_cli.suite_result import Order, SuiteCase, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.errors import CheckFailed
 from tiercast_profiles.quantiles import median
-from tiercast_profiles.scores import Score
 
 PAGE_WIDTH = 110
 RANKED = "output_tokens_per_s"
-SCORE_COLUMNS = ("error", "cases", "median", "p90", "worst", "mean", "bias", "r", "spread", "inside")
 
 
 def page(result: SuiteResult) -> None:
@@ -21,26 +20,26 @@ def page(result: SuiteResult) -> None:
     render.heading(f"{len(result.cases)} cases on {result.hardware_name}, {result.repeats} runs each")
     if result.predicted_from_sha256 != result.profile_sha256:
         render.line(f"predicted from another profile: {result.predicted_from} ({result.predicted_from_sha256[:12]})")
-    for group, scores in result.scores.items():
-        rows = [score_row(score) for score in scores if score.num_cases]
-        title = "all cases, at the pace of the machine around each run" if group == AT_PACE else f"{group} cases"
-        render.table(title, list(SCORE_COLUMNS), rows)
-    render.line(f"held out: declared {result.held_out_declared}")
-    for line in pace_lines(result):
+    score_views.tables(result.scores)
+    for line in (f"held out: declared {result.held_out_declared}", *score_views.LEGEND):
         render.line(line)
-    render.line("spread: half the distance between the quartiles of the repeats, median over the cases")
-    render.line("inside: predictions that lie between those quartiles")
     columns = ["case", "measured\ntokens/s", "predicted\ntokens/s", "error", "inside\nspread", "penalty\nerror"]
     render.table("cases", columns, [case_row(case) for case in result.cases])
     for line in order_lines(result.orders):
         render.line(line)
-    for failure in result.failures:
-        render.line(f"failed: {failure.case}: {failure.reason}")
-    differing = sorted({path for case in result.cases for path in case.differing_inputs})
-    render.line(f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}")
-    for line in (drift_line(result), others_line(result)):
-        if line:
-            render.line(line)
+    for line in (*score_views.failure_lines(result.failures), *circumstances(result)):
+        render.line(line)
+
+
+def circumstances(result: SuiteResult) -> list[str]:
+    """What else there is to know of the runs: inputs that differ, the machine's pace, its drift, other processes."""
+    lines = (
+        score_views.inputs_line(result.cases),
+        score_views.pace_line(result.cases),
+        drift_line(result),
+        others_line(result),
+    )
+    return [line for line in lines if line]
 
 
 def order_lines(orders: Sequence[Order]) -> list[str]:
@@ -73,21 +72,6 @@ def drift_line(result: SuiteResult) -> str:
     )
 
 
-def pace_lines(result: SuiteResult) -> list[str]:
-    """How much slower the machine was around the runs than when it was profiled; empty where that was not timed."""
-    lines = []
-    for what, found in (
-        ("steps of compute", [case.pace for case in result.cases if case.pace is not None]),
-        ("reads from the drive", [case.disk_pace for case in result.cases if case.disk_pace is not None]),
-    ):
-        if found:
-            lines.append(
-                f"pace: reference {what} took {median(found):.2f} times as long around the runs as in the profile in "
-                f"the median case, {min(found):.2f} to {max(found):.2f} over all"
-            )
-    return lines
-
-
 def others_line(result: SuiteResult) -> str:
     """What other processes used of the machine while the cases ran; empty where the kernel does not say."""
     found = [case.cores_used_by_others for case in result.cases if case.cores_used_by_others is not None]
@@ -118,32 +102,6 @@ def check(result: SuiteResult, max_error_ratio: float | None) -> None:
             f"worst {RANKED} error {100 * found.worst_absolute:.1f} % ({found.worst_case}) exceeds the allowed "
             f"{100 * max_error_ratio:.1f} %"
         )
-
-
-def score_row(score: Score) -> list[str]:
-    """One metric: the cells of ``SCORE_COLUMNS``."""
-
-    def cell(value: float | None, *, signed: bool = False) -> str:
-        if value is None:
-            return render.UNKNOWN
-        if score.unit == "ratio":
-            return render.percent(value, signed=signed)
-        return f"{value:{'+' if signed else ''}.2f}"
-
-    unit = "" if score.unit == "ratio" else f", {score.unit}"
-    failed = f" ({score.num_failed} failed)" if score.num_failed else ""
-    return [
-        f"{score.metric}{unit}",
-        f"{score.num_cases}{failed}",
-        cell(score.median_absolute),
-        cell(score.p90_absolute),
-        cell(score.worst_absolute),
-        cell(score.mean_absolute),
-        cell(score.bias, signed=True),
-        render.UNKNOWN if score.correlation is None else f"{score.correlation:.3f}",
-        cell(score.machine_spread),
-        f"{score.num_inside_spread}",
-    ]
 
 
 def case_row(case: SuiteCase) -> list[str]:

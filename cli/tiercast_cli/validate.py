@@ -49,7 +49,8 @@ def command(
 ) -> None:
     """Run and predict the same work; show the errors.
 
-    Without a scenario: the four arms of the demo. Take the profile from probes, never from the runs.
+    Without a scenario: the four arms of the demo. Take the profile from probes, never from the runs. Several scenarios
+    are scored together; one that cannot be run is named, counts, and makes the exit code 1.
     """
     from tiercast_cli import inputs, validation, validation_views
     from tiercast_cli.output import check_writable, emit, progress, save, to_json
@@ -72,12 +73,12 @@ def command(
         raise BadInput("--folder belongs to --suite; for scenarios of your own write the result with -o FILE")
     resolved = {name: inputs.resolve(name, profile) for name in scenarios or validation.DEMO_ARMS}
     with progress("validate") as report:
-        cases = validation.run_cases(resolved, repeats=repeats, folder=None, report=report)
-    result = validation.as_json(cases)
+        found = validation.run_cases(resolved, repeats=repeats, folder=None, report=report)
+    result = validation.as_json(found)
     if output is not None:
         save(output, to_json(result))
-    emit(result, lambda: validation_views.cases(cases), as_json=as_json)
-    validation.check_error(cases, max_error)
+    emit(result, lambda: validation_views.page(found), as_json=as_json)
+    validation.check(found, max_error)
 
 
 def _check_suite(scenarios: list[str] | None, profile: str | None, option: str) -> None:

@@ -1,16 +1,20 @@
-"""Bench and simulate the same scenario, and put the two records side by side.
-
-The runtime and the simulator know nothing of each other; only their records meet here, through ``compare``.
-"""
+"""Bench and simulate the same scenarios, and say how right the predictions are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiercast_profiles.compare import Comparison, compare, flat_metrics, ranking, tied_neighbours
-from tiercast_profiles.errors import CheckFailed
-from tiercast_profiles.record import Metric, RunRecord
+from tiercast_cli import case_scores
+from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase, scored_case
+from tiercast_cli.measuring import CANNOT_RUN, measure
+from tiercast_cli.validation_case import Case, predict
+from tiercast_profiles.compare import ranking, tied_neighbours
+from tiercast_profiles.errors import CheckFailed, TiercastError
+from tiercast_profiles.record import RunRecord
+from tiercast_profiles.scores import Score
+from tiercast_profiles.stats import relative_error
 
 if TYPE_CHECKING:
     from tiercast_profiles.scenario import ResolvedScenario
@@ -20,19 +24,28 @@ RANKED_BY = "output_tokens_per_s"
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One scenario, measured and predicted."""
+class Validation:
+    """Scenarios measured and predicted, those that could not be, and why the machine's pace was not timed, if so."""
 
-    name: str
-    measured: RunRecord
-    predicted: RunRecord
-    comparison: Comparison
+    cases: tuple[Case, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    pace_untimed: str = ""
 
-    def metric(self, name: str, *, of: str) -> Metric | None:
-        """A metric of the measured or the predicted record (``of``), or None where it is not known."""
-        record = self.measured if of == "measured" else self.predicted
-        found = flat_metrics(record.metrics).get(name)
-        return None if found is None else found[1]
+    @property
+    def scored(self) -> tuple[ScoredCase, ...]:
+        """The cases reduced to what is scored, penalties included where a baseline is among them."""
+        return tuple(scored_case(case, baseline_of(case, self.cases)) for case in self.cases)
+
+    @property
+    def scores(self) -> dict[str, tuple[Score, ...]]:
+        """Scores of all cases, and at the pace of the machine where that was timed; empty for a single scenario."""
+        if len(self.cases) + len(self.failures) < 2:
+            return {}
+        scored = self.scored
+        found = {"all": case_scores.scores(scored, len(self.failures))}
+        if any(case.pace is not None for case in scored):
+            found[AT_PACE] = case_scores.scores(scored, len(self.failures), is_at_pace=True)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +84,67 @@ def run_cases(
     repeats: int,
     folder: Path | None,
     report: Callable[[str, float], None],
-) -> list[Case]:
-    """Bench every scenario in rounds, then predict each.
+    needs_all: bool = False,
+) -> Validation:
+    """Bench every scenario in rounds, the machine's pace timed around each run, then predict each.
+
+    One that cannot be run or predicted fails by itself.
 
     Raises:
-        MissingCapability: this machine is not the kind of machine the scenario's hardware describes.
-        InfeasibleScenario: one does not fit, or they do not fit together.
+        TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
     """
+    from tiercast_cli.probing import PaceBetweenRuns
     from tiercast_runtime.bench import bench_in_rounds
-    from tiercast_sim.simulate import simulate
 
-    measured = bench_in_rounds(
-        list(scenarios.values()), repeats=repeats, folder=folder, progress=lambda ratio: report("run", ratio)
-    )
+    pace = PaceBetweenRuns(list(scenarios.values()), folder)
+
+    def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:
+        with closing(pace):  # what it holds is free again before the engines of other scenarios are made
+            return bench_in_rounds(
+                chosen,
+                repeats=repeats,
+                folder=folder,
+                progress=lambda ratio: report("run", ratio),
+                between=pace.measure,
+            )
+
+    measured, errors = measure(scenarios, bench, failing=(TiercastError,))
+    reasons = {name: str(error) for name, error in errors.items()}
     cases = []
-    for (name, resolved), record in zip(scenarios.items(), measured, strict=True):
+    for name, record in measured.items():
         report(f"simulate {name}", 1.0)
-        predicted = simulate(resolved)
-        cases.append(Case(name, record, predicted, compare(record, predicted)))
-    return cases
+        try:
+            cases.append(predict(name, scenarios[name], record, with_baselines=True))
+        except CANNOT_RUN as error:
+            errors[name], reasons[name] = error, f"not predicted: {error}"
+    failed = [name for name in scenarios if name in errors]
+    if failed and (needs_all or not cases):
+        raise errors[failed[0]]
+    failures = tuple(Failure(case=name, reason=reasons[name]) for name in failed)
+    return Validation(tuple(cases), failures, pace.untimed)
+
+
+def baseline_of(case: Case, cases: Sequence[Case]) -> Case | None:
+    """The case without Engram that did the same work on the same machine; None where there is none, or this is one.
+
+    Of several the one in the same graph mode is taken.
+    """
+    if case.measured.placement.tier == "none":
+        return None
+    fitting = [
+        other
+        for other in cases
+        if other.measured.placement.tier == "none" and _work(other.measured) == _work(case.measured)
+    ]
+    mode = case.measured.placement.graph_mode
+    return min(fitting, key=lambda other: other.measured.placement.graph_mode != mode, default=None)
+
+
+def _work(record: RunRecord) -> tuple[object, ...]:
+    """What a case without tables must share with one that has them to be its baseline."""
+    scenario, source = record.scenario, record.provenance
+    machine = (source.hardware_sha256, scenario.parallel, scenario.engine)
+    return (record.workload_sha256, source.model_sha256, scenario.speculative, *machine)
 
 
 def rank(cases: Sequence[Case]) -> Ranking | None:
@@ -112,16 +167,9 @@ def worst_error(cases: Sequence[Case], metric: str) -> float | None:
     return max(errors, default=None)
 
 
-def penalty(value: Metric, baseline: Metric) -> Metric:
-    """Throughput lost against a baseline, 1 − value ÷ baseline, with the interval that both intervals allow."""
-    ratio = 1 - value.value / baseline.value
-    if value.low is None or value.high is None or baseline.low is None or baseline.high is None:
-        return Metric(value=ratio)
-    return Metric(value=ratio, low=1 - value.high / baseline.low, high=1 - value.low / baseline.high, basis=value.basis)
-
-
-def as_json(cases: Sequence[Case]) -> dict[str, object]:
-    """The table of ``validate`` as data: per case the metrics of both records and their errors."""
+def as_json(result: Validation) -> dict[str, object]:
+    """The tables of ``validate`` as data: per case the metrics of both records and their errors, then the scores."""
+    cases = result.cases
     order = rank(cases)
     return {
         "cases": [
@@ -130,9 +178,15 @@ def as_json(cases: Sequence[Case]) -> dict[str, object]:
                 "comparison": case.comparison,
                 "measured_warnings": case.measured.provenance.warnings,
                 "predicted_warnings": case.predicted.provenance.warnings,
+                "pace": case.pace,
+                "at_pace": None if case.at_pace is None else at_pace_json(case),
             }
             for case in cases
         ],
+        "failures": result.failures,
+        "scores": result.scores,
+        "penalty": {case.name: case.metrics["penalty"] for case in result.scored if "penalty" in case.metrics},
+        "pace_untimed": result.pace_untimed,
         "ranking": None
         if order is None
         else {
@@ -145,6 +199,31 @@ def as_json(cases: Sequence[Case]) -> dict[str, object]:
         },
         "worst_error_ratio": {name: worst_error(cases, name) for name in (RANKED_BY, "step_ms.p50")},
     }
+
+
+def at_pace_json(case: Case) -> dict[str, dict[str, float | None]]:
+    """Per metric the prediction at the pace of the machine, with its error as in the comparison."""
+    found = {}
+    for metric in case.comparison.metrics:
+        value = case.metric(metric.name, of="at_pace")
+        if value is not None:
+            real = metric.measured.value
+            error = relative_error(value.value, real) if real != 0 else None
+            found[metric.name] = {"predicted": value.value, "difference": value.value - real, "error_ratio": error}
+    return found
+
+
+def check(result: Validation, max_error_ratio: float | None) -> None:
+    """Hold a validation against what was asked for: every scenario run, and no throughput error above the limit.
+
+    Raises:
+        CheckFailed: naming the scenarios that could not be run, or the worst error.
+    """
+    if result.failures:
+        num_all = len(result.cases) + len(result.failures)
+        named = ", ".join(failure.case for failure in result.failures)
+        raise CheckFailed(f"{len(result.failures)} of {num_all} scenarios could not be run or predicted: {named}")
+    check_error(result.cases, max_error_ratio)
 
 
 def check_error(cases: Sequence[Case], max_error_ratio: float | None) -> None:

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
-from tiercast_cli import render, views
-from tiercast_cli.validation import Case, rank
-from tiercast_profiles.compare import MetricComparison
+from tiercast_cli import render, score_views, views
+from tiercast_cli.case_scores import AT_PACE
+from tiercast_cli.validation import Validation, rank
+from tiercast_cli.validation_case import Case
+from tiercast_profiles.compare import unit_of
+from tiercast_profiles.record import Metric
+from tiercast_profiles.stats import relative_error
 
 SUMMARY = (
     ("output_tokens_per_s", "output tokens/s"),
@@ -14,11 +18,13 @@ SUMMARY = (
 )
 
 
-def cases(results: Sequence[Case]) -> None:
-    """Summary, ranking, and the full table of each case."""
-    summary(results)
-    ranking(results)
-    for case in results:
+def page(result: Validation) -> None:
+    """Summary, scores, ranking, what there is to know of the runs, and the full table of each case."""
+    summary(result.cases)
+    scores(result)
+    ranking(result.cases)
+    circumstances(result)
+    for case in result.cases:
         render.heading(f"{case.name}: {views.placement_words(case.measured.placement)}")
         views.comparison("", case.comparison)
         for kind, record in (("measured", case.measured), ("predicted", case.predicted)):
@@ -27,9 +33,48 @@ def cases(results: Sequence[Case]) -> None:
 
 
 def summary(results: Sequence[Case]) -> None:
-    """The chosen metrics of every case: measured, predicted, error."""
+    """The chosen metrics of every case: measured, predicted, error, and the error at the pace of the machine.
+
+    Where that last column leaves no room for them, the intervals of predictions are left to each case's own table.
+    """
+    columns = ["arm", "measured", "predicted", "error", *([AT_PACE] if is_paced(results) else [])]
     for name, title in SUMMARY:
-        render.table(title, ["arm", "measured", "predicted", "error"], [row(case, name) for case in results])
+        rows = [row(case, name)[: len(columns)] for case in results]
+        if is_paced(results) and not render.fits(columns, rows):
+            rows = [[*cells[:2], cells[2].split(" [")[0], *cells[3:]] for cells in rows]
+        render.table(title, columns, rows)
+
+
+def is_paced(results: Sequence[Case]) -> bool:
+    """Whether any case was predicted at the pace of the machine too."""
+    return any(case.at_pace is not None for case in results)
+
+
+def scores(result: Validation) -> None:
+    """Errors over all cases, where there are several."""
+    groups = result.scores
+    score_views.tables(groups)
+    for line in score_views.LEGEND if groups else ():
+        render.line(line)
+
+
+def circumstances(result: Validation) -> None:
+    """Scenarios that failed, inputs that differ, and how slow the machine was around the runs."""
+    scored = result.scored
+    for line in score_views.failure_lines(result.failures):
+        render.line(line)
+    if result.scores:
+        render.line(score_views.inputs_line(scored))
+    pace_line(result)
+
+
+def pace_line(result: Validation) -> None:
+    """How slow the machine was around the runs, or why that is not known."""
+    line = score_views.pace_line(result.scored)
+    if line:
+        render.line(f"{line}; in errors {AT_PACE} the profile was taken to that pace")
+    elif result.pace_untimed:
+        render.line(f"the pace of the machine around the runs was not timed: {result.pace_untimed}")
 
 
 def ranking(results: Sequence[Case]) -> None:
@@ -50,19 +95,25 @@ def ranking(results: Sequence[Case]) -> None:
 
 
 def row(case: Case, name: str) -> list[str]:
-    """Name, measured, predicted and error of one metric of one case."""
-    measured, predicted = case.metric(name, of="measured"), case.metric(name, of="predicted")
-    found = case.comparison.metric(name)
-    if name in views.RATIOS:
-        points = "" if found is None else f"{100 * found.difference:+.1f} pt"
-        return [case.name, render.percent_with_interval(measured), render.percent_with_interval(predicted), points]
-    return [case.name, render.with_interval(measured), render.with_interval(predicted), _error(found)]
+    """Name, measured, predicted, error and error at pace of one metric of one case."""
+    measured, predicted, again = (case.metric(name, of=side) for side in ("measured", "predicted", "at_pace"))
+    cell = render.percent_with_interval if name in views.RATIOS else render.with_interval
+    return [
+        case.name,
+        cell(measured),
+        cell(predicted),
+        _error(name, measured, predicted),
+        _error(name, measured, again),
+    ]
 
 
-def _error(found: MetricComparison | None) -> str:
+def _error(name: str, measured: Metric | None, predicted: Metric | None) -> str:
     """Relative, except where the measured value is zero or next to nothing: a stall is judged by its time."""
-    if found is None:
+    if measured is None or predicted is None:
         return ""
-    if found.error_ratio is None or found.name == "stall_ms_per_step":
-        return f"{found.difference:+.3g} {found.unit}" if found.difference else "0"
-    return render.percent(found.error_ratio, signed=True)
+    difference = predicted.value - measured.value
+    if name in views.RATIOS:
+        return f"{100 * difference:+.1f} pt"
+    if name == "stall_ms_per_step" or measured.value == 0:
+        return f"{difference:+.3g} {unit_of(name)}" if difference else "0"
+    return render.percent(relative_error(predicted.value, measured.value), signed=True)

@@ -129,10 +129,11 @@ def flat_metrics(metrics: Metrics) -> dict[str, tuple[str, Metric]]:
 
     Layers appear by their id: ``layers.14.stall_us``.
     """
-    return {name: (_unit(name), metric) for name, metric in _flatten(metrics, "")}
+    return {name: (unit_of(name), metric) for name, metric in _flatten(metrics, "")}
 
 
-def _unit(name: str) -> str:
+def unit_of(name: str) -> str:
+    """The unit of a metric by its dotted name; empty where it has none."""
     for part in reversed(name.split(".")):
         for suffix, unit in _UNIT_BY_SUFFIX.items():
             if part.endswith(suffix):

@@ -79,6 +79,25 @@ def test_validate_holds_the_error_against_a_limit(run, files):
     assert "output tokens/s" in result.stdout
 
 
+def test_validate_names_a_scenario_that_cannot_run_and_scores_the_others(run, fails, files):
+    replicas = files.change("replicas.yaml", parallel={"data": 2})
+    resident = files.change("resident.yaml", placement={"tier": "hbm"})
+    output = files.folder / "validation.json"
+    result = run("validate", replicas, files.scenario, resident, "--repeats", "1", "-o", output)
+    assert result.exit_code == 1, result.output
+    assert f"1 of 3 scenarios could not be run or predicted: {replicas}" in result.stderr
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert [case["name"] for case in data["cases"]] == [str(files.scenario), str(resident)]
+    assert [failure["case"] for failure in data["failures"]] == [str(replicas)]
+    scores = {score["metric"]: score for score in data["scores"]["all"]}
+    throughput = scores["output_tokens_per_s"]
+    assert (throughput["num_cases"], throughput["num_failed"]) == (3, 1)
+    text = " ".join(result.stdout.split())
+    assert "was not timed: profile test-cpu holds no layer times" in text
+    assert "at pace" not in text
+    assert "the runtime serves one replica" in fails(4, "validate", replicas, "--repeats", "1")
+
+
 def test_profile_writes_what_the_probes_return(run, files, monkeypatch):
     asked = {}
 

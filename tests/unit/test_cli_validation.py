@@ -5,9 +5,13 @@ import dataclasses
 import pytest
 
 from tiercast_cli import pricing, validation, validation_views
+from tiercast_cli.case_scores import Failure
 from tiercast_cli.render import to_text
+from tiercast_cli.run_pace import RunPace
+from tiercast_cli.validation import Validation
+from tiercast_cli.validation_case import Case, penalty, predict
 from tiercast_profiles.compare import compare
-from tiercast_profiles.errors import CheckFailed, InfeasibleScenario
+from tiercast_profiles.errors import CheckFailed, InfeasibleScenario, MissingCapability
 from tiercast_profiles.record import Metric
 from tiercast_profiles.timeline import chrome_trace
 from tiercast_sim.simulate import simulate
@@ -18,9 +22,16 @@ def record(mini_scenario):
     return simulate(mini_scenario({"tier": "nvme"}), with_baselines=False)
 
 
+def with_throughput(record, kind: str, throughput: Metric):
+    metrics = record.metrics.model_copy(update={"output_tokens_per_s": throughput})
+    return record.model_copy(update={"kind": kind, "metrics": metrics})
+
+
 @pytest.fixture
 def case(record):
-    def make(name: str, measured: float, predicted: float, spread: float = 0.0) -> validation.Case:
+    def make(
+        name: str, measured: float, predicted: float, spread: float = 0.0, *, base=None, at_pace: float | None = None
+    ) -> Case:
         def at(value: float, half: float) -> Metric:
             return (
                 Metric(value=value, low=value - half, high=value + half, basis="spread")
@@ -28,14 +39,21 @@ def case(record):
                 else Metric(value=value)
             )
 
-        def changed(kind: str, throughput: Metric):
-            metrics = record.metrics.model_copy(update={"output_tokens_per_s": throughput})
-            return record.model_copy(update={"kind": kind, "metrics": metrics})
-
-        real, guess = changed("measured", at(measured, spread)), changed("simulated", at(predicted, 0))
-        return validation.Case(name, real, guess, compare(real, guess))
+        origin = base or record
+        real, guess = (
+            with_throughput(origin, kind, metric)
+            for kind, metric in (("measured", at(measured, spread)), ("simulated", at(predicted, 0)))
+        )
+        again = None if at_pace is None else with_throughput(origin, "simulated", Metric(value=at_pace))
+        pace = None if at_pace is None else RunPace({"decode_1": 1.25}, 1.5)
+        return Case(name, real, guess, compare(real, guess), pace, again)
 
     return make
+
+
+@pytest.fixture
+def no_engram(mini_scenario):
+    return simulate(mini_scenario({"tier": "none"}), with_baselines=False)
 
 
 def test_the_same_order_agrees(case):
@@ -71,20 +89,20 @@ def test_the_error_limit_names_the_worst_error(case):
 
 def test_a_penalty_carries_the_interval_of_both():
     base = Metric(value=100, low=90, high=110, basis="spread")
-    found = validation.penalty(Metric(value=80, low=70, high=90, basis="spread"), base)
+    found = penalty(Metric(value=80, low=70, high=90, basis="spread"), base)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 1 - 90 / 90, 1 - 70 / 110))
-    assert validation.penalty(Metric(value=80), base).low is None
+    assert penalty(Metric(value=80), base).low is None
 
 
 def test_the_error_is_shown_whatever_it_is(case):
     cases = [case("a", 10, 55), case("b", 20, 21)]
-    text = to_text(lambda: validation_views.cases(cases), 80)
+    text = to_text(lambda: validation_views.page(Validation(tuple(cases))), 80)
     assert "+450.0 %" in text
     assert "the predicted ranking differs from the measured one" in text
 
 
 def test_the_json_of_a_validation_has_both_records_and_the_errors(case):
-    data = validation.as_json([case("a", 10, 12), case("b", 20, 21)])
+    data = validation.as_json(Validation((case("a", 10, 12), case("b", 20, 21))))
     assert data["ranking"]["agrees"] is True
     assert data["worst_error_ratio"]["output_tokens_per_s"] == pytest.approx(0.2)
 
@@ -103,3 +121,140 @@ def test_a_case_keeps_measured_and_predicted_apart_in_the_trace(case):
     trace = chrome_trace([both.measured, both.predicted])
     assert '"pid":1' in trace
     assert '"pid":2' in trace
+
+
+def test_several_cases_are_scored_and_failures_count(case):
+    failure = Failure(case="c", reason="the machine has no such tier")
+    found = Validation((case("a", 10, 12), case("b", 20, 19)), (failure,))
+    score = next(one for one in found.scores["all"] if one.metric == "output_tokens_per_s")
+    assert (score.num_cases, score.num_failed, score.worst_case) == (3, 1, "a")
+    assert score.bias == pytest.approx((0.2 - 0.05) / 2)
+    assert set(found.scores) == {"all"}, "no pace was timed"
+    text = to_text(lambda: validation_views.page(found), 80)
+    assert "failed: c: the machine has no such tier" in text
+    assert any(line.split()[:2] == ["throughput", "2/3"] for line in text.splitlines())
+    assert "resolved inputs that differ: none" in text
+    with pytest.raises(CheckFailed, match="1 of 3 scenarios could not be run or predicted: c"):
+        validation.check(found, None)
+
+
+def test_a_single_case_has_errors_and_no_scores(case):
+    found = Validation((case("a", 10, 12),))
+    assert found.scores == {}
+    assert "bias" not in to_text(lambda: validation_views.page(found), 80)
+    validation.check(found, 0.25)
+    with pytest.raises(CheckFailed, match=r"exceeds the allowed 10\.0 %"):
+        validation.check(found, 0.1)
+
+
+def test_the_penalty_is_against_a_case_without_engram_that_did_the_same_work(case, record, no_engram, mini_scenario):
+    far, none = case("far", 80, 76), case("none", 100, 110, base=no_engram)
+    assert validation.baseline_of(none, [far, none]) is None
+    assert validation.baseline_of(far, [far, none]) is none
+    scored = {one.name: one for one in Validation((far, none)).scored}
+    lost = scored["far"].metrics["penalty"]
+    assert (lost.measured.value, lost.predicted.value) == pytest.approx((0.2, 1 - 76 / 110))
+    assert "penalty" not in scored["none"].metrics
+    other_work = simulate(mini_scenario({"tier": "none"}, seed=5), with_baselines=False)
+    other_limits = simulate(mini_scenario({"tier": "none"}, engine={"max_num_seqs": 2}), with_baselines=False)
+    for base in (other_work, other_limits):
+        assert validation.baseline_of(far, [far, case("none", 100, 110, base=base)]) is None
+
+
+def test_of_several_baselines_that_in_the_same_graph_mode_is_taken(case, no_engram):
+    captured = no_engram.model_copy(update={"placement": no_engram.placement.model_copy(update={"graph_mode": "full"})})
+    far, none, full = case("far", 8, 8), case("none", 9, 9, base=no_engram), case("full", 9, 9, base=captured)
+    assert validation.baseline_of(far, [far, full, none]) is none
+    assert validation.baseline_of(far, [far, full]) is full
+
+
+def test_the_error_at_pace_stands_beside_the_plain_one(case):
+    found = Validation((case("a", 100, 120, at_pace=102), case("b", 50, 60, at_pace=50)))
+    text = to_text(lambda: validation_views.page(found), 80)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["arm", "measured", "predicted", "error", "at", "pace"] in lines
+    assert ["a", "100", "120", "+20.0", "%", "+2.0", "%"] in lines
+    assert "all cases, at the pace of the machine around each run" in text
+    assert "pace: around the runs reference steps took 1.25 times as long" in " ".join(text.split())
+    data = validation.as_json(found)
+    first = data["cases"][0]
+    assert first["at_pace"]["output_tokens_per_s"] == {
+        "predicted": 102,
+        "difference": 2,
+        "error_ratio": pytest.approx(0.02),
+    }
+    assert first["pace"] == RunPace({"decode_1": 1.25}, 1.5)
+    by_group = {group: scores[0] for group, scores in data["scores"].items()}
+    assert by_group["all"].bias == pytest.approx(0.2)
+    assert by_group["at pace"].bias == pytest.approx(0.01)
+
+
+def test_a_narrow_page_leaves_out_predicted_intervals_before_it_cuts_a_number(record):
+    def at(kind: str, value: float):
+        stall = Metric(value=value, low=value * 0.98765, high=value * 1.01234, basis="spread")
+        metrics = record.metrics.model_copy(update={"stall_ms_per_step": stall})
+        return record.model_copy(update={"kind": kind, "metrics": metrics})
+
+    sides = [at(kind, value) for kind, value in (("measured", 0.071), ("simulated", 0.00698), ("simulated", 0.223))]
+    found = [
+        Case("demo-no-prefetch", sides[0], sides[1], compare(*sides[:2]), RunPace({"decode_1": 1.25}, None), sides[2])
+    ]
+    narrow, wide = (" ".join(to_text(lambda: validation_views.summary(found), width).split()) for width in (80, 110))
+    assert "0.0710 [0.0701 .. 0.0719] 0.00698 -0.064 ms +0.152 ms" in narrow
+    assert "0.00698 [0.00689 .. 0.00707] -0.064 ms +0.152 ms" in wide
+
+
+def test_where_no_pace_was_timed_the_page_says_why_and_has_no_such_column(case):
+    found = Validation((case("a", 10, 12),), pace_untimed="the profile holds no layer times")
+    text = to_text(lambda: validation_views.page(found), 80)
+    assert "at pace" not in text
+    assert "was not timed: the profile holds no layer times" in " ".join(text.split())
+    assert validation.as_json(found)["cases"][0]["at_pace"] is None
+    assert validation.as_json(found)["pace_untimed"] == "the profile holds no layer times"
+
+
+class TestRunning:
+    """``run_cases`` on a machine that does what its profile predicts."""
+
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch):
+        pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+        def bench_in_rounds(scenarios, *, repeats, folder, progress, between):
+            assert between() == {}, "profiles of these tests hold no layer times"
+            if any(scenario.scenario.seed == 13 for scenario in scenarios):
+                raise MissingCapability("13 brings bad luck")
+            return tuple(
+                simulate(scenario, with_baselines=False).model_copy(update={"kind": "measured"})
+                for scenario in scenarios
+            )
+
+        monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+
+    def run(self, scenarios, **options) -> Validation:
+        return validation.run_cases(scenarios, repeats=1, folder=None, report=lambda _what, _ratio: None, **options)
+
+    def test_one_that_cannot_run_does_not_stop_the_others(self, mini_scenario):
+        arms = {"bad": mini_scenario({"tier": "hbm"}, seed=13), "good": mini_scenario({"tier": "hbm"})}
+        found = self.run(arms)
+        assert [case.name for case in found.cases] == ["good"]
+        assert found.failures == (Failure(case="bad", reason="13 brings bad luck"),)
+        assert found.scores["all"][0].num_failed == 1
+        assert "holds no layer times" in found.pace_untimed
+        with pytest.raises(MissingCapability, match="13 brings bad luck"):
+            self.run(arms, needs_all=True)
+
+    def test_where_none_can_run_the_first_reason_is_the_error(self, mini_scenario):
+        with pytest.raises(MissingCapability, match="13 brings bad luck"):
+            self.run({"bad": mini_scenario({"tier": "hbm"}, seed=13)})
+
+    def test_one_that_cannot_be_predicted_is_named_too(self, mini_scenario, monkeypatch):
+        def refuse(name, resolved, measured, *, with_baselines):
+            if name == "a":
+                raise InfeasibleScenario("it does not fit")
+            return predict(name, resolved, measured, with_baselines=with_baselines)
+
+        monkeypatch.setattr(validation, "predict", refuse)
+        found = self.run({name: mini_scenario({"tier": "hbm"}) for name in ("a", "b")})
+        assert found.failures == (Failure(case="a", reason="not predicted: it does not fit"),)
+        assert [case.name for case in found.cases] == ["b"]

@@ -2,9 +2,11 @@
 
 import pytest
 
-from tiercast_cli import suite, suite_result, suite_views, validation
+from tiercast_cli import suite, suite_result, suite_views
+from tiercast_cli.case_scores import Failure
 from tiercast_cli.render import to_text
-from tiercast_cli.suite_result import Failure, SuiteResult
+from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.validation_case import Case
 from tiercast_profiles import store
 from tiercast_profiles.compare import compare
 from tiercast_profiles.errors import CheckFailed
@@ -19,14 +21,14 @@ def record(mini_scenario):
     return simulate(mini_scenario({"tier": "nvme"}), with_baselines=False)
 
 
-def made(record, name: str, measured: float, predicted: float) -> validation.Case:
+def made(record, name: str, measured: float, predicted: float) -> Case:
     def with_throughput(kind: str, value: float):
         throughput = Metric(value=value, low=0.9 * value, high=1.1 * value, basis="spread")
         metrics = record.metrics.model_copy(update={"output_tokens_per_s": throughput})
         return record.model_copy(update={"kind": kind, "metrics": metrics})
 
     real, guess = with_throughput("measured", measured), with_throughput("simulated", predicted)
-    return validation.Case(name, real, guess, compare(real, guess))
+    return Case(name, real, guess, compare(real, guess))
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def found(record):
         made(record, "b/far", 150, 100),
     ]
     failures = [Failure(case="c/far", reason="the machine has no such tier")]
-    rows = suite_result.suite_cases(plan, ["b/far"], cases, {})
+    rows = suite_result.suite_cases(plan, ["b/far"], cases)
     return SuiteResult(
         hardware_name="here",
         profile_sha256="0" * 64,

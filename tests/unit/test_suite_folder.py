@@ -9,6 +9,7 @@ import pytest
 from tiercast_cli import probing, suite, suite_views
 from tiercast_cli.changed_profiles import WRONG, at_pace, spoilt
 from tiercast_cli.render import to_text
+from tiercast_cli.run_pace import RunPace
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.record import Metric
@@ -90,15 +91,16 @@ def test_a_perfect_machine_is_predicted_perfectly(profile, small_suite, machine,
 def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
     profile, small_suite, machine, tmp_path, monkeypatch
 ):
-    layers, reads = 1.25, 3.0
-    facts = {"pace_decode_1": layers**2, "pace_chunk_151": 1.0, "pace_disk": reads}
+    layers, reads = {"decode_1": 1.5, "decode_8": 1.2, "chunk_151": 1.1}, 3.0
+    facts = {"pace_disk": reads} | {f"pace_{name}": ratio for name, ratio in layers.items()}
 
     def bench_in_rounds(scenarios, **_):
-        slow = at_pace(store.load_hardware(profile), layers, reads)
+        slow = at_pace(store.load_hardware(profile), RunPace(layers, reads))
         records = []
         for scenario in scenarios:
             record = simulate(scenario.model_copy(update={"hardware": slow}), with_baselines=False, with_bounds=False)
-            provenance = record.provenance.model_copy(update={"facts": record.provenance.facts | facts})
+            own = {"facts": record.provenance.facts | facts, "hardware_sha256": scenario.hardware.sha256}
+            provenance = record.provenance.model_copy(update=own)
             records.append(record.model_copy(update={"kind": "measured", "provenance": provenance}))
         return tuple(records)
 
@@ -107,8 +109,11 @@ def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
     for metric in ("output_tokens_per_s", "stall_ms_per_step", "penalty"):
         assert found.score_of(metric, "at pace").worst_absolute == pytest.approx(0, abs=1e-9)
     assert found.score_of("output_tokens_per_s").worst_absolute > 0.2
-    assert [case.pace for case in found.cases] == pytest.approx([layers] * 6)
-    assert {case.disk_pace for case in found.cases} == {reads}
+    assert [case.run_pace for case in found.cases] == [RunPace(layers, reads)] * 6
+    assert [case.pace for case in found.cases] == pytest.approx([(1.5 * 1.2 * 1.1) ** (1 / 3)] * 6)
+    page = " ".join(to_text(lambda: suite_views.page(found), 110).split())
+    assert page.count("pace: around the runs") == 1
+    assert "(decode of 1: 1.50, decode of 8: 1.20, chunk of 151 tokens: 1.10), reads from the drive 3.00" in page
     again = suite.rescore(tmp_path / "out", profile, "layers-slower")
     assert "at pace" not in again.scores, "beside another profile the pace says nothing"
 
@@ -116,10 +121,10 @@ def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
 def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machine, tmp_path, monkeypatch):
     whole = suite.measure
 
-    def interrupted(todo, repeats, report, between):
+    def interrupted(todo, bench):
         if any(name.startswith("random/") for name in todo):
             raise KeyboardInterrupt
-        return whole(todo, repeats, report, between)
+        return whole(todo, bench)
 
     monkeypatch.setattr(suite, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

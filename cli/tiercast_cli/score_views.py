@@ -1,0 +1,73 @@
+"""The table of scores, and what is said beside it of the cases as a whole."""
+
+from collections.abc import Mapping, Sequence
+
+from tiercast_cli import render, run_pace
+from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase
+from tiercast_profiles.scores import Score
+
+COLUMNS = ("error of", "cases", "median", "p90", "worst", "mean", "bias", "r", "spread", "in-\nside")
+TITLES = {
+    "output_tokens_per_s": "throughput",
+    "ttft_ms.p50": "TTFT p50",
+    "tpot_ms.p50": "TPOT p50",
+    "step_ms.p50": "step p50",
+    "stall_ms_per_step": "stall",
+    "hidden_ratio": "hidden",
+    "penalty": "penalty",
+}
+LEGEND = (
+    "cases: 3/4 where one of four could not be run or predicted",
+    "median, p90, worst, mean: of absolute errors; bias: mean error; r: correlation of measured and predicted",
+    "spread: half the distance between the quartiles of the repeats, median over the cases",
+    "inside: predictions that lie between those quartiles",
+)
+
+
+def tables(groups: Mapping[str, Sequence[Score]]) -> None:
+    """One table per group of cases."""
+    for group, scores in groups.items():
+        title = "all cases, at the pace of the machine around each run" if group == AT_PACE else f"{group} cases"
+        render.table(title, list(COLUMNS), [row(score) for score in scores if score.num_cases])
+
+
+def pace_line(cases: Sequence[ScoredCase]) -> str:
+    """How slow the machine was around the runs of the cases; empty where that was not timed."""
+    return run_pace.line([pace for case in cases if (pace := case.run_pace) is not None])
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """Each case that could not be run or predicted, and why."""
+    return [f"failed: {failure.case}: {failure.reason}" for failure in failures]
+
+
+def inputs_line(cases: Sequence[ScoredCase]) -> str:
+    """The resolved inputs that differ between the two records of any case."""
+    differing = sorted({path for case in cases for path in case.differing_inputs})
+    return f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}"
+
+
+def row(score: Score) -> list[str]:
+    """One metric: the cells of ``COLUMNS``."""
+
+    def cell(value: float | None, *, signed: bool = False) -> str:
+        if value is None:
+            return render.UNKNOWN
+        if score.unit == "ratio":
+            return render.percent(value, signed=signed)
+        return f"{value:{'+' if signed else ''}.2f}"
+
+    unit = {"ratio": "", "points": " pt"}.get(score.unit, f" {score.unit}")
+    num_scored = score.num_cases - score.num_failed
+    return [
+        f"{TITLES[score.metric]}{unit}",
+        f"{num_scored}/{score.num_cases}" if score.num_failed else f"{score.num_cases}",
+        cell(score.median_absolute),
+        cell(score.p90_absolute),
+        cell(score.worst_absolute),
+        cell(score.mean_absolute),
+        cell(score.bias, signed=True),
+        render.UNKNOWN if score.correlation is None else f"{score.correlation:.3f}",
+        cell(score.machine_spread),
+        f"{score.num_inside_spread}",
+    ]
