@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tiercast_cli import pricing, validation, validation_views
+from tiercast_cli import demo_views, pricing, validation, validation_views
 from tiercast_cli.case_scores import Failure
+from tiercast_cli.demo_job import DemoResult
 from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
 from tiercast_cli.validation import Validation
@@ -187,6 +188,19 @@ def test_the_error_at_pace_stands_beside_the_plain_one(case):
     by_group = {group: scores[0] for group, scores in data["scores"].items()}
     assert by_group["all"].bias == pytest.approx(0.2)
     assert by_group["at pace"].bias == pytest.approx(0.01)
+
+
+def test_the_demo_shows_the_pace_and_its_table_has_the_column_only_where_it_was_timed(case):
+    plain = DemoResult(validated=Validation((case("demo-no-engram", 100, 120),)))
+    paced = DemoResult(validated=Validation((case("demo-no-engram", 100, 120, at_pace=102),)))
+    row = "| demo-no-engram | output tokens/s | 100 | 120 | +20.0 % |"
+    head, _, first, *_ = demo_views.error_table_markdown(plain).splitlines()
+    assert (head, first) == ("| arm | metric | measured | predicted | error |", row)
+    head, line, first, *_ = demo_views.error_table_markdown(paced).splitlines()
+    assert (head, first) == ("| arm | metric | measured | predicted | error | at pace |", f"{row} +2.0 % |")
+    assert line.count("---") == 6
+    assert "pace: around the runs" in to_text(lambda: demo_views.validation(paced), 100)
+    assert "pace: around the runs" not in to_text(lambda: demo_views.validation(plain), 100)
 
 
 def test_a_narrow_page_leaves_out_predicted_intervals_before_it_cuts_a_number(record):
