@@ -69,7 +69,7 @@ def suite_page(machine: str, folder: Path) -> str:
             for group in ("all", "open", "held out")
         ),
         *paced,
-        f"### Order, failures, drift\n\n{suite_markdown.notes(result)}",
+        f"### Order, failures, pace\n\n{suite_markdown.notes(result)}",
         f"### Every case\n\nErrors; `*`: inside the machine's own spread.\n\n{suite_markdown.case_table(result)}",
         "### The same records from other profiles\n\n"
         "A profile that is wrong must show, and another machine's numbers are another machine's.\n\n"

@@ -37,7 +37,6 @@ class DemoResult:
     priced: list[pricing.PricedRow] = field(default_factory=list)
     predictions: dict[str, RunRecord] = field(default_factory=dict)
     elapsed_s: dict[str, float] = field(default_factory=dict)
-    decode_step_ms: dict[str, Metric] = field(default_factory=dict)  # the same step timed before and after the runs
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -104,7 +103,6 @@ def summary(result: DemoResult) -> dict[str, object]:
             name: {"measured": measured, "predicted": predicted}
             for name, (measured, predicted) in penalties(result).items()
         },
-        "decode_step_ms": result.decode_step_ms,
         "predictions": result.priced,
         "elapsed_s": result.elapsed_s,
     }
@@ -134,7 +132,6 @@ def write(folder: Path, result: DemoResult) -> None:
 def _profile(result: DemoResult, folder: Path, profile_file: Path) -> None:
     result.profile = probing.probe(["tiny"], quick=True, folder=folder)
     store.write_text(profile_file, store.to_yaml(result.profile))
-    result.decode_step_ms["before"] = probing.decode_step_ms("tiny")
 
 
 def _locality(result: DemoResult) -> None:
@@ -156,7 +153,6 @@ def _validation(result: DemoResult, profile_file: Path, folder: Path, repeats: i
     result.validated = validation.run_cases(
         arms, repeats=repeats, folder=folder / "tables", report=report, needs_all=True
     )
-    result.decode_step_ms["after"] = probing.decode_step_ms("tiny")
 
 
 def _prediction(result: DemoResult, report: Report) -> None:

@@ -44,20 +44,7 @@ def validation(result: "DemoResult") -> None:
     penalty_table(result)
     validation_views.ranking(result.cases)
     prefetch_verdict(result)
-    drift(result)
     validation_views.pace_line(result.validated)
-
-
-def drift(result: "DemoResult") -> None:
-    """How much the machine itself changed between the probes and the end of the runs."""
-    before, after = result.decode_step_ms.get("before"), result.decode_step_ms.get("after")
-    if before is None or after is None:
-        return
-    change = after.value / before.value - 1
-    render.line(
-        f"the machine itself: one decode step, rows at hand, took {render.with_interval(before)} ms right after the "
-        f"probes and {render.with_interval(after)} ms after the runs ({render.percent(change, signed=True)})"
-    )
 
 
 def penalty_table(result: "DemoResult") -> None:

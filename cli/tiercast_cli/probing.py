@@ -12,7 +12,6 @@ from tiercast_profiles.store import load_model
 if TYPE_CHECKING:
     from tiercast_profiles.hardware import HardwareProfile
     from tiercast_profiles.model import ModelSpec
-    from tiercast_profiles.record import Metric
     from tiercast_profiles.scenario import ResolvedScenario
     from tiercast_runtime.probes.pace import Pace
 
@@ -65,13 +64,6 @@ def forget_partial(output: str) -> None:
     from tiercast_runtime.probes.partial import side_file
 
     side_file(Path(output)).unlink(missing_ok=True)
-
-
-def decode_step_ms(model: str) -> "Metric":
-    """Time of one fixed decode step on this machine now; shows a drift of its speed, corrects nothing."""
-    from tiercast_runtime.probes.drift import decode_step_ms as measure
-
-    return measure(load_model(model))
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         FileProblem: the profile cannot be read, or the folder cannot be written.
         MissingCapability: the runtime extra is not installed.
     """
-    from tiercast_cli.probing import decode_step_ms, pace_of
+    from tiercast_cli.probing import pace_of
     from tiercast_runtime.bench import bench_in_rounds
 
     suite, _ = store.load_suite()
@@ -68,12 +68,9 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
     hardware = store.load_hardware(profile)
     check_models(ready, hardware, profile)
     kept = None if folder is None else SuiteFolder(folder)
-    state = SuiteState(hardware_name=hardware.name, profile_sha256=hardware.sha256, repeats=repeats, decode_step_ms={})
-    known = None if kept is None else kept.begin(state)
-    if known is None:
-        state = state.model_copy(update={"decode_step_ms": {"before": decode_step_ms(suite.base["model"])}})
-    else:
-        state = known
+    state = SuiteState(hardware_name=hardware.name, profile_sha256=hardware.sha256, repeats=repeats)
+    if kept is not None:
+        state = kept.begin(state) or state
     measured = {} if kept is None else kept.measured(ready)
     if kept is not None:
         kept.save(state)
@@ -96,11 +93,6 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         if kept is not None:
             for name, record in records.items():
                 kept.write("measured", name, record)
-            kept.save(state)
-    if "after" not in state.decode_step_ms:
-        after = {**state.decode_step_ms, "after": decode_step_ms(suite.base["model"])}
-        state = state.model_copy(update={"decode_step_ms": after})
-        if kept is not None:
             kept.save(state)
     return predict_and_score(ready, hardware, measured, state, kept)
 
@@ -184,5 +176,4 @@ def predict_and_score(
         failures=tuple(failures),
         scores=suite_result.grouped_scores(rows, failures, held_out.cases),
         orders=suite_result.orders(rows),
-        decode_step_ms=state.decode_step_ms,
     )

@@ -12,19 +12,18 @@ from tiercast_cli.output import make_folder
 from tiercast_profiles import store
 from tiercast_profiles.document import Strict
 from tiercast_profiles.errors import BadInput, FileProblem
-from tiercast_profiles.record import Metric, RunRecord
+from tiercast_profiles.record import RunRecord
 
 STATE_FILE = "state.json"
 
 
 class SuiteState(Strict):
-    """What a folder holds measurements of, the machine's speed before them and after them, and what could not run."""
+    """What a folder holds measurements of, and what could not run."""
 
     schema_version: int = 1
     hardware_name: str
     profile_sha256: str
     repeats: int
-    decode_step_ms: dict[str, Metric]
     failures: tuple[Failure, ...] = ()
 
     @property

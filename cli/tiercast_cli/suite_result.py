@@ -8,7 +8,6 @@ from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase, scored_case
 from tiercast_cli.validation_case import Case
 from tiercast_profiles.compare import overlap
 from tiercast_profiles.document import Strict
-from tiercast_profiles.record import Metric
 from tiercast_profiles.scores import Score
 from tiercast_profiles.suite import Suite
 
@@ -40,8 +39,7 @@ class SuiteResult(Strict):
     """Everything a page about the suite needs.
 
     ``profile_sha256`` is that of the machine the cases ran on, ``predicted_from_sha256`` that of the profile they were
-    predicted from; the two differ where another profile was put to the test. ``decode_step_ms`` is one fixed piece of
-    work timed before and after the cases.
+    predicted from; the two differ where another profile was put to the test.
     """
 
     schema_version: int = 1
@@ -55,7 +53,6 @@ class SuiteResult(Strict):
     failures: tuple[Failure, ...]
     scores: dict[str, tuple[Score, ...]]
     orders: tuple[Order, ...]
-    decode_step_ms: dict[str, Metric]
 
     def score_of(self, metric: str, group: str = "all") -> Score:
         """The score of one metric over a group of cases: ``all``, ``open``, ``held out`` or ``at pace``."""

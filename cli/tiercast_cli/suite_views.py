@@ -32,11 +32,10 @@ def page(result: SuiteResult) -> None:
 
 
 def circumstances(result: SuiteResult) -> list[str]:
-    """What else there is to know of the runs: inputs that differ, the machine's pace, its drift, other processes."""
+    """What else there is to know of the runs: inputs that differ, the machine's pace, other processes."""
     lines = (
         score_views.inputs_line(result.cases),
         score_views.pace_line(result.cases),
-        drift_line(result),
         others_line(result),
     )
     return [line for line in lines if line]
@@ -58,18 +57,6 @@ def order_lines(orders: Sequence[Order]) -> list[str]:
                 f"({num_pairs - num_decided} undecided by the measurement){listed}"
             )
     return lines
-
-
-def drift_line(result: SuiteResult) -> str:
-    """How much faster or slower the machine itself was after the cases than before; empty where it was not timed."""
-    before, after = result.decode_step_ms.get("before"), result.decode_step_ms.get("after")
-    if before is None or after is None:
-        return ""
-    change = render.percent(after.value / before.value - 1, signed=True)
-    return (
-        f"the machine itself: one decode step took {render.with_interval(before)} ms before the suite and "
-        f"{render.with_interval(after)} ms after it ({change})"
-    )
 
 
 def others_line(result: SuiteResult) -> str:

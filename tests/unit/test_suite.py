@@ -60,7 +60,6 @@ def found(record):
         failures=tuple(failures),
         scores=suite_result.grouped_scores(rows, failures, ["b/far"]),
         orders=suite_result.orders(rows),
-        decode_step_ms={},
     )
 
 

@@ -12,7 +12,6 @@ from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, FileProblem
-from tiercast_profiles.record import Metric
 from tiercast_profiles.suite import HeldOut, Suite
 from tiercast_sim.simulate import simulate
 
@@ -67,7 +66,6 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(probing, "pace_of", lambda _profile, _model: contextlib.nullcontext(NoPace()))
     monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
-    monkeypatch.setattr(probing, "decode_step_ms", lambda _: Metric(value=10.0))
     return ran
 
 
