@@ -209,6 +209,11 @@ def test_rows_come_in_the_order_asked_for(mini_model):
     assert text.unique_ratio(spot) == 1.0
     assert RowSource("text", np.zeros(100, dtype=np.int64)).unique_ratio(spot) == 1 / 50
     assert RowSource("text", ids).num_distinct_rows == 100
+    for source in (RowSource("sorted"), RowSource("random"), text):
+        several = source.draws(spot, 1 << 20, 3)
+        assert several.shape == (3, 50)
+        assert len({tuple(rows) for rows in several}) == 3
+        assert source.order != "sorted" or np.all(np.diff(several, axis=1) >= 0)
     assert RowSource("random").num_distinct_rows is None
     pytest.importorskip("tiktoken", reason="the text extra is not installed")
     rows = text_rows(mini_model("v41"))

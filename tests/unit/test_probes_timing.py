@@ -63,6 +63,14 @@ def test_the_budget_ends_what_never_settles_and_the_result_says_so():
     assert "5 %" in result.reason
 
 
+def test_a_round_that_would_end_past_the_budget_is_not_begun():
+    clock, turn = FakeClock(), iter([2 * NS_PER_S, 4 * NS_PER_S] * 100)
+    case = timed("a", lambda: clock.advance(next(turn)), clock=clock)
+    (spread,) = collect([case], Effort(seconds(9.1), num_warm_ups=1, min_rounds=2, max_rounds=50), clock)
+    assert clock.now_ns == 8 * NS_PER_S
+    assert len(spread.samples) == 2
+
+
 def test_few_rounds_are_made_even_past_the_budget():
     clock = FakeClock()
     case = timed("a", lambda: clock.advance(100 * NS_PER_S), clock=clock)

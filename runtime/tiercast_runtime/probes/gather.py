@@ -9,6 +9,7 @@ a GPU the copy over the link follows; its time is that of the link probes and is
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +29,7 @@ from tiercast_runtime.paths.uva import UvaPath
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
 from tiercast_runtime.probes.device_timer import DeviceTimer, Timed
 from tiercast_runtime.probes.fit import as_quantities
+from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.lookup_timer import LookupTimer
 from tiercast_runtime.probes.timing import (
     Case,
@@ -121,7 +123,13 @@ class BlockTable(MemoryTable):
 
 
 def measure_host_gather(
-    plan: GatherPlan, paths: Sequence[LookupPath], num_threads: int, effort: Effort, clock: Clock = time.perf_counter_ns
+    plan: GatherPlan,
+    paths: Sequence[LookupPath],
+    num_threads: int,
+    effort: Effort,
+    clock: Clock = time.perf_counter_ns,
+    *,
+    memory: KeptMemory | None = None,
 ) -> list[Spread[GatherKey]]:
     """Gathers from host memory to host memory: ``device`` where the CPU is the device, and ``cpu_gather``.
 
@@ -131,36 +139,48 @@ def measure_host_gather(
         num_threads: gather threads of ``cpu_gather``.
         effort: per footprint.
         clock: ns.
+        memory: lends the tables; by default they are taken and given back.
 
     Raises:
         WrongRows: a path delivered wrong bytes.
         InfeasibleScenario: a table does not fit in memory.
     """
-    cpu = torch.device("cpu")
     spreads: list[Spread[GatherKey]] = []
+    memory = memory or KeptMemory()
     for size in plan.footprints_bytes:
-        require_bytes(size, cpu, "the table of the gather probe")
-        block = HostBlock(size)
-        opened: list[RuntimePath | LookupTimer] = []
-        try:
+        if not memory.holds(size):
+            require_bytes(size, torch.device("cpu"), "the table of the gather probe")
+        with memory.lent(size) as block:
             fill_random(block.array)
-            content, cases = torch.from_numpy(block.array), []
-            for row_bytes, counts in plan.sizes:
-                table = BlockTable(content, row_bytes)
-                for name in paths:
-                    path: RuntimePath = DevicePath([table], cpu)
-                    if name == "cpu_gather":
-                        path = CpuGatherPath([table], cpu, num_threads)
-                    timer = LookupTimer(path, clock)
-                    opened += [timer, path]  # closed in this order: the worker first
-                    for count in counts:
-                        cases.append(_host_case((name, row_bytes, count, size), path, table, timer))
-            spreads += [to_us(spread) for spread in collect(cases, effort, clock)]
-        finally:
-            for closed in opened:
-                closed.close()
-            block.close()
+            content = torch.from_numpy(block.array)
+            spreads += _gathers_of(content, plan, paths, num_threads, effort=effort, clock=clock)
+            del content
     return spreads
+
+
+def _gathers_of(
+    content: torch.Tensor,
+    plan: GatherPlan,
+    paths: Sequence[LookupPath],
+    num_threads: int,
+    *,
+    effort: Effort,
+    clock: Clock,
+) -> list[Spread[GatherKey]]:
+    """Gathers from one filled block ``[size] uint8``, in µs."""
+    cpu, size = torch.device("cpu"), content.numel()
+    cases = []
+    with ExitStack() as opened:
+        for row_bytes, counts in plan.sizes:
+            table = BlockTable(content, row_bytes)
+            for name in paths:
+                path: RuntimePath = DevicePath([table], cpu)
+                if name == "cpu_gather":
+                    path = CpuGatherPath([table], cpu, num_threads)
+                opened.callback(path.close)
+                timer = opened.enter_context(LookupTimer(path, clock))  # its worker ends before the path does
+                cases += [_host_case((name, row_bytes, count, size), path, table, timer) for count in counts]
+        return [to_us(spread) for spread in collect(cases, effort, clock)]
 
 
 def measure_device_gather(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 import torch
@@ -167,7 +167,11 @@ def measure_layers(
         # Those without Engram come together: behind steps with it the caches are full of weights that they do not use.
         cases += [_plain_settled_case(bench, *pair) for pair in zip(decodes, mixed, strict=True)]
         cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
-        spreads = {spread.key: spread for spread in collect(cases, effort, clock)}
+        # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
+        for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
+            bench.walk(step)
+        measured = collect(cases, replace(effort, num_warm_ups=0), clock)
+        spreads = {spread.key: spread for spread in measured}
     components: dict[Component, tuple[ComputePoint, ...]] = {}
     times: dict[ComponentKey, Spread[LayerKey]] = {}
     probes = []

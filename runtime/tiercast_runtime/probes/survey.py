@@ -48,6 +48,7 @@ from tiercast_runtime.probes.interference import (
     measure_interference,
     measure_sizes,
 )
+from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
@@ -184,11 +185,13 @@ class _Survey:
         self._shapes = list(models) or reference
         self._telemetry = Telemetry()
         self._kept = ExitStack()
+        self._memory = KeptMemory()
         self._drive: Drive | None = None
 
     def run(self, date: datetime.date) -> Findings:
         """Every stage in turn, in one telemetry session."""
         with _telemetry_of(self._device) as self._telemetry, ExitStack() as self._kept:
+            self._memory = self._kept.enter_context(KeptMemory.of_this_host())
             return self._stages(date)
 
     def _stages(self, date: datetime.date) -> Findings:
@@ -202,7 +205,7 @@ class _Survey:
         size = copies.copy_bytes(self._plan.copy_bytes, host.last_level_cache_bytes)
         early: list[ProbeResult] = []
         with watched(self._telemetry, "copy.host", early):
-            host_copies = copies.measure_host_copies(size, counts, self._plan.copies)
+            host_copies = copies.measure_host_copies(size, counts, self._plan.copies, memory=self._memory)
             early += host_copies.probes
         torch.set_num_threads(threads)
         with watched(self._telemetry, "copy.device", early, is_link_loaded=is_gpu):
@@ -224,7 +227,7 @@ class _Survey:
         self._attempt(found, "lookup.nvme.disk", self._open_drive, "disk")
         self._layers(found)
         self._progress("what drifted", 0.97)
-        found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort)
+        found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort, self._memory)
         self._copies_again(found, size, counts)
         self._drive_at_last(found)
         for name, reason in (
@@ -262,7 +265,7 @@ class _Survey:
         names = {probe.name for probe in found.host_copies.probes}
         at_first = tuple(probe for probe in found.probes if probe.name in names)
         kept = replace(found.host_copies, probes=at_first)
-        again = copies.measure_host_copies(size, counts, self._plan.copies)
+        again = copies.measure_host_copies(size, counts, self._plan.copies, memory=self._memory)
         found.host_copies = copies.pooled(kept, again)
         place = min(found.probes.index(probe) for probe in at_first)
         others = [probe for probe in found.probes if probe.name not in names]
@@ -299,7 +302,9 @@ class _Survey:
         with watched(self._telemetry, "lookup.host", found.probes):
             spreads: list[Spread[gather.GatherKey]] = []
             for plan in plans:
-                spreads += gather.measure_host_gather(plan, on_host, gather_threads, self._plan.gather)
+                spreads += gather.measure_host_gather(
+                    plan, on_host, gather_threads, self._plan.gather, memory=self._memory
+                )
         memory = found.host_copies.rates[f"threads_{num_cores()}"].value
         tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
         for name in on_host:
@@ -330,7 +335,8 @@ class _Survey:
         def progress(done_ratio: float) -> None:
             self._progress("gather sweep", 0.2 + 0.16 * done_ratio)
 
-        swept = list(sweep_arms(self._plan.sweep, self._shapes[0], self._memory_bytes, progress, self._partial))
+        stage, model = self._plan.sweep, self._shapes[0]
+        swept = list(sweep_arms(stage, model, self._memory_bytes, progress, self._partial, memory=self._memory))
         sweeps, reasons = split_swept(swept)
         found.gather_sweeps += sweeps
         found.probes += reasons

@@ -3,7 +3,7 @@
 A sweep takes seconds, and within seconds a machine that others share may look steady at a speed it does not keep.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
@@ -11,6 +11,7 @@ from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.quantiles import median
 from tiercast_profiles.units import GIB
+from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.sweep_grid import Arm, Spot
 from tiercast_runtime.probes.sweep_host import placed_block, time_again
 from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
@@ -20,35 +21,45 @@ NUM_AGAIN = 16
 MAX_AGAIN_BYTES = 1 * GIB  # larger blocks take longer to fill than to time
 
 
-def with_drift(sweeps: Sequence[GatherSweep], model: ModelSpec, effort: Effort) -> Iterator[GatherSweep]:
+def with_drift(
+    sweeps: Sequence[GatherSweep], model: ModelSpec, effort: Effort, memory: KeptMemory | None = None
+) -> list[GatherSweep]:
     """The sweeps of the host in their order, each with its drift where it could be timed again.
+
+    The last are timed first: theirs is the block that ``memory`` kept when they were swept.
 
     Args:
         sweeps: as they were measured; those of a GPU pass through.
         model: whose rows the text order asks for.
         effort: of the points of each sweep.
+        memory: lends the blocks.
 
     Raises:
         WrongRows: a gather delivered wrong bytes.
     """
-    for (pages, place), group in groupby(sweeps, key=lambda sweep: (sweep.pages, sweep.place)):
-        same = list(group)
-        chosen = [points_again(sweep) for sweep in same]
-        largest = max((spot.footprint_bytes for spots in chosen for spot in spots), default=0)
-        if pages == "device" or not largest or any(sweep.path != "cpu_gather" for sweep in same):
-            yield from same
-            continue
-        again = list(same)
-        try:
-            with placed_block(largest, Arm(pages, is_remote=place == "remote")) as block:
-                for index, (sweep, spots) in enumerate(zip(same, chosen, strict=True)):
-                    arm = Arm(pages, sweep.order, is_remote=place == "remote", num_threads=sweep.num_threads or 1)
-                    source = RowSource(arm.order, text_rows(model) if arm.order == "text" else None)
-                    times = time_again(block, arm, spots, effort, source)
-                    again[index] = sweep.model_copy(update={"drift_ratio": drift_ratio(sweep, times)})
-        except (MissingCapability, InfeasibleScenario):
-            pass  # memory that was there is gone: what was not timed again has no drift to state
-        yield from again
+    groups = [list(group) for _, group in groupby(sweeps, key=lambda sweep: (sweep.pages, sweep.place))]
+    again = [_drifted(same, model, effort, memory) for same in reversed(groups)]
+    return [sweep for same in reversed(again) for sweep in same]
+
+
+def _drifted(same: list[GatherSweep], model: ModelSpec, effort: Effort, memory: KeptMemory | None) -> list[GatherSweep]:
+    """Sweeps of one kind of block, each with its drift."""
+    pages, is_remote = same[0].pages, same[0].place == "remote"
+    chosen = [points_again(sweep) for sweep in same]
+    largest = max((spot.footprint_bytes for spots in chosen for spot in spots), default=0)
+    if pages == "device" or not largest or any(sweep.path != "cpu_gather" for sweep in same):
+        return same
+    again = list(same)
+    try:
+        with placed_block(largest, Arm(pages, is_remote=is_remote), memory) as block:
+            for index, (sweep, spots) in enumerate(zip(same, chosen, strict=True)):
+                arm = Arm(pages, sweep.order, is_remote=is_remote, num_threads=sweep.num_threads or 1)
+                source = RowSource(arm.order, text_rows(model) if arm.order == "text" else None)
+                times = time_again(block, arm, spots, effort, source)
+                again[index] = sweep.model_copy(update={"drift_ratio": drift_ratio(sweep, times)})
+    except (MissingCapability, InfeasibleScenario):
+        pass  # memory that was there is gone: what was not timed again has no drift to state
+    return again
 
 
 def points_again(sweep: GatherSweep) -> list[Spot]:

@@ -9,7 +9,7 @@ are compared with the block before anything is timed.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -21,8 +21,8 @@ from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.host_pages import MemoryRequest
-from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
+from tiercast_runtime.probes.kept_memory import KeptMemory, LentBlock
 from tiercast_runtime.probes.numa import own_and_remote
 from tiercast_runtime.probes.round_trip import round_trip_ns
 from tiercast_runtime.probes.sweep_fit import fit_sweep
@@ -37,11 +37,11 @@ Ids = npt.NDArray[np.int64]
 PASS_ROWS, PASS_BYTES = 4096, 1 << 20  # rows of a timed pass, and bytes it may move
 NUM_PASSES = 3
 NUM_LOOKS = 2  # rounds that decide where to refine
-MAX_CALLS_TOGETHER = 16  # of a pass by several threads, each of which wakes all of them
+MAX_CALLS, MAX_CALLS_TOGETHER = 64, 16  # of a pass, and of one by several threads, each of which wakes all of them
 
 
 def sweep_host(
-    block: HostBlock,
+    block: LentBlock,
     arm: Arm,
     plan: SweepPlan,
     effort: Effort,
@@ -84,7 +84,7 @@ def sweep_host(
 
 
 def time_again(
-    block: HostBlock,
+    block: LentBlock,
     arm: Arm,
     spots: Sequence[Spot],
     effort: Effort,
@@ -159,12 +159,13 @@ def assemble_sweep(
 
 
 @contextmanager
-def placed_block(num_bytes: int, arm: Arm) -> Iterator[HostBlock]:
-    """A filled block in the arm's pages, on the node it asks for; this thread runs on the own one meanwhile."""
-    with ExitStack() as stack:
-        stack.enter_context(own_and_remote(is_remote=arm.is_remote))
-        block = HostBlock(num_bytes, MemoryRequest(arm.pages))
-        stack.callback(block.close)
+def placed_block(num_bytes: int, arm: Arm, memory: KeptMemory | None = None) -> Iterator[LentBlock]:
+    """A filled block in the arm's pages, on the node it asks for; this thread runs on the own one meanwhile.
+
+    ``memory`` lends it; by default it is taken and given back.
+    """
+    memory = memory or KeptMemory()
+    with own_and_remote(is_remote=arm.is_remote), memory.lent(num_bytes, MemoryRequest(arm.pages)) as block:
         fill_random(block.array)
         yield block
 
@@ -199,9 +200,9 @@ def _gatherer(num_threads: int) -> Iterator[Gather]:
 
 
 @contextmanager
-def _cases(block: HostBlock, arm: Arm, source: RowSource, clock: Clock) -> Iterator[Callable[[Spot], Case[Spot]]]:
+def _cases(block: LentBlock, arm: Arm, source: RowSource, clock: Clock) -> Iterator[Callable[[Spot], Case[Spot]]]:
     """Makes the case of each spot, while the threads of the arm are there."""
-    most_calls = PASS_ROWS if arm.num_threads == 1 else MAX_CALLS_TOGETHER
+    most_calls = MAX_CALLS if arm.num_threads == 1 else MAX_CALLS_TOGETHER
     with _gatherer(arm.num_threads) as gather:
         yield lambda spot: _case(spot, block.array, gather, source, clock, most_calls=most_calls)
 
@@ -218,7 +219,7 @@ def _case(spot: Spot, block: Bytes, gather: Gather, source: RowSource, clock: Cl
     num_calls = max(1, min(most_calls, min(PASS_ROWS, PASS_BYTES // spot.row_bytes) // spot.num_rows))
 
     def one_pass() -> float:
-        batches = [source.draw(spot, table_rows) for _ in range(num_calls)]
+        batches = source.draws(spot, table_rows, num_calls)
         start_ns = clock()
         for batch in batches:
             gather(rows, batch, target)

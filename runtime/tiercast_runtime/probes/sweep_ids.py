@@ -22,7 +22,7 @@ SCATTER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: neighbour
 
 @dataclass(slots=True)
 class RowSource:
-    """Draws row ids ``[num_rows] int64``, fresh ones each time; ``text_ids`` are rows as text asks for them.
+    """Draws row ids as int64, fresh ones each time; ``text_ids`` are rows as text asks for them.
 
     What a text tells is which rows repeat. They are scattered over the whole table, whatever its size, as the hash of a
     model of that size would scatter them: left where a small model has them they would fill a corner of a large table.
@@ -34,12 +34,17 @@ class RowSource:
 
     def draw(self, spot: Spot, table_rows: int) -> Ids:
         """Rows of one gather from a table of ``table_rows``."""
+        (ids,) = self.draws(spot, table_rows, 1)
+        return np.asarray(ids)
+
+    def draws(self, spot: Spot, table_rows: int, num_gathers: int) -> Ids:
+        """Rows of several gathers, ``[num_gathers, num_rows]``."""
         if self.order == "text":
             assert self.text_ids is not None, "text order comes with the rows of a text"
-            first = int(self._generator.integers(0, len(self.text_ids) - spot.num_rows))
-            return scattered(self.text_ids[first : first + spot.num_rows], table_rows)
-        ids = self._generator.integers(0, table_rows, size=spot.num_rows, dtype=np.int64)
-        return np.sort(ids) if self.order == "sorted" else ids
+            first = self._generator.integers(0, len(self.text_ids) - spot.num_rows, size=(num_gathers, 1))
+            return scattered(self.text_ids[first + np.arange(spot.num_rows)], table_rows)
+        ids = self._generator.integers(0, table_rows, size=(num_gathers, spot.num_rows), dtype=np.int64)
+        return np.sort(ids, axis=1) if self.order == "sorted" else ids
 
     @property
     def num_distinct_rows(self) -> int | None:
@@ -53,7 +58,7 @@ class RowSource:
 
 
 def scattered(ids: Ids, table_rows: int) -> Ids:
-    """Places ``[n] int64`` all over a table for ids: the same one for the same id."""
+    """Places, int64, all over a table for ids of any shape: the same one for the same id."""
     return ((ids.astype(np.uint64) * SCATTER >> np.uint64(16)) % np.uint64(table_rows)).astype(np.int64)
 
 

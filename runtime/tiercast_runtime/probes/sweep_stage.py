@@ -9,6 +9,7 @@ from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import ProbeResult
 from tiercast_profiles.model import ModelSpec
 from tiercast_runtime.device import num_cores
+from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.sweep_grid import Arm, SweepPlan
 from tiercast_runtime.probes.sweep_host import placed_block, sweep_host
@@ -43,15 +44,18 @@ def sweep_arms(
     memory_bytes: int,
     progress: Callable[[float], None],
     partial: PartialSweeps | None = None,
+    *,
+    memory: KeptMemory | None = None,
 ) -> Iterator[Swept]:
     """Every arm's sweep, or the probe that says why there is none.
 
     Args:
         stage: what to sweep.
         model: whose rows the text order asks for.
-        memory_bytes: most a block may take; blocks are given back one before the next.
+        memory_bytes: most a block may take; one is given back before the next, unless ``memory`` keeps it.
         progress: called with the share done.
         partial: holds sweeps of an interrupted run, which are not repeated, and takes each new one.
+        memory: lends the blocks.
 
     Raises:
         WrongRows: a gather delivered wrong bytes.
@@ -75,7 +79,7 @@ def sweep_arms(
         if not same:
             continue
         try:
-            with placed_block(footprints[-1], same[0]) as block:
+            with placed_block(footprints[-1], same[0], memory) as block:
                 for arm in same:
                     progress(done / len(arms))
                     done += 1

@@ -32,8 +32,8 @@ MAX_MEDIANS = 3.0  # a sample beyond is another process having the core, which a
 class Effort:
     """How long a probe may try.
 
-    Rounds go on until every key is stable (but at least ``min_rounds``), the budget is used, or ``max_rounds`` is
-    reached. ``min_rounds`` is kept even past the budget: fewer samples would not be a measurement.
+    Rounds go on until every key is stable (but at least ``min_rounds``), the budget would be exceeded by one more,
+    or ``max_rounds`` is reached. ``min_rounds`` is kept even past the budget: fewer samples would not be a measurement.
     """
 
     budget_ns: int
@@ -109,8 +109,9 @@ def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.per
                     samples.setdefault(key, []).append(value)
             if number + 1 < effort.min_rounds:
                 continue
-            if clock() - start_ns >= effort.budget_ns:
-                break
+            elapsed_ns = clock() - start_ns
+            if elapsed_ns * (1 + 1 / (effort.num_warm_ups + number + 1)) > effort.budget_ns:
+                break  # one more round like these would end past it
             if not any(is_unstable(values, PROBE_UNSTABLE_RATIO) for values in samples.values()):
                 break
     return [Spread(key, tuple(values)) for key, values in samples.items()]
