@@ -74,9 +74,10 @@ class GatherModel(Strict):
     is 1 and nearly the longer of the two where it is large.
 
     Nothing hides the last reads of a call: ``last_read_ns × F ÷ (F + cache_reach_bytes)`` on top of ``call_us``.
-    ``unaligned_row_ns`` is what a row costs not to start on a line. A row in ``n`` pieces pays ``piece_row_ns`` and
-    ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another. ``num_distinct_rows``,
-    where the rows asked for are few (those of a text), bounds F by the bytes they lie in.
+    ``unaligned_row_ns`` is what a row costs not to start on a line. The pieces of a row lie in tables of their own,
+    each with its share of F: the few bytes of scales are near long after the values are not. A row in ``n`` pieces pays
+    ``piece_row_ns`` and ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another.
+    ``num_distinct_rows``, where the rows asked for are few (those of a text), bounds F by the bytes they lie in.
 
     Assumption A96: F ÷ (F + reach) is the share of accesses that miss: exact for a reach that is drawn from at random,
     and without the kink that a cache of fixed size would have. The run of requests ends as a hyperbolic tangent does.
@@ -111,19 +112,19 @@ class GatherModel(Strict):
         """Time of one gather."""
         far_ns, near_ns = self.per_row_ns(piece_bytes, footprint_bytes), self.per_row_ns(piece_bytes, 0)
         per_row_ns = unique_row_ratio * far_ns + (1 - unique_row_ratio) * near_ns
-        last_ns = self.last_read_ns * self._far_ratio(piece_bytes[0], footprint_bytes)
+        last_ns = self.last_read_ns * self._far_ratio(piece_bytes[0], _share(piece_bytes, 0, footprint_bytes))
         call_us = self.call_us + (len(piece_bytes) - 1) * self.piece_call_us
         return call_us + (last_ns + num_rows * per_row_ns / self.speedup(num_workers)) / 1e3
 
     def per_row_ns(self, piece_bytes: tuple[int, ...], footprint_bytes: float) -> float:
         """Time of a row in a long gather by one worker."""
         total_ns = (len(piece_bytes) - 1) * self.piece_row_ns
-        for size in piece_bytes:
-            pages = pages_of(size)
-            finding_ns = self.row_ns + self.walk_ns * pages * missing(footprint_bytes, self.translation_reach_bytes)
+        for number, size in enumerate(piece_bytes):
+            pages, own_bytes = pages_of(size), _share(piece_bytes, number, footprint_bytes)
+            finding_ns = self.row_ns + self.walk_ns * pages * missing(own_bytes, self.translation_reach_bytes)
             run = self.num_run_requests * math.tanh(requests_of(size, self.request_bytes) / self.num_run_requests)
             moving_ns = run * self.request_ns + size * self.byte_ns
-            moving_ns *= 1 + self.memory_ratio * self._far_ratio(size, footprint_bytes)
+            moving_ns *= 1 + self.memory_ratio * self._far_ratio(size, own_bytes)
             total_ns += overlapped(finding_ns, moving_ns, self.overlap_power)
             total_ns += self.unaligned_row_ns if is_unaligned(size) else 0.0
         return total_ns
@@ -146,8 +147,9 @@ class GatherModel(Strict):
 class GatherScore(Strict):
     """How well the model predicts points it was not fitted to: quantiles of |predicted − measured| ÷ measured.
 
-    ``num_unused`` points are unstable: kept, flagged, and neither fitted nor scored; ``is_unstable`` says that most
-    were, so that all had to be used.
+    The model is fitted to every point that is not held out, since an unstable one still says more than none; errors
+    are those of stable points. ``num_unused`` points are unstable and held out: kept, flagged, and in no number here;
+    ``is_unstable`` says that most points were unstable, so that errors are those of all.
     """
 
     num_fitted: int = Field(ge=0)
@@ -198,6 +200,11 @@ class GatherSweep(Strict):
         """What tells this sweep from the others of a profile."""
         threads = "" if self.num_threads is None else f"/{self.num_threads} threads"
         return f"{self.path}/{self.pages}/{self.order}/{self.place}{threads}"
+
+
+def _share(piece_bytes: tuple[int, ...], number: int, footprint_bytes: float) -> float:
+    """Bytes of the table that holds one of the pieces of every row."""
+    return footprint_bytes * piece_bytes[number] / sum(piece_bytes)
 
 
 def missing(footprint_bytes: float, reach_bytes: float) -> float:

@@ -17,7 +17,7 @@ from tiercast_runtime.probes.block_content import WrongRows
 from tiercast_runtime.probes.partial import PartialSweeps, side_file
 from tiercast_runtime.probes.round_trip import lay_ring, round_trip_ns
 from tiercast_runtime.probes.sweep_drift import drift_ratio, points_again, with_drift
-from tiercast_runtime.probes.sweep_fit import MIN_POINTS, fit_sweep
+from tiercast_runtime.probes.sweep_fit import MIN_POINTS, OVERLAP_POWER, fit_sweep
 from tiercast_runtime.probes.sweep_grid import HELD_OUT_OF, Arm, Spot, SweepPlan, is_held_out, refine
 from tiercast_runtime.probes.sweep_ids import RowSource, scattered, text_rows
 from tiercast_runtime.probes.timing import Effort
@@ -35,7 +35,7 @@ TRUTH = GatherModel(
     cache_reach_bytes=256.0 * MIB,
     walk_ns=30.0,
     translation_reach_bytes=1024.0 * MIB,
-    overlap_power=2.0,
+    overlap_power=OVERLAP_POWER,
     last_read_ns=300.0,
     unaligned_row_ns=12.0,
 )
@@ -133,7 +133,9 @@ def test_finding_hides_behind_moving_but_not_behind_nothing():
     alone = TRUTH.model_copy(update={"request_ns": 0.0, "byte_ns": 0.0})
     bare = TRUTH.model_copy(update={"row_ns": 0.0, "walk_ns": 0.0})
     finding, moving = (model.per_row_ns((256,), 1 << 34) for model in (alone, bare))
-    assert TRUTH.per_row_ns((256,), 1 << 34) == pytest.approx(np.hypot(finding, moving))
+    squares = TRUTH.model_copy(update={"overlap_power": 2.0})
+    assert squares.per_row_ns((256,), 1 << 34) == pytest.approx(np.hypot(finding, moving))
+    assert max(finding, moving) < TRUTH.per_row_ns((256,), 1 << 34) < np.hypot(finding, moving)
     old = TRUTH.model_copy(update={"overlap_power": 1.0, "last_read_ns": 0.0})  # models of before read as a sum
     assert old.per_row_ns((256,), 1 << 34) == pytest.approx(finding + moving)
     assert GatherModel(**old.model_dump(exclude={"overlap_power", "last_read_ns"})) == old
@@ -146,13 +148,28 @@ def test_a_call_waits_for_its_last_reads_and_rows_asked_for_again_are_near():
     assert half == pytest.approx(500 * (TRUTH.per_row_ns((64,), 1 << 34) + TRUTH.per_row_ns((64,), 0)) / 1e3)
 
 
-def test_outliers_pull_with_a_bounded_force_and_unstable_points_not_at_all():
+def test_pieces_lie_in_tables_of_their_own_share():
+    split = TRUTH.per_row_ns((256, 8), 1 << 34)
+    own = [TRUTH.per_row_ns((size,), (1 << 34) * size / 264) for size in (256, 8)]
+    assert split == pytest.approx(sum(own))
+    assert split < TRUTH.per_row_ns((256,), 1 << 34) + TRUTH.per_row_ns((8,), 1 << 34)
+    spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=True)
+    fitted = fit_sweep(points_of(TRUTH.model_copy(update={"piece_row_ns": 15.0, "piece_call_us": 0.5}), spots))
+    assert fitted.model.piece_row_ns == pytest.approx(15.0, rel=0.1)
+    assert fitted.score.held_out_p90_ratio < 0.01
+
+
+def test_outliers_pull_with_a_bounded_force_and_errors_are_those_of_stable_points():
     spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)
     points = points_of(TRUTH, spots)
     wild = points[3].model_copy(update={"samples_us": tuple(5 * time for time in points[3].samples_us)})
-    shaky = points[7].model_copy(update={"samples_us": (1.0, 9.0, 90.0)})
-    fitted = fit_sweep([*points[:3], wild, *points[4:7], shaky, *points[8:]])
+    scattered_us = {"samples_us": (1.0, 9.0, 90.0)}
+    shaky = {next(i for i in range(8, len(points)) if points[i].is_held_out == is_out) for is_out in (False, True)}
+    points = [point.model_copy(update=scattered_us) if i in shaky else point for i, point in enumerate(points)]
+    fitted = fit_sweep([*points[:3], wild, *points[4:]])
     assert fitted.score.num_unused == 1
+    assert fitted.score.num_fitted == sum(not point.is_held_out for point in points)
+    assert fitted.score.held_out_p90_ratio < 0.05
     assert not fitted.score.is_unstable
     assert fitted.score.fitted_median_ratio < 0.02
     assert fit_sweep(points_of(TRUTH, spots, noise=0.2)).score.is_unstable
