@@ -124,26 +124,30 @@ class RowReader:
         Raises:
             FileProblem: a read failed or the file ends too early; names file and offset; ``out`` is void.
         """
-        width = out.shape[1]
-        assert len(out) == len(offsets), "one row of out per offset"
-        if len(offsets) == 0:
+        width, num_rows = out.shape[1], len(offsets)
+        assert len(out) == num_rows, "one row of out per offset"
+        if num_rows == 0:
             return
-        block = self.granularity_bytes
-        starts = offsets // block * block
-        ends = -(-(offsets + width) // block) * block
-        assert np.all(offsets[1:] >= offsets[:-1]), "offsets must ascend"
-        is_first = np.ones(len(offsets), dtype=bool)
+        assert (offsets[1:] >= offsets[:-1]).all(), "offsets must ascend"
+        # A lookup after a step of compute finds its code out of the caches, and each function of NumPy's that is
+        # written in Python then costs tens of microseconds: methods and ufuncs only.
+        block = self.granularity_bytes  # a power of two
+        starts = offsets & -block
+        ends = (offsets + (width + block - 1)) & -block
+        is_first = np.empty(num_rows, dtype=np.bool_)
+        is_first[0] = True
         # buffered reads (block 1) merge only what touches; direct ones also what shares a block
         np.greater(starts[1:], ends[:-1], out=is_first[1:])
-        firsts = np.flatnonzero(is_first)
-        span_starts = starts[firsts]
-        span_ends = ends[np.append(firsts[1:] - 1, len(offsets) - 1)]
-        lengths = span_ends - span_starts
-        memory = self._memory(int(lengths.sum()))
+        is_last = np.empty(num_rows, dtype=np.bool_)
+        is_last[-1] = True
+        is_last[:-1] = is_first[1:]
+        span_starts = starts[is_first]
+        lengths = ends[is_last] - span_starts
+        span_places = lengths.cumsum() - lengths
+        memory = self._memory(int(span_places[-1] + lengths[-1]))
         self._read(span_starts, lengths, memory)
-        span_of_row = np.cumsum(is_first) - 1
-        places = (np.cumsum(lengths) - lengths - span_starts)[span_of_row] + offsets
-        windows = np.lib.stride_tricks.sliding_window_view(memory, width)
+        places = (span_places - span_starts)[is_first.cumsum() - 1] + offsets
+        windows: npt.NDArray[np.uint8] = np.ndarray((len(memory) - width + 1, width), np.uint8, memory, 0, (1, 1))
         out[...] = windows[places]
 
     def read_blocks(self, offsets: Int64Array, size: int) -> None:

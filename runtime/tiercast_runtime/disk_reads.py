@@ -26,6 +26,21 @@ class DiskTable:
     part_widths: tuple[int, ...]
 
 
+def distinct(ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct ``ids [n]``, ascending, and the place of each id among them ``[n] int64``.
+
+    As ``np.unique`` with its inverse, which takes twice as long for the ids of a decode step.
+    """
+    order = ids.argsort()
+    ascending = ids[order]
+    is_first = np.empty(len(ids), dtype=np.bool_)
+    is_first[:1] = True
+    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+    inverse = np.empty(len(ids), dtype=np.int64)
+    inverse[order] = is_first.cumsum() - 1
+    return ascending[is_first], inverse
+
+
 class DiskReader:
     """Reads lookups of one table, past a cache of ``cache_slots`` rows if that is not 0; one thread at a time."""
 
@@ -48,13 +63,13 @@ class DiskReader:
         Raises:
             BadInput: an id outside the table.
         """
-        unique, inverse = np.unique(ids, return_inverse=True)
+        unique, inverse = distinct(ids)
         if len(unique) and (unique[0] < 0 or unique[-1] >= self.table.num_rows):
             worst = int(unique[0] if unique[0] < 0 else unique[-1])
             raise BadInput(
                 f"row id {worst} lies outside {self.table.label}: the table has rows 0 … {self.table.num_rows - 1}"
             )
-        return unique, inverse.astype(np.int64, copy=False)
+        return unique, inverse
 
     def read(self, unique: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
         """The rows of ascending ids into ``target`` ``[len(unique), row_bytes] uint8``, packed.

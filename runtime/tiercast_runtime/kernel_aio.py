@@ -18,14 +18,15 @@ from tiercast_runtime.threads import submit_all
 # io_setup, io_destroy, io_getevents, io_submit: Linux kernel, arch/*/include/…/unistd
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 
+# "data" comes back as it was given. Here it numbers the read, signed as what indexes an array.
 _IOCB = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian; opcode 0 is IOCB_CMD_PREAD
     [
-        ("data", "u8"), ("key", "u4"), ("rw_flags", "u4"), ("opcode", "u2"), ("priority", "i2"),
+        ("data", "i8"), ("key", "u4"), ("rw_flags", "u4"), ("opcode", "u2"), ("priority", "i2"),
         ("descriptor", "u4"), ("buffer", "u8"), ("num_bytes", "u8"), ("offset", "i8"), ("reserved", "u8"),
         ("flags", "u4"), ("event_fd", "u4"),
     ]
 )  # fmt: skip
-_IO_EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result_2", "i8")])
+_IO_EVENT = np.dtype([("data", "i8"), ("iocb", "u8"), ("result", "i8"), ("result_2", "i8")])
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -49,6 +50,7 @@ class NativeAio:
         setup, self._destroy, self._getevents, self._submit = _SYSCALLS[platform.machine()]
         self._depth = depth
         self._events = np.zeros(depth, dtype=_IO_EVENT)
+        self._make_room(depth)
         context = ctypes.c_ulong(0)
         self._call(setup, ctypes.c_long(depth), ctypes.byref(context))
         self._context: ctypes.c_ulong | None = context
@@ -68,19 +70,19 @@ class NativeAio:
             OSError: the kernel took no reads.
         """
         count, context = len(offsets), ctypes.c_ulong(self._context.value if self._context else 0)
-        control = np.zeros(count, dtype=_IOCB)
-        control["data"] = np.arange(count)
+        if count > len(self._control):
+            self._make_room(1 << (count - 1).bit_length())
+        control = self._control[:count]
         control["descriptor"] = descriptor
-        control["buffer"] = address + np.cumsum(lengths) - lengths
+        control["buffer"] = address + lengths.cumsum() - lengths
         control["num_bytes"] = lengths
         control["offset"] = offsets
-        pointers = control.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(_IOCB.itemsize)
         num_submitted, num_done = 0, 0
         failure: Exception | None = None
         while num_done < (num_submitted if failure else count):
             num_free = min(self._depth - (num_submitted - num_done), count - num_submitted)
             if num_free > 0 and failure is None:
-                first = ctypes.c_void_p(int(pointers.ctypes.data) + 8 * num_submitted)
+                first = ctypes.c_void_p(self._pointers_address + 8 * num_submitted)
                 try:
                     num_submitted += self._call(self._submit, context, ctypes.c_long(num_free), first)
                 except OSError as error:
@@ -92,11 +94,20 @@ class NativeAio:
             num_awaited = num_in_flight if num_submitted == count else max(1, num_in_flight // 4)
             num_done += (num_reaped := self._reap(context, num_awaited))
             events = self._events[:num_reaped]
-            short = np.flatnonzero(events["result"] < wanted[events["data"].astype(np.int64)])
-            if short.size and failure is None:
-                failure = ShortRead(int(events["data"][short[0]]), int(events["result"][short[0]]))
+            is_short = events["result"] < wanted[events["data"]]
+            if is_short.any() and failure is None:
+                first_short = int(is_short.argmax())
+                failure = ShortRead(int(events["data"][first_short]), int(events["result"][first_short]))
         if failure is not None:
             raise failure
+
+    def _make_room(self, count: int) -> None:
+        """Make control blocks for ``count`` reads, with what all reads have alike filled in, and pointers to them."""
+        self._control = np.zeros(count, dtype=_IOCB)
+        self._control["data"] = np.arange(count)
+        addresses = np.arange(count, dtype=np.uint64) * np.uint64(_IOCB.itemsize)
+        self._pointers = self._control.ctypes.data + addresses
+        self._pointers_address = int(self._pointers.ctypes.data)
 
     def _reap(self, context: ctypes.c_ulong, num_awaited: int) -> int:
         while True:

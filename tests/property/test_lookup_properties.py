@@ -16,6 +16,7 @@ from tiercast_profiles.errors import BadInput  # noqa: E402
 from tiercast_profiles.head_sizes import table_rows  # noqa: E402
 from tiercast_profiles.model import Engram  # noqa: E402
 from tiercast_runtime import aio, hashing, reference, rows, table  # noqa: E402
+from tiercast_runtime.disk_reads import distinct  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
@@ -150,6 +151,14 @@ def test_every_path_brings_what_the_oracle_recomputes(engram, layout, cache_slot
             for path in paths.values():
                 with pytest.raises(BadInput, match="the table has rows 0 …"):
                     path.fetch(layer, wrong)
+
+
+@given(st.lists(st.integers(-3, 40), max_size=80))
+def test_distinct_ids_are_those_numpy_finds(draws):
+    ids = np.array(draws, dtype=np.int64)
+    unique, inverse = distinct(ids)
+    assert np.array_equal(unique, np.unique(ids))
+    assert np.array_equal(unique[inverse], ids)
 
 
 @given(

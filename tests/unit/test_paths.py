@@ -248,6 +248,19 @@ def test_neighbours_are_read_once_and_depth_changes_nothing(tmp_path, depth):
     reader.close()
 
 
+def test_a_reader_serves_lookups_of_any_size_one_after_the_other(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)
+    content.tofile(tmp_path / "data")
+    reader = aio.RowReader(tmp_path / "data", depth=4)
+    generator = np.random.default_rng(1)
+    for count in (3, 300, 2, 1, 40, 900):  # what a lookup leaves behind must not reach the next
+        offsets = np.sort(generator.choice(len(content) - 264, count, replace=False))
+        out = np.zeros((count, 264), dtype=np.uint8)
+        reader.read_rows(offsets, out)
+        assert all(np.array_equal(row, content[at : at + 264]) for row, at in zip(out, offsets, strict=True))
+    reader.close()
+
+
 def test_the_scenario_names_the_path(mini_scenario, tmp_path):
     for tier, name in (("hbm", "device"), ("dram", "cpu_gather"), ("nvme", "disk")):
         resolved = mini_scenario({"tier": tier})
