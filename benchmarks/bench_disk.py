@@ -92,7 +92,12 @@ class Ways:
 
 
 def _rows(staged: StagedRows) -> npt.NDArray[np.uint8]:
-    return staged.rows[staged.inverse.reshape(-1)].numpy()
+    """Rows in the order of the ids, as the other ways deliver them.
+
+    NumPy, not torch: after a pause torch's second thread is asleep, and indexing 96 rows with two threads took 5 ms.
+    """
+    places = staged.inverse.numpy().reshape(-1)
+    return staged.rows.numpy()[places]
 
 
 def lookups(figures: Figures, folder: Path) -> None:
