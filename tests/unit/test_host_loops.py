@@ -120,6 +120,19 @@ def test_the_hash_is_the_oracles_in_both_forms(form, mini_model, dialect):
 
 
 @pytest.mark.usefixtures("form")
+def test_row_ids_stay_what_they_were_while_later_steps_are_hashed(mini_model):
+    engram = mini_model("v41").engram
+    hasher = hashing.EngramHasher(engram, CPU)
+    generator = np.random.default_rng(0)
+    kept = []
+    for number in range(80):
+        windows = generator.integers(0, engram.compressed_vocab_size, (1 + number % 3, engram.ngram_orders[-1]))
+        with torch.inference_mode(mode=number % 2 == 0):
+            kept.append((hasher.row_ids(torch.from_numpy(windows)), windows))
+    assert all(np.array_equal(found.numpy(), reference.row_ids(engram, windows)) for found, windows in kept)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("bad", [-2, -(2**63), "vocabulary", 2**62])
 def test_an_id_outside_the_vocabulary_is_refused(mini_model, bad):
     engram = mini_model("v41").engram
