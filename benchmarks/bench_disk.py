@@ -2,7 +2,7 @@
 
 Every way starts with the file out of the page cache: ours reads past it, the others find it dropped before a sample.
 numpy.memmap is timed in rounds of its own: it reads most of the file ahead and leaves the processor's caches cold for
-what comes next, which took a lookup of 96 rows from 1.1 to 2.8 ms. What cold caches cost has a case of its own, in which
+what comes next, which took a lookup of 96 rows from 1.1 to 2.8 ms. What cold caches cost has a case of its own, where
 every way runs after as much compute as a short step has.
 """
 
