@@ -62,17 +62,17 @@ QUICK = ProbePlan(
         chunks=(15, 29, 51, 91, 151, 203, 257),
         starts=(0, 128),
     ),
-    copies=Effort(seconds(0.6), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    rates=Effort(seconds(1.0), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    gather=Effort(seconds(2.5), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    copies=Effort(seconds(0.4), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    rates=Effort(seconds(0.7), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    gather=Effort(seconds(2.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     sweep=SweepStage(
         SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=6, max_rounds=6), is_quick=True
     ),
     reads=Effort(seconds(0.8), num_warm_ups=1, min_rounds=3, max_rounds=20),
     disk=Effort(seconds(4.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     layers=Effort(seconds(17.0), num_warm_ups=1, min_rounds=4, max_rounds=40),
-    overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=11, max_rounds=60),
-    interference=Effort(seconds(1.5), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=7, max_rounds=60),
+    interference=Effort(seconds(1.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
 )
 FULL = ProbePlan(
