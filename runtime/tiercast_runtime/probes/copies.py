@@ -78,7 +78,7 @@ def copy_bytes(least_bytes: int, last_level_cache_bytes: int | None) -> int:
     """Size of a copy: the last cache where that is more, so that memory is measured and not a cache.
 
     Source and target together are then twice the cache, and by the time a copy is through its head is gone: copies of
-    once and twice the cache were within 3 % of each other with 480 MiB of cache, one thread and two.
+    once and twice the cache were within 4 % of each other with 480 MiB of cache, one thread and two.
     """
     return min(MAX_COPY_BYTES, max(least_bytes, last_level_cache_bytes or 0)) // 8 * 8
 
