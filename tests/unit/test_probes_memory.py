@@ -7,6 +7,7 @@ pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.units import MIB
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.memory import host_bytes_allowed
 from tiercast_runtime.probes import block_content, kept_memory
 from tiercast_runtime.probes.block_content import FILL_PIECE_BYTES, fill_random
 from tiercast_runtime.probes.kept_memory import KeptMemory
@@ -55,6 +56,11 @@ def test_nothing_is_kept_where_memory_has_several_nodes(monkeypatch):
         with memory.lent(MIB):
             pass
         assert memory.holds(MIB)
+    with host_bytes_allowed(3 * MIB):
+        memory = KeptMemory.of_this_host()
+        with memory.lent(MIB):
+            pass
+        assert not memory.holds(MIB), "a quarter of what is allowed"
     monkeypatch.setattr(kept_memory, "node_cores", lambda: {0: {0}, 1: {1}})
     memory = KeptMemory.of_this_host()
     with memory.lent(MIB):

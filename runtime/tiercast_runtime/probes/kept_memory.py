@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_runtime.host_pages import MemoryRequest, transparent_policy
-from tiercast_runtime.memory import HostBlock, available_host_bytes
+from tiercast_runtime.memory import HostBlock, allowed_host_bytes, available_host_bytes
 from tiercast_runtime.probes.numa import node_cores
 
-KEPT_RATIO = 0.25  # of free memory: what other probes need must stay free
+KEPT_RATIO = 0.25  # of the memory that may be taken: what other probes need must stay free
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,13 @@ class KeptMemory:
 
     @classmethod
     def of_this_host(cls) -> Self:
-        """Keeps up to a quarter of free memory; nothing where memory has several nodes.
+        """Keeps up to a quarter of free memory, or of what is allowed; nothing where memory has several nodes.
 
         There, a block lies where its first user touched it, which may not be where the next one wants it.
         """
-        is_even = len(node_cores()) < 2
-        return cls(int(available_host_bytes() * KEPT_RATIO) if is_even else 0)
+        free, allowed = available_host_bytes(), allowed_host_bytes()
+        most = free if allowed is None else min(free, allowed)
+        return cls(int(most * KEPT_RATIO) if len(node_cores()) < 2 else 0)
 
     def __enter__(self) -> Self:
         return self
