@@ -28,7 +28,7 @@ from tiercast_runtime.probes.layers import (  # noqa: E402
     measure_layers,
 )
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
-from tiercast_runtime.probes.settling import NUM_SETTLING_STEPS, fit_settling  # noqa: E402
+from tiercast_runtime.probes.settling import NUM_SETTLING_STEPS, fit_settling, settling_of  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
@@ -237,17 +237,26 @@ def test_rates_are_shares_of_what_was_measured(monkeypatch):
 
 
 @pytest.mark.parametrize(("first", "decay"), [(0.4, 0.72), (0.1, 0.5), (0.05, 0.9)])
-def test_the_law_of_settling_is_found_in_times_that_follow_it(first, decay):
-    fit = fit_settling([12.0 * (1 + first * decay**turn) for turn in range(NUM_SETTLING_STEPS)])
-    assert fit.settled == pytest.approx(12.0, rel=1e-6)
+def test_the_law_of_settling_is_found_in_shares_that_follow_it(first, decay):
+    fit = fit_settling([first * decay**turn for turn in range(NUM_SETTLING_STEPS)])
     assert fit.first_ratio == pytest.approx(first, rel=1e-6)
     assert fit.decay_ratio == decay
     assert fit.residual_ratio < 1e-9
 
 
 def test_a_batch_that_a_chunk_does_not_slow_settles_at_once():
-    fit = fit_settling([9.0, 9.1, 9.2, 9.3])
-    assert (fit.first_ratio, fit.settled) == (0.0, pytest.approx(9.15))
-    noisy = fit_settling([10.0, 10.4, 10.1, 10.2, 10.0, 10.3])
+    assert fit_settling([-0.02, -0.01, -0.01, 0.0]).first_ratio == 0.0
+    noisy = fit_settling([0.0, 0.04, -0.01, 0.02, -0.03, 0.03])
     assert noisy.first_ratio < 0.05
-    assert 0 < noisy.residual_ratio < 0.02
+    assert 0 < noisy.residual_ratio < 0.05
+
+
+def test_a_table_and_its_shares_give_the_measured_steps_behind_a_chunk():
+    times, settled = {2: (13.0, 11.5, 10.75, 10.375)}, {2: 10.0}
+    settling, (probe,) = settling_of(times, settled, 257, "mini", has_engram=False)
+    (point,) = settling.points
+    found = [settled[2] * (1 + point.first_ratio * point.decay_ratio**turn) for turn in range(4)]
+    assert found == pytest.approx(times[2])
+    assert probe.name == "layers.plain.settling"
+    assert probe.samples == times[2]
+    assert settling_of({}, {}, 0, "mini", has_engram=True) == (None, ())

@@ -7,7 +7,14 @@ from typing import Literal, TypeGuard
 
 import torch
 
-from tiercast_profiles.hardware import VERIFY_TOKENS, Component, ComputePoint, ComputeTable, ProbeResult
+from tiercast_profiles.hardware import (
+    VERIFY_TOKENS,
+    Component,
+    ComputePoint,
+    ComputeTable,
+    ProbeResult,
+    Settling,
+)
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
@@ -27,7 +34,7 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
-NUM_PLAIN_SAMPLES = 2  # of a decode batch without Engram, at the first context
+NUM_PLAIN_SAMPLES = 2  # of a decode batch without Engram, at the typical context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
 SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_decode", "engram_module", "head")
@@ -56,6 +63,11 @@ class LayerGrid:
         counts = sorted({*self.sequences[::2], *self.sequences[-1:]})
         contexts = sorted({*self.contexts[:1], *self.contexts[-1:]})
         return tuple((count, context) for count in counts for context in contexts)
+
+    @property
+    def typical_context(self) -> int:
+        """The context at which batches settle: keys and values of a server's length take their part of the caches."""
+        return self.contexts[(len(self.contexts) - 1) // 2]
 
     @property
     def disturbing_tokens(self) -> int:
@@ -158,14 +170,17 @@ def measure_layers(
         if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
             wholes.append(bench.step([], [(0, grid.chunks[-1])]))
         beside = [(0, grid.disturbing_tokens)] if grid.disturbing_tokens else []
-        mixed = [bench.step([grid.contexts[0]] * count, beside) if beside else None for count in grid.sequences]
+        mixed = [bench.step([grid.typical_context] * count, beside) if beside else None for count in grid.sequences]
+        typical = [bench.step([grid.typical_context] * count, []) for count in grid.sequences]
         most = max(grid.sequences, default=0)
-        cases: list[Case[LayerKey]] = [_settled_case(bench, *pair) for pair in zip(decodes, mixed, strict=True)]
+        cases: list[Case[LayerKey]] = [
+            _settled_case(bench, *three) for three in zip(typical, decodes, mixed, strict=True)
+        ]
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, most) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes]
         # Those without Engram come together: behind steps with it the caches are full of weights that they do not use.
-        cases += [_plain_settled_case(bench, *pair) for pair in zip(decodes, mixed, strict=True)]
+        cases += [_plain_settled_case(bench, *pair) for pair in zip(typical, mixed, strict=True)]
         cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
         # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
         for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
@@ -196,12 +211,8 @@ def measure_layers(
             probes.append(probe_result(f"layers.plain.{component}", spread, "us", parameters))
         if points:
             plain[component] = tuple(points)
-    with_engram, without_engram = (
-        settling_of(
-            _settling_us(spreads, name), grid.disturbing_tokens, bench.model.name, has_engram=name == "settling"
-        )
-        for name in ("settling", "plain settling")
-    )
+    with_engram = _settling(bench, grid, spreads, "settling", components)
+    without_engram = _settling(bench, grid, spreads, "plain settling", plain)
     probes += [*with_engram[1], *without_engram[1]]
     table = ComputeTable(
         model_name=bench.model.name,
@@ -271,7 +282,9 @@ def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
     ]
 
 
-def _settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | None) -> Case[LayerKey]:
+def _settled_case(
+    bench: StepBench, typical: BenchStep, steps: list[BenchStep], mixed: BenchStep | None
+) -> Case[LayerKey]:
     """Decode batches of one size: in a row behind a chunk, whole; then settled, by component.
 
     ``mixed`` is the step with the chunk, of which the batch is part, as in a server. Rounds of the grid put steps of
@@ -281,7 +294,7 @@ def _settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | N
     """
 
     def case() -> list[tuple[LayerKey, float]]:
-        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, steps[0], mixed, has_engram=True)]
+        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed, has_engram=True)]
         for step in steps:
             bench.walk(step)
             found += bench.walk(step)
@@ -290,13 +303,13 @@ def _settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | N
     return case
 
 
-def _plain_settled_case(bench: StepBench, steps: list[BenchStep], mixed: BenchStep | None) -> Case[LayerKey]:
-    """The same without Engram, at the first context."""
+def _plain_settled_case(bench: StepBench, typical: BenchStep, mixed: BenchStep | None) -> Case[LayerKey]:
+    """The same without Engram, at the typical context."""
 
     def case() -> list[tuple[LayerKey, float]]:
-        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, steps[0], mixed, has_engram=False)]
+        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed, has_engram=False)]
         for _ in range(NUM_PLAIN_SAMPLES):
-            found += _plain(bench, steps[0])
+            found += _plain(bench, typical)
         return found
 
     return case
@@ -319,15 +332,30 @@ def _compute_ns(bench: StepBench, walked: list[tuple[ComponentKey, float]]) -> f
     return sum(bench.times_a_step(key[0]) * value for key, value in walked if key[0] in SETTLING_COMPONENTS)
 
 
-def _settling_us(
-    spreads: dict[LayerKey, Spread[LayerKey]], name: Literal["settling", "plain settling"]
-) -> dict[int, tuple[float, ...]]:
-    """By sequences: mean compute of each step behind a chunk, in order."""
-    counts = sorted({key[1] for key in spreads if key[0] == name})
-    return {
-        count: tuple(spreads[name, count, number].mean / NS_PER_US for number in range(1, NUM_SETTLING_STEPS + 1))
-        for count in counts
-    }
+def _settling(
+    bench: StepBench,
+    grid: LayerGrid,
+    spreads: dict[LayerKey, Spread[LayerKey]],
+    name: Literal["settling", "plain settling"],
+    components: dict[Component, tuple[ComputePoint, ...]],
+) -> tuple[Settling | None, tuple[ProbeResult, ...]]:
+    """How the batches of a grid settle beside what the table of these components says of them settled."""
+    times_us: dict[int, tuple[float, ...]] = {}
+    for count in sorted({key[1] for key in spreads if key[0] == name}):
+        steps = (spreads[name, count, number + 1] for number in range(NUM_SETTLING_STEPS))
+        times_us[count] = tuple(step.mean / NS_PER_US for step in steps)
+    settled_us = {count: _settled_us(bench, components, count) for count in times_us}
+    return settling_of(times_us, settled_us, grid.disturbing_tokens, bench.model.name, has_engram=name == "settling")
+
+
+def _settled_us(bench: StepBench, components: dict[Component, tuple[ComputePoint, ...]], count: int) -> float:
+    """Compute of a settled step of so many sequences at the typical context, as a table says it."""
+    total_us = 0.0
+    for name in SETTLING_COMPONENTS:
+        times = [point.time_us for point in components.get(name, ()) if point.num_tokens == count]
+        if times:
+            total_us += bench.times_a_step(name) * times[(len(times) - 1) // 2]
+    return total_us
 
 
 def _verifying_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:

@@ -5,7 +5,7 @@ them back a part at a time. On two cores of a server the first step behind a chu
 fifths longer than the tenth step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,49 +20,49 @@ MAX_CHUNK_TOKENS = 257  # a larger chunk of a grid takes long and disturbs littl
 
 @dataclass(frozen=True, slots=True)
 class SettlingFit:
-    """Times by step, a + b × decay^k: ``settled`` is a, ``first_ratio`` b ÷ a; ``residual_ratio`` is in shares of a."""
+    """Shares by step, ``first_ratio`` × ``decay_ratio`` ** k; ``residual_ratio`` is the root mean square of misses."""
 
-    settled: float
     first_ratio: float
     decay_ratio: float
     residual_ratio: float
 
 
-def fit_settling(times: Sequence[float]) -> SettlingFit:
-    """The law nearest to the times of steps in a row behind a chunk, by least squares over the decays allowed.
+def fit_settling(shares: Sequence[float]) -> SettlingFit:
+    """The law nearest to how much longer than settled steps in a row behind a chunk are, by least squares.
 
-    A batch that the chunk does not slow (b below zero) has ``first_ratio`` 0.
+    A batch that the chunk does not slow has ``first_ratio`` 0.
     """
-    values, turns = np.array(times), np.arange(len(times))
+    values, turns = np.array(shares), np.arange(len(shares))
     found: list[SettlingFit] = []
     for decay in DECAYS:
-        powers = np.vstack((np.ones(len(times)), decay**turns)).T
-        (settled, first), *_ = np.linalg.lstsq(powers, values, rcond=None)
-        if first < 0 or settled <= 0:
-            continue
-        missed = (powers @ (settled, first) - values) / settled
-        residual = float(np.sqrt(np.mean(missed**2)))
-        found.append(SettlingFit(float(settled), float(first / settled), decay, residual))
-    if not found:
-        mean = float(values.mean())
-        return SettlingFit(mean, 0.0, DECAYS[0], float(np.std(values)) / mean)
+        powers = decay**turns
+        first = max(0.0, float(powers @ values / (powers @ powers)))
+        residual = float(np.sqrt(np.mean((first * powers - values) ** 2)))
+        found.append(SettlingFit(first, decay, residual))
     return min(found, key=lambda fit: fit.residual_ratio)
 
 
 def settling_of(
-    times_us: dict[int, tuple[float, ...]], chunk_tokens: int, model: str, *, has_engram: bool
+    times_us: Mapping[int, tuple[float, ...]],
+    settled_us: Mapping[int, float],
+    chunk_tokens: int,
+    model: str,
+    *,
+    has_engram: bool,
 ) -> tuple[Settling | None, tuple[ProbeResult, ...]]:
     """How each batch settles, and the probes that say so.
 
     Args:
         times_us: by sequences, mean compute of the steps in a row behind a chunk.
+        settled_us: by sequences, what the table says such a step computes: shares are of that, so that both together
+            give the times that were measured.
         chunk_tokens: of that chunk.
         model: whose layers ran.
         has_engram: whether its Engram layers ran among them.
     """
     points, probes = [], []
     for count in sorted(times_us):
-        fit = fit_settling(times_us[count])
+        fit = fit_settling([time_us / settled_us[count] - 1 for time_us in times_us[count]])
         point = SettlingPoint(
             num_sequences=count, first_ratio=rounded(fit.first_ratio), decay_ratio=rounded(fit.decay_ratio)
         )
@@ -75,6 +75,7 @@ def settling_of(
                     "tokens": count,
                     "chunk_tokens": chunk_tokens,
                     "what": "mean compute of each step behind a chunk, in order",
+                    "settled_us": rounded(settled_us[count]),
                     "residual_ratio": rounded(fit.residual_ratio),
                 },
                 unit="us",
