@@ -201,7 +201,9 @@ def measure_layers(
             probes.append(probe_result(f"layers.{component}", spread, "us", parameters))
         if points:
             components[component] = tuple(points)
-    plain = {name: points for name, points in components.items() if name.startswith("attention")}
+    plain: dict[Component, tuple[ComputePoint, ...]] = {
+        name: points for name, points in components.items() if name.startswith("attention")
+    }
     for component in PLAIN_COMPONENTS:
         points = []
         for plain_key in sorted(key for key in spreads if key[:2] == ("plain", component)):
@@ -231,6 +233,10 @@ def measure_layers(
 
 def _is_component(key: LayerKey) -> TypeGuard[ComponentKey]:
     return key[0] in COMPONENT_ORDER
+
+
+def _is_settling(key: LayerKey) -> TypeGuard[SettlingKey]:
+    return key[0] in ("settling", "plain settling")
 
 
 def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> ComputePoint:
@@ -341,9 +347,8 @@ def _settling(
 ) -> tuple[Settling | None, tuple[ProbeResult, ...]]:
     """How the batches of a grid settle beside what the table of these components says of them settled."""
     times_us: dict[int, tuple[float, ...]] = {}
-    for count in sorted({key[1] for key in spreads if key[0] == name}):
-        steps = (spreads[name, count, number + 1] for number in range(NUM_SETTLING_STEPS))
-        times_us[count] = tuple(step.mean / NS_PER_US for step in steps)
+    for key in sorted(key for key in spreads if _is_settling(key) and key[0] == name):
+        times_us[key[1]] = (*times_us.get(key[1], ()), spreads[key].mean / NS_PER_US)
     settled_us = {count: _settled_us(bench, components, count) for count in times_us}
     return settling_of(times_us, settled_us, grid.disturbing_tokens, bench.model.name, has_engram=name == "settling")
 
