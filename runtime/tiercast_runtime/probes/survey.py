@@ -452,6 +452,12 @@ class _Survey:
             found.probes += probes
         return points
 
+    def _was_measured(self, found: Findings, tier: Tier, path: LookupPath) -> bool:
+        """Whether lookups of a path could be timed; the curve of the drive comes last of all."""
+        if path == "disk":
+            return self._drive is not None
+        return any((curve.tier, curve.path) == (tier, path) for curve in found.curves)
+
     def _interference(self, found: Findings, bench: StepBench) -> None:
         """Every path of this machine beside the first model's layers; path device is itself compute, beside nothing."""
         engram, device = bench.model.engram, self._device
@@ -460,8 +466,7 @@ class _Survey:
         if is_gpu:
             pairs.insert(0, ("dram", "uva"))
         for tier, name in pairs:
-            is_there = any((curve.tier, curve.path) == (tier, name) for curve in found.curves)
-            if not (self._drive is not None if name == "disk" else is_there):
+            if not self._was_measured(found, tier, name):
                 continue
             if name == "device" and not is_gpu:
                 reason = "the compute thread gathers these rows itself, so nothing runs beside it"
