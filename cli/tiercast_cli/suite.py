@@ -133,10 +133,11 @@ def check_models(ready: Mapping[str, ResolvedScenario], hardware: HardwareProfil
         }
     )
     if lacking:
+        target = profile if Path(profile).suffix else "profile.yaml"  # a shipped name is no file to write
         wanted = " ".join(f"--model {name}" for name in sorted({case.model.name for case in ready.values()}))
         raise BadInput(
             f"{profile} holds no layer times of {', '.join(lacking)}, which the suite runs; "
-            f"write one that does with: tiercast profile {wanted} -o {profile}"
+            f"write one that does with: tiercast profile {wanted} -o {target}"
         )
 
 
