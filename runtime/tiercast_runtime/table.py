@@ -81,6 +81,7 @@ class MemoryTable(Table):
 
     parts: tuple[torch.Tensor, ...] = ()
     obtained: ObtainedMemory | None = None  # of host memory only, as the kernel says it is
+    is_pinned: bool = False  # host memory that a GPU may read
 
     def fill(self, store: Callable[[int, tuple[npt.NDArray[np.uint8], ...]], None], num_threads: int) -> None:
         """Compute the content chunk by chunk and hand each chunk, cut by layout, to ``store(first_row, parts)``."""

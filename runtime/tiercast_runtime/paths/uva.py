@@ -10,7 +10,7 @@ import torch
 
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_runtime.paths.base import StagedRows
-from tiercast_runtime.table import HostTable
+from tiercast_runtime.table import MemoryTable
 
 _DEVICE_POINTER_ATTRIBUTE = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER of the CUDA driver
 _MAPPING_STRIDE_BYTES = 256 << 20  # no smaller than what is registered at a time would be
@@ -94,7 +94,7 @@ class UvaPath:
     name = "uva"
     is_host_driven = False
 
-    def __init__(self, tables: Sequence[HostTable], device: torch.device, num_programs: int | None = None) -> None:
+    def __init__(self, tables: Sequence[MemoryTable], device: torch.device, num_programs: int | None = None) -> None:
         require_uva(device)
         assert all(table.is_pinned for table in tables), "a GPU reads only pinned host memory"
         if num_programs is not None and num_programs < 1:
@@ -110,7 +110,7 @@ class UvaPath:
             check_mapping(part)
 
     @property
-    def tables(self) -> tuple[HostTable, ...]:
+    def tables(self) -> tuple[MemoryTable, ...]:
         """The tables it reads, by layer."""
         return self._tables
 

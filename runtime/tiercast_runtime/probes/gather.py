@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from tiercast_runtime.probes.timing import (
     rounded,
     to_us,
 )
-from tiercast_runtime.table import HostTable, MemoryTable
+from tiercast_runtime.table import MemoryTable
 
 CPU_LINE_BYTES = 64
 GPU_SECTOR_BYTES = 32  # the unit a GPU reads memory in, its own or the host's
@@ -115,11 +114,12 @@ def engram_of_row_bytes(row_bytes: int) -> Engram:
 
 
 class BlockTable(MemoryTable):
-    """A block of bytes seen as the rows of a table: one block serves every row size."""
+    """A block of bytes seen as the rows of a table: one block serves every row size. Pinning it is the caller's."""
 
-    def __init__(self, block: torch.Tensor, row_bytes: int) -> None:
+    def __init__(self, block: torch.Tensor, row_bytes: int, *, is_pinned: bool = False) -> None:
         super().__init__(engram_of_row_bytes(row_bytes), 0, "packed", num_rows=block.numel() // row_bytes)
         self.parts = (block[: self.num_rows * row_bytes].view(self.num_rows, row_bytes),)
+        self.is_pinned = is_pinned
 
 
 def measure_host_gather(
@@ -212,11 +212,8 @@ def measure_device_gather(
                 content = torch.from_numpy(block.array)
             cases = []
             for row_bytes, counts in plan.sizes:
-                table = BlockTable(content, row_bytes)
-                path: RuntimePath = DevicePath([table], device)
-                if path_name == "uva":
-                    # the path reads parts and row size only, which any table in memory has
-                    path = UvaPath([cast(HostTable, table)], device)
+                table = BlockTable(content, row_bytes, is_pinned=block is not None)
+                path: RuntimePath = DevicePath([table], device) if block is None else UvaPath([table], device)
                 opened.append(path)
                 cases += [_device_case((path_name, row_bytes, count, size), path, table, timed) for count in counts]
             spreads += [to_us(spread) for spread in collect(cases, effort)]
