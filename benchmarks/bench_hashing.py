@@ -1,7 +1,9 @@
 """Row ids: what the engine calls on this CPU beside the oracle, whose loops a reader can check by hand.
 
-Shown aside: the same by NumPy alone and in torch operations, and making the tensor of the result with nothing in it. A
-sample is many calls in a row, as a sequence of decode steps makes them; the oracle's prime search is not timed.
+The engine hashes the tokens of a step into memory that steps of one size share; whoever keeps the row ids asks for a
+new tensor each time. Both are compared with the oracle. Shown aside: the same by NumPy alone and in torch operations,
+and making the tensor of the result with nothing in it. A sample is many calls in a row, as a sequence of decode steps
+makes them; the oracle's prime search is not timed.
 """
 
 import importlib.util
@@ -19,7 +21,8 @@ from tiercast_runtime.probes.timing import Effort, collect, seconds, timed, to_u
 
 COUNTS = (1, 2, 4, 8, 64, 256, 1024, 8192)
 TOKENS_PER_SAMPLE = 2048
-OURS = "ours: EngramHasher"
+OURS = "ours: EngramHasher, into the step's buffer"
+ANEW = "ours: EngramHasher, a new tensor each time"
 ORACLE = "oracle: reference.py"
 FLOOR = "tensor of the result alone"
 
@@ -47,9 +50,10 @@ def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, cou
     max_order, shape = engram.ngram_orders[-1], (len(engram.layer_ids), count, engram.num_rows_per_token)
     ids = stream(0, f"bench-hashing {count}").integers(0, engram.compressed_vocab_size, max_order + count)
     windows = build_windows(ids, max_order, count, max_order)  # inside a sequence, as decode steps are
-    tensor = torch.from_numpy(windows)
+    tensor, buffer = torch.from_numpy(windows), on_cpu.buffer(count)
     ways: dict[str, Callable[[], object]] = {
-        OURS: lambda: on_cpu.row_ids(tensor),
+        OURS: lambda: on_cpu.row_ids(tensor, buffer),
+        ANEW: lambda: on_cpu.row_ids(tensor),
         ORACLE: lambda: reference.row_ids(engram, windows),
         "NumPy alone": lambda: with_numpy.row_ids(windows),
         "torch operations": lambda: on_cpu.torch_row_ids(tensor),
@@ -70,6 +74,8 @@ def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, cou
     spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, effort)}
     aside = tuple(name for name in ways if name not in (OURS, ORACLE))
     figures.compare(f"{count:,} tokens", spreads, unit="µs", ours=OURS, target_ratio=10.0, aside=aside)
+    anew = {name: spreads[name] for name in (ANEW, ORACLE)}
+    figures.compare(f"{count:,} tokens, into a new tensor", anew, unit="µs", ours=ANEW, target_ratio=10.0)
 
 
 def _repeated(way: Callable[[], object], num_calls: int) -> Callable[[], None]:

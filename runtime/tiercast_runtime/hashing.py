@@ -8,6 +8,7 @@ Importing this module does not import torch; only ``EngramHasher`` does.
 """
 
 import importlib.util
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,28 @@ class NumpyHasher:
         return rows.view(_INT64)
 
 
+@dataclass(frozen=True, slots=True)
+class RowIdBuffer:
+    """Memory for the row ids of steps of one size: each hash into it writes over the one before.
+
+    ``row_ids``: ``[layers, num_tokens, rows_per_token] int64``, contiguous, in the memory of the CPU at ``address``.
+    ``EngramHasher.buffer`` makes one.
+    """
+
+    num_tokens: int
+    row_ids: "torch.Tensor"
+    address: int
+
+    def check(self, num_tokens: int) -> None:
+        """Refuse another number of tokens.
+
+        Raises:
+            BadInput: with both numbers.
+        """
+        if num_tokens != self.num_tokens:
+            raise BadInput(f"out has room for the row ids of {self.num_tokens} tokens; windows has {num_tokens}")
+
+
 class EngramHasher:
     """Hashes the windows of a step into row ids of all Engram layers at once, on a CPU or a GPU.
 
@@ -206,20 +229,37 @@ class EngramHasher:
         self._sizes = torch.from_numpy(sizes).to(device)
         self._offsets = torch.from_numpy(offsets).to(device)
 
-    def row_ids(self, windows: "torch.Tensor") -> "torch.Tensor":
+    def buffer(self, num_tokens: int) -> RowIdBuffer:
+        """Memory for the row ids of this many tokens, for ``row_ids`` on a CPU."""
+        import torch
+
+        shape = (len(self.engram.layer_ids), num_tokens, self.engram.num_rows_per_token)
+        row_ids = torch.from_numpy(np.empty(shape, np.int64))
+        return RowIdBuffer(num_tokens, row_ids, row_ids.data_ptr())
+
+    def row_ids(self, windows: "torch.Tensor", out: RowIdBuffer | None = None) -> "torch.Tensor":
         """Row ids ``[layers, tokens, rows_per_token] int64`` of windows ``[tokens, max_order] int64``.
 
-        Raises:
-            BadInput: windows of another shape or type or, on the CPU, with ids outside the folded vocabulary.
-        """
-        if windows.is_cpu:
-            if self._compiled is not None:
-                return self._compiled.row_ids(windows)
-            import torch
+        On a CPU they go into ``out`` when given, which spares a decode step the making of a tensor. On a GPU the
+        allocator hands the same memory out again by itself, and in the order of the streams: ``out`` is for CPUs only.
 
-            # a decode step hashes a few tokens: NumPy needs 8 µs where torch's dispatch of the same takes 70 µs
-            return torch.from_numpy(self._on_host.row_ids(windows.numpy()))
-        return self.kernel_row_ids(windows) if self.has_kernel else self.torch_row_ids(windows)
+        Raises:
+            BadInput: windows of another shape or type or, on the CPU, with ids outside the folded vocabulary; an
+                ``out`` for another number of tokens.
+        """
+        if not windows.is_cpu:
+            assert out is None, "a buffer lies in the memory of the CPU"
+            return self.kernel_row_ids(windows) if self.has_kernel else self.torch_row_ids(windows)
+        if self._compiled is not None:
+            return self._compiled.row_ids(windows, out)
+        import torch
+
+        # a decode step hashes a few tokens: NumPy needs 8 µs where torch's dispatch of the same takes 70 µs
+        found = torch.from_numpy(self._on_host.row_ids(windows.numpy()))
+        if out is None:
+            return found
+        out.check(len(windows))
+        return out.row_ids.copy_(found)
 
     def kernel_row_ids(self, windows: "torch.Tensor", out: "torch.Tensor | None" = None) -> "torch.Tensor":
         """The same by one kernel launch, without waiting for it; into ``out`` when given. Needs triton.

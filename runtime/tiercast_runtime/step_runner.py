@@ -11,6 +11,7 @@ from tiercast_runtime.batch import BatchBuilder, BatchPlan
 from tiercast_runtime.decode_graphs import DecodeGraphs
 from tiercast_runtime.early import StepSplit
 from tiercast_runtime.graph_backend import GraphBackend
+from tiercast_runtime.hashing import EngramHasher, RowIdBuffer
 from tiercast_runtime.marks import Mark
 from tiercast_runtime.network import Network
 from tiercast_runtime.prefetch import LookupTiming
@@ -48,6 +49,7 @@ class StepRunner:
         self._net, self._builder, self._device, self._clock = network, builder, device, clock
         self._engram_at = {layer.layer_id: index for index, layer in enumerate(network.engram_layers)}
         self._graphs: DecodeGraphs | None = None
+        self._row_id_buffer: RowIdBuffer | None = None
         self.graph_mode: GraphMode = "eager"
         self.graph_reason = ""
 
@@ -147,7 +149,7 @@ class StepRunner:
         if split is not None and split.num_early:
             behind = split.first_early + split.num_early
             windows = torch.cat((windows[: split.first_early], windows[behind:]))
-        row_ids = None if hasher is None else hasher.row_ids(windows)
+        row_ids = None if hasher is None else self._row_ids(hasher, windows)
         issued_ns = self._clock()
         begin = Mark(self._device, issued_ns)
         if row_ids is not None and prefetcher is not None:
@@ -158,6 +160,19 @@ class StepRunner:
             if ahead is not None and hasher is not None:
                 prefetcher.look_ahead(hasher.row_ids(ahead))
         return issued_ns, begin
+
+    def _row_ids(self, hasher: EngramHasher, windows: torch.Tensor) -> torch.Tensor:
+        """Row ids of a step's windows; on the CPU steps of one size write them to the same place.
+
+        The rows of a step have all been taken when the next one is hashed, which is when its row ids may go. What is
+        looked up ahead is not hashed here: it is still read then.
+        """
+        if not windows.is_cpu:
+            return hasher.row_ids(windows)
+        num_tokens = windows.shape[0]
+        if self._row_id_buffer is None or self._row_id_buffer.num_tokens != num_tokens:
+            self._row_id_buffer = hasher.buffer(num_tokens)
+        return hasher.row_ids(windows, self._row_id_buffer)
 
 
 def _slot(sequence: Sequence) -> int:

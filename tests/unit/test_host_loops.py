@@ -52,6 +52,23 @@ def test_a_gather_puts_the_parts_of_a_row_side_by_side(form, widths, row_bytes, 
 
 
 @pytest.mark.usefixtures("form")
+def test_a_buffer_takes_the_row_ids_of_one_step_after_the_other(mini_model):
+    engram = mini_model("v41").engram
+    hasher = hashing.EngramHasher(engram, CPU)
+    buffer, generator = hasher.buffer(3), np.random.default_rng(0)
+    for _ in range(3):
+        windows = generator.integers(-1, engram.compressed_vocab_size, (3, engram.ngram_orders[-1]))
+        found = hasher.row_ids(torch.from_numpy(windows), buffer)
+        assert found is buffer.row_ids
+        assert np.array_equal(found.numpy(), reference.row_ids(engram, windows))
+    for count in (0, 2, 4):
+        other = torch.zeros((count, engram.ngram_orders[-1]), dtype=torch.int64)
+        with pytest.raises(BadInput, match=f"room for the row ids of 3 tokens; windows has {count}"):
+            hasher.row_ids(other, buffer)
+    assert np.array_equal(found.numpy(), reference.row_ids(engram, windows)), "a refused step writes nothing"
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("bad", [-1, NUM_ROWS, 2**62, -(2**63)])
 @pytest.mark.parametrize("place", [0, 39])
 def test_an_id_outside_the_table_is_refused_and_nothing_is_written(bad, place):
