@@ -1,7 +1,7 @@
 """Row ids: what the engine calls on this CPU beside the oracle, whose loops a reader can check by hand.
 
-The engine hashes the tokens of a step into memory that steps of one size share; whoever keeps the row ids asks for a
-new tensor each time. Both are compared with the oracle. Shown aside: the same by NumPy alone and in torch operations,
+The engine hashes a step of few tokens into memory that such steps of one size share; larger ones, and whoever keeps
+the row ids, get a new tensor each time. Both are compared with the oracle. Shown aside: the same by NumPy alone and in torch operations,
 and making the tensor of the result with nothing in it. A sample is many calls in a row, as a sequence of decode steps
 makes them; the oracle's prime search is not timed.
 """
@@ -16,13 +16,12 @@ from figures import Figures
 from tiercast_profiles.rng import stream
 from tiercast_profiles.store import load_model
 from tiercast_runtime import reference
-from tiercast_runtime.hashing import EngramHasher, NumpyHasher, build_windows
+from tiercast_runtime.hashing import MAX_BUFFERED_TOKENS, EngramHasher, NumpyHasher, build_windows
 from tiercast_runtime.probes.timing import Effort, collect, seconds, timed, to_us
 
 COUNTS = (1, 2, 4, 8, 64, 256, 1024, 8192)
 TOKENS_PER_SAMPLE = 2048
-OURS = "ours: EngramHasher, into the step's buffer"
-ANEW = "ours: EngramHasher, a new tensor each time"
+ANEW, INTO_BUFFER = "ours: a new tensor each time", "ours: into the step's buffer"
 ORACLE = "oracle: reference.py"
 FLOOR = "tensor of the result alone"
 
@@ -50,14 +49,16 @@ def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, cou
     max_order, shape = engram.ngram_orders[-1], (len(engram.layer_ids), count, engram.num_rows_per_token)
     ids = stream(0, f"bench-hashing {count}").integers(0, engram.compressed_vocab_size, max_order + count)
     windows = build_windows(ids, max_order, count, max_order)  # inside a sequence, as decode steps are
-    tensor, buffer = torch.from_numpy(windows), on_cpu.buffer(count)
+    tensor = torch.from_numpy(windows)
     ways: dict[str, Callable[[], object]] = {
-        OURS: lambda: on_cpu.row_ids(tensor, buffer),
         ANEW: lambda: on_cpu.row_ids(tensor),
         ORACLE: lambda: reference.row_ids(engram, windows),
         "NumPy alone": lambda: with_numpy.row_ids(windows),
         "torch operations": lambda: on_cpu.torch_row_ids(tensor),
     }
+    if count <= MAX_BUFFERED_TOKENS:
+        buffer = on_cpu.buffer(count)
+        ways[INTO_BUFFER] = lambda: on_cpu.row_ids(tensor, buffer)
     if has_kernel:
         gpu = torch.device("cuda", 0)
         on_gpu, moved = EngramHasher(engram, gpu), tensor.to(gpu)
@@ -72,10 +73,11 @@ def measure(figures: Figures, on_cpu: EngramHasher, with_numpy: NumpyHasher, cou
     cases = [timed(name, _repeated(way, num_calls)) for name, way in ways.items()]
     effort = Effort(seconds(2), 1, 7, 40)
     spreads = {spread.key: to_us(spread).scaled(1 / num_calls) for spread in collect(cases, effort)}
-    aside = tuple(name for name in ways if name not in (OURS, ORACLE))
-    figures.compare(f"{count:,} tokens", spreads, unit="µs", ours=OURS, target_ratio=10.0, aside=aside)
-    anew = {name: spreads[name] for name in (ANEW, ORACLE)}
-    figures.compare(f"{count:,} tokens, into a new tensor", anew, unit="µs", ours=ANEW, target_ratio=10.0)
+    aside = tuple(name for name in ways if name not in (ANEW, INTO_BUFFER, ORACLE))
+    ours = {"": INTO_BUFFER, ", into a new tensor": ANEW} if INTO_BUFFER in ways else {"": ANEW}
+    for what, mine in ours.items():
+        shown = {name: spread for name, spread in spreads.items() if name == mine or name not in ours.values()}
+        figures.compare(f"{count:,} tokens{what}", shown, unit="µs", ours=mine, target_ratio=10.0, aside=aside)
 
 
 def _repeated(way: Callable[[], object], num_calls: int) -> Callable[[], None]:

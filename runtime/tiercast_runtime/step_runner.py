@@ -11,7 +11,7 @@ from tiercast_runtime.batch import BatchBuilder, BatchPlan
 from tiercast_runtime.decode_graphs import DecodeGraphs
 from tiercast_runtime.early import StepSplit
 from tiercast_runtime.graph_backend import GraphBackend
-from tiercast_runtime.hashing import EngramHasher, RowIdBuffer
+from tiercast_runtime.hashing import MAX_BUFFERED_TOKENS, EngramHasher, RowIdBuffer
 from tiercast_runtime.marks import Mark
 from tiercast_runtime.network import Network
 from tiercast_runtime.prefetch import LookupTiming
@@ -162,14 +162,14 @@ class StepRunner:
         return issued_ns, begin
 
     def _row_ids(self, hasher: EngramHasher, windows: torch.Tensor) -> torch.Tensor:
-        """Row ids of a step's windows; on the CPU steps of one size write them to the same place.
+        """Row ids of a step's windows; on the CPU small steps of one size write them to the same place.
 
         The rows of a step have all been taken when the next one is hashed, which is when its row ids may go. What is
         looked up ahead is not hashed here: it is still read then.
         """
-        if not windows.is_cpu:
-            return hasher.row_ids(windows)
         num_tokens = windows.shape[0]
+        if not windows.is_cpu or num_tokens > MAX_BUFFERED_TOKENS:
+            return hasher.row_ids(windows)
         if self._row_id_buffer is None or self._row_id_buffer.num_tokens != num_tokens:
             self._row_id_buffer = hasher.buffer(num_tokens)
         return hasher.row_ids(windows, self._row_id_buffer)
