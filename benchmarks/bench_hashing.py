@@ -1,9 +1,9 @@
 """Row ids: what the engine calls on this CPU beside the oracle, whose loops a reader can check by hand.
 
 The engine hashes a step of few tokens into memory that such steps of one size share; larger ones, and whoever keeps
-the row ids, get a new tensor each time. Both are compared with the oracle. Shown aside: the same by NumPy alone and in torch operations,
-and making the tensor of the result with nothing in it. A sample is many calls in a row, as a sequence of decode steps
-makes them; the oracle's prime search is not timed.
+the row ids, get a new tensor each time. Both are compared with the oracle. Shown aside: the same by NumPy alone and in
+torch operations, and making the tensor of the result with nothing in it. A sample is many calls in a row, as a sequence
+of decode steps makes them; the oracle's prime search is not timed.
 """
 
 import importlib.util
