@@ -72,7 +72,7 @@ def _answer(best: "PlanRow") -> None:
 def _ranking(report: "Report") -> None:
     rows = [
         [
-            f"{row.rank} {row.hardware}",
+            _name(row),
             f"{row.num_devices:,}={row.num_hosts:,}x{row.data_per_host}x{row.tensor}",
             _where(row),
             usd(row.cost.usd_per_mtok["total"].value),
@@ -83,6 +83,10 @@ def _ranking(report: "Report") -> None:
     ]
     columns = ["plan", "devices=\nhosts x DP x TP", "tables", "USD/Mtok\nall", "USD/Mtok\noutput", "USD/h"]
     render.table("Plans, best first", columns, rows, left=3)
+
+
+def _name(row: "PlanRow") -> str:
+    return f"{row.rank} {row.hardware}{' *' if row.is_at_event_limit else ''}"
 
 
 def _where(row: "PlanRow") -> str:
@@ -100,7 +104,7 @@ def _where(row: "PlanRow") -> str:
 def _speeds(plans: "Sequence[PlanRow]") -> None:
     rows = [
         [
-            f"{row.rank} {row.hardware}",
+            _name(row),
             render.number(row.num_requests_per_replica),
             render.number(row.ttft_ms, 3),
             render.number(row.tpot_ms, 3),
@@ -120,6 +124,12 @@ def _speeds(plans: "Sequence[PlanRow]") -> None:
         "closed\nform",
     ]
     render.table("", columns, rows)
+    limited = [row.num_requests_per_replica for row in plans if row.is_at_event_limit]
+    if limited:
+        render.line(
+            f"* no more than {limited[0]} requests per replica were tried: its lookups are simulated one by one; "
+            "a larger load, as others have here, may be cheaper"
+        )
     render.line("closed form: how far its tokens/s, which chose the finalists, is from the simulation")
 
 

@@ -7,8 +7,19 @@ from decimal import Decimal
 from tiercast_plan.cost import CostReport
 from tiercast_plan.flags import LaunchFlags, launch_flags
 from tiercast_plan.fleet import Fleet
-from tiercast_plan.search import Answer, ParetoPoint, Plan, Question, ReasonKind, Rejection, largest_load, search
+from tiercast_plan.search import (
+    MAX_BY_EVENTS,
+    Answer,
+    ParetoPoint,
+    Plan,
+    Question,
+    ReasonKind,
+    Rejection,
+    largest_load,
+    search,
+)
 from tiercast_plan.sensitivity import BreakEven, Sway, break_evens, tornado
+from tiercast_plan.steady import is_by_events
 from tiercast_profiles.scenario import ResolvedPlacement
 
 
@@ -18,7 +29,8 @@ class PlanRow:
 
     ``estimate_error_ratio``: closed form over simulation, minus one, of the total rate.
     ``num_requests_per_replica`` is the load: requests in flight on each replica; ``is_at_largest_load``: no larger one
-    was tried, so a larger limit of sequences may be cheaper still.
+    was tried, so a larger limit of sequences may be cheaper still. ``is_at_event_limit``: the plan is simulated event
+    by event and larger loads, which others were given, were not tried for it: a larger one may be cheaper.
     """
 
     rank: int
@@ -31,6 +43,7 @@ class PlanRow:
     placement: ResolvedPlacement
     num_requests_per_replica: int
     is_at_largest_load: bool
+    is_at_event_limit: bool
     kv_capacity_tokens_per_replica: int
     ttft_ms: float
     tpot_ms: float
@@ -126,6 +139,7 @@ def _row(rank: int, plan: Plan, largest: int) -> PlanRow:
         placement=placement,
         num_requests_per_replica=plan.concurrency_per_replica,
         is_at_largest_load=plan.concurrency_per_replica == largest,
+        is_at_event_limit=plan.concurrency_per_replica == MAX_BY_EVENTS < largest and is_by_events(resolved),
         kv_capacity_tokens_per_replica=steady.memory.kv_capacity_tokens,
         ttft_ms=steady.ttft_ms,
         tpot_ms=steady.tpot_ms,

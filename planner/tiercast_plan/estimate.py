@@ -7,6 +7,7 @@ Assumption A28: replicas of a host do not hinder each other here, no row repeats
 simulation of the finalists knows better, and the search says how far the two were apart.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,11 +52,13 @@ class Estimator:
         decodes = min(concurrency, budget)
         room = max(1, budget - decodes)
         prompts_per_step = decodes / self._output
-        num_prompts = max(1, min(round(prompts_per_step), room // self._prompt or 1))
+        num_prompts = max(1, min(math.ceil(prompts_per_step), room // self._prompt or 1))
         num_chunks = -(-self._prompt // room)  # a prompt longer than the budget takes several steps
-        bare_ns, bare_stall_ns = self._step_ns(decodes, 0)
-        mixed_ns, mixed_stall_ns = self._step_ns(decodes, num_prompts)
         share = prompts_per_step / num_prompts * num_chunks
+        # A prompt that arrives as another request ends is not known a step early; its later chunks and a queue are.
+        is_known_early = num_chunks > 1 or share > 1
+        bare_ns, bare_stall_ns = self._step_ns(decodes, 0, is_known_early)
+        mixed_ns, mixed_stall_ns = self._step_ns(decodes, num_prompts, is_known_early)
         if share > 1:  # prompts come faster than one step's budget takes them: every step is full, and O steps are more
             step_ns, stall_ns, steps_per_token = float(mixed_ns), float(mixed_stall_ns), share
         else:
@@ -73,14 +76,15 @@ class Estimator:
             total_tokens_per_s=output_per_s * (self._prompt + self._output) / self._output,
         )
 
-    def _step_ns(self, decodes: int, num_prompts: int) -> tuple[int, int]:
-        """Length and stall of a step that follows one like it, so that rows fetched a step early are on their way.
+    def _step_ns(self, decodes: int, num_prompts: int, is_known_early: bool) -> tuple[int, int]:
+        """Length and stall of a step that follows one like it: rows its prompts could ask for early are on their way.
 
         Decode batches count as settled, whatever prompts came before.
         """
         position = self._prompt + self._output // 2
         running = [Request(0, 0, self._prompt, self._output)] * decodes  # who decodes matters to nobody here
-        num_steps = 2 if self._costs.wants_upcoming else 1
+        is_early = is_known_early and self._costs.wants_upcoming
+        num_steps = 2 if is_early else 1
         plans = [
             StepPlan(running, [position] * decodes, self._chunks(1 + wave * num_prompts, num_prompts))
             for wave in range(num_steps + 1)
@@ -89,7 +93,7 @@ class Estimator:
         duration_ns = stall_ns = 0
         for plan, upcoming in pairwise(plans):
             self._costs.settle()
-            work = self._costs.price(plan, upcoming.chunks if self._costs.wants_upcoming else ())
+            work = self._costs.price(plan, upcoming.chunks if is_early else ())
             outcome = run_step(work, self._resolved.placement.prefetch, state, self._speeds(work))
             duration_ns, stall_ns = outcome.duration_ns, sum(outcome.stall_ns)
         return duration_ns, stall_ns

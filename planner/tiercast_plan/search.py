@@ -35,7 +35,7 @@ NUM_DRAWN = 512
 NUM_WITH_INTERVAL = 3
 MAX_TRIES = 4
 MAX_BY_EVENTS = 256
-"""Largest concurrency of one replica that is simulated event by event; closed forms go on beyond it."""
+"""Largest concurrency of one replica that is simulated event by event; larger loads of such options are not tried."""
 
 ReasonKind = Literal["no price", "no such tier", "memory", "latency", "budget", "dearer"]
 
@@ -238,8 +238,17 @@ def _families(question: Question, hardware: HardwareProfile) -> Iterator[Family 
             usd_per_hour = sum((line.usd_per_hour for line in bill), Decimal(0))
             most = max(1, verdict.plan.kv_capacity_tokens // (prompt + output))
             estimator = Estimator(resolved, prompt, output)
-            steps = [size for size in LADDER if size <= min(most, question.load.engine.max_num_seqs)]
+            most = min(most, _most_simulated(resolved), question.load.engine.max_num_seqs)
+            steps = [size for size in LADDER if size <= most]
             yield Family(resolved, usd_per_hour, tuple(estimator.at(size) for size in steps))
+
+
+def _most_simulated(resolved: ResolvedScenario) -> int:
+    """The largest load of an option that is simulated, memory and limits aside.
+
+    Closed forms rank no larger one: it could win there and then be simulated, and shown, at a fraction of its load.
+    """
+    return MAX_BY_EVENTS if is_by_events(resolved) else LADDER[-1]
 
 
 def best_estimate(question: Question, family: Family) -> Estimate | tuple[ReasonKind, str]:

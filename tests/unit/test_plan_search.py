@@ -13,7 +13,7 @@ from tiercast_plan.estimate import Estimator
 from tiercast_plan.flags import launch_flags
 from tiercast_plan.fleet import size_fleet
 from tiercast_plan.options import Load, placements, tensor_sizes, try_host_scenario
-from tiercast_plan.search import Question, mean_tokens, search
+from tiercast_plan.search import MAX_BY_EVENTS, Question, mean_tokens, search
 from tiercast_plan.sensitivity import break_evens, contenders, label, tornado, winner
 from tiercast_plan.steady import one_replica, steady_state
 from tiercast_profiles import store
@@ -226,3 +226,42 @@ def test_the_report_has_one_row_for_each_machine_and_tier_without_a_plan():
     assert not report.plans[0].is_calibrated
     assert report.plans[0].is_at_largest_load is (report.plans[0].num_requests_per_replica == 64)
     assert len(report.plans) + len(report.rejections) == report.num_options
+
+
+def test_an_option_of_the_event_engine_wins_no_place_at_a_load_it_is_not_simulated_at():
+    large = replace(LOAD, engine=Engine(max_num_seqs=1024))
+    report = answer(replace(QUESTION, hardware=QUESTION.hardware[:1], load=large, slo_tpot_ms=None))
+    at = {row.placement.tier: row for row in report.plans}
+    assert at["cxl"].placement.prefetch == "step_entry"
+    assert at["cxl"].num_requests_per_replica > MAX_BY_EVENTS
+    assert not at["cxl"].is_at_event_limit
+    assert at["nvme"].num_requests_per_replica == MAX_BY_EVENTS
+    assert at["nvme"].is_at_event_limit
+
+
+@pytest.mark.parametrize(("max_tokens", "is_early"), [(8192, False), (64, True)])
+def test_closed_forms_know_a_prompt_early_only_where_its_chunks_or_a_queue_are_seen(max_tokens, is_early):
+    load = replace(LOAD, engine=Engine(max_num_seqs=64, max_num_batched_tokens=max_tokens))
+    at = {}
+    for prefetch in ("step_entry", "prev_step"):
+        resolved = try_host_scenario(
+            QUESTION.hardware[0],
+            QUESTION.model,
+            QUESTION.prices,
+            load,
+            tensor=8,
+            placement=Placement(tier="nvme", prefetch=prefetch),
+        )
+        at[prefetch] = Estimator(resolved, 250, 100).at(32).stall_ms_per_step
+    assert (at["prev_step"] < at["step_entry"]) is is_early
+
+
+@pytest.mark.parametrize("concurrency", [128, 140, 192])
+def test_closed_forms_are_near_the_simulation_where_prompts_per_step_are_no_whole_number(concurrency):
+    load = replace(LOAD, engine=Engine(max_num_seqs=1024))
+    resolved = try_host_scenario(
+        QUESTION.hardware[0], QUESTION.model, QUESTION.prices, load, tensor=8, placement=Placement(tier="dram")
+    )
+    closed = Estimator(resolved, 250, 100).at(concurrency)
+    simulated = steady_state(resolved, 90, concurrency)
+    assert closed.total_tokens_per_s == pytest.approx(simulated.total_tokens_per_s, rel=0.05)
