@@ -59,11 +59,14 @@ gpu: ## measure and check everything on this GPU, in resumable stages (ARGS=--re
 	PYTHONPATH=$(CURDIR)/out/site:$(SOURCES) $(GPU_PYTHON) -m gpu_evidence $(ARGS)
 
 # What a machine with torch, numpy, typer, rich and pytest lacks; for CPython 3.12 on x86-64 Linux, versions as pinned.
+# numba is not among them: with llvmlite it is 64 MB, many images have it, and without it NumPy gathers on the host, more
+# slowly (the record says which). Where the arms by host threads count: make wheels MORE="numba llvmlite".
+MORE ?=
 WHEELS := pydantic pydantic_core annotated-types typing-inspection typing_extensions simpy joblib PyYAML safetensors nvidia-ml-py
 wheels: ## download the wheels a bare GPU machine lacks into .whl (needs a network)
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-	  -d .whl $(foreach name,$(WHEELS),$(shell grep -i '^$(name)==' constraints.txt))
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -d .whl $(foreach name,$(WHEELS) $(MORE),$(shell grep -i '^$(name)==' constraints.txt))
 
 docs: $(READY) ## regenerate the parts of README and docs that come from committed records
 	$(BIN)/python docs/generate.py

@@ -26,6 +26,7 @@ from gpu_evidence.plan import Case
 from gpu_evidence.state import State
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.units import gib_to_bytes
+from tiercast_runtime.memory import host_memory_grows_to
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES: dict[str, Callable[[Context], list[Case]]] = {
@@ -83,7 +84,8 @@ def run_stage(
             begin = clock()
             state.begin(case.key)
             try:
-                numbers = {name: plain(value) for name, value in case.run(context).items()}
+                with host_memory_grows_to(context.grown_bytes):
+                    numbers = {name: plain(value) for name, value in case.run(context).items()}
                 state.end(case.key, "done", clock() - begin, "", numbers)
             except Exception as error:  # whatever a case dies of is its result
                 message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

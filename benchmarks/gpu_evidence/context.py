@@ -76,6 +76,11 @@ class Context:
             return int(known["table_bytes"])
         return host_table_bytes(self.room, self.table_bytes_asked)
 
+    @property
+    def grown_bytes(self) -> int | None:
+        """The host's memory where it grows as it is used, as found before; None where it does not."""
+        return (self.state.numbers("environment/memory") or {}).get("grown_bytes") or None
+
     def model(self, name: str = "paper-4b-100b") -> ModelSpec:
         """The model of the arms, with the table this host has room for."""
         return load_model("tiny") if self.is_rehearsal else paper_model(name, self.table_bytes)

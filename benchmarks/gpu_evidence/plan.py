@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PAPER_PARAMETERS = 100_000_000_000
 ROW_VALUES = 256  # FP8 with one scale per 32 values: 264 bytes a row, as in V4.1
 HOST_RESERVE_BYTES = 14 * GIB  # process, staging, page cache, and what the system keeps
+HOST_TO_ASK_BYTES = 8 * GIB  # beside the table: of the reserve this much is asked for, the rest is what runs already
 DEVICE_RESERVE_BYTES = 20 * GIB  # weights of the 4B backbone, work buffers, context and a least KV cache
 DISK_RESERVE_BYTES = 6 * GIB
 LARGEST_DISK_TABLE_BYTES = 24 * GIB

@@ -1,5 +1,6 @@
 """Stage ``environment``: what machine this is, and whether the kernels equal their oracles on it."""
 
+import importlib.metadata
 import json
 import platform
 import resource
@@ -9,11 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpu_evidence.context import Context, environment_of
-from gpu_evidence.plan import Case, disk_table_bytes, fits_device
+from gpu_evidence.plan import HOST_TO_ASK_BYTES, Case, disk_table_bytes, fits_device, paper_table_bytes
+from tiercast_profiles.units import GIB
 from tiercast_runtime.device import describe, num_cores
+from tiercast_runtime.growing_memory import memory_field, memory_that_comes
+from tiercast_runtime.host_loops import compiled_loops
+from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.probes.host import read_host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +38,22 @@ def cases(context: Context) -> list[Case]:
     """The machine, then one case per file of GPU tests."""
     files = TEST_FILES[:1] if context.is_rehearsal else TEST_FILES
     return [
+        *(() if context.is_rehearsal else (Case("environment", "memory", 120, memory),)),
         Case("environment", "machine", 15, machine),
         *(Case("environment", name, TEST_SECONDS, gpu_tests(name)) for name in files),
     ]
+
+
+def memory(_context: Context) -> dict[str, Any]:
+    """How much memory the host really gives: a virtual machine may start with little and grow as it is used."""
+    before, wanted = memory_field("MemTotal"), paper_table_bytes() + HOST_TO_ASK_BYTES
+    if available_host_bytes() >= wanted:
+        return {"grown_bytes": 0, "host_bytes_before": before}
+    used = before - memory_field("MemAvailable")
+    got = memory_that_comes(wanted)
+    # what came stays promised, also where the machine takes it back between two processes
+    grown = max(memory_field("MemTotal"), used + got)
+    return {"grown_bytes": grown if grown > before + GIB else 0, "host_bytes_before": before, "bytes_touched": got}
 
 
 def machine(context: Context) -> dict[str, Any]:
@@ -46,6 +65,9 @@ def machine(context: Context) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
+        "numpy": np.__version__,
+        "triton": _version("triton"),
+        "numba": _version("numba") if compiled_loops() is not None else None,  # without it NumPy gathers on the host
         "locked_memory_limit": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "host_bytes": room.host_bytes,
         "device_bytes": room.device_bytes,
@@ -69,7 +91,9 @@ def gpu_tests(name: str) -> Any:
     """A case that runs one file of tests/gpu in a process of its own."""
 
     def run(context: Context) -> dict[str, Any]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}.py"]
+        # other versions of torch and NumPy than the pinned ones warn of other things: that fails no kernel here
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"]
+        command.append(f"tests/gpu/{name}.py")
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -92,6 +116,13 @@ def _head(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")[:2000].strip()
     except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 

@@ -18,6 +18,7 @@ import torch
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
 from tiercast_profiles.units import GIB, format_bytes
+from tiercast_runtime.growing_memory import PIECE_BYTES, memory_field, touch_as_it_grows
 from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory, map_memory, read_back
 
 PIN_CHUNK_BYTES = 8 * GIB
@@ -25,9 +26,11 @@ _HOST_REGISTER_PORTABLE_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegiste
 
 
 def available_host_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Host memory that can still be taken: what the kernel calls available, or the container's limit if lower."""
-    fields = dict(line.split(":", 1) for line in proc.read_text(encoding="ascii").splitlines() if ":" in line)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    """Host memory that can still be taken: what the kernel calls available, or the container's limit if lower.
+
+    Inside :func:`host_memory_grows_to` what is still to come counts as available.
+    """
+    available = memory_field("MemAvailable", proc) + _bytes_to_come(proc)
     try:
         limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
@@ -37,6 +40,27 @@ def available_host_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path
     if limit == "max":
         return available
     return min(available, int(limit) - used + int(cached.get("inactive_file", 0)))
+
+
+_grown_bytes: ContextVar[int | None] = ContextVar("host bytes once it has grown", default=None)
+
+
+@contextmanager
+def host_memory_grows_to(total_bytes: int | None) -> Iterator[None]:
+    """Within it the host counts as having ``total_bytes``, though the kernel may not have them yet; None says nothing.
+
+    Blocks made here are touched as memory comes (:mod:`growing_memory`). Threads do not inherit it.
+    """
+    token = _grown_bytes.set(total_bytes)
+    try:
+        yield
+    finally:
+        _grown_bytes.reset(token)
+
+
+def _bytes_to_come(proc: Path = Path("/proc/meminfo")) -> int:
+    grown = _grown_bytes.get()
+    return 0 if grown is None else max(0, grown - memory_field("MemTotal", proc))
 
 
 _allowed_bytes: ContextVar[int | None] = ContextVar("allowed host bytes", default=None)
@@ -94,7 +118,7 @@ class HostBlock:
 
     Raises:
         BadInput: no such NUMA node here.
-        InfeasibleScenario: larger than what is allowed here.
+        InfeasibleScenario: larger than what is allowed here, or memory that was to grow does not.
         MissingCapability: pages or a binding that were asked for and are not granted.
     """
 
@@ -103,6 +127,20 @@ class HostBlock:
         self._map: mmap.mmap | None = map_memory(size_bytes, request or MemoryRequest(), descriptor)
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[:size_bytes]
         self._pinned_addresses: list[int] = []
+        is_fresh = descriptor is None and (request is None or not request.is_from_pool)
+        if is_fresh and size_bytes >= PIECE_BYTES and _bytes_to_come():
+            self._wait_for_memory()
+
+    def _wait_for_memory(self) -> None:
+        touched = touch_as_it_grows(self.array, lambda: memory_field("MemAvailable"))
+        missing = len(self.array) - touched
+        if missing:
+            self.close()
+            raise InfeasibleScenario(
+                f"the host's memory was to grow but stopped {format_bytes(missing)} short of a block of "
+                f"{format_bytes(missing + touched)}; use a smaller model or a lower tier",
+                shortfall_bytes=missing,
+            )
 
     @property
     def span(self) -> tuple[int, int]:
