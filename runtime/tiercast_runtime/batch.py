@@ -7,12 +7,12 @@ of prompts. All integers of a step are assembled in one host array and reach the
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from tiercast_profiles.model import ModelSpec
 from tiercast_runtime.decode_attention import has_kernels
+from tiercast_runtime.history import Ids, NgramHistory
 from tiercast_runtime.scheduler import PrefillChunk, PromptPart, Sequence, StepPlan
 from tiercast_runtime.tokens import TokenStore
 
@@ -115,6 +115,7 @@ class BatchBuilder:
         device: where the plan's tensors live.
         dtype: compute type; the masks have it.
         max_context_tokens: length of a slot in the KV cache.
+        num_draft_tokens: most drafts that a sequence feeds in a step.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class BatchBuilder:
         dtype: torch.dtype,
         *,
         max_context_tokens: int,
+        num_draft_tokens: int = 0,
     ) -> None:
         self._device = device
         self._dtype = dtype
@@ -132,6 +134,7 @@ class BatchBuilder:
         self._indexes_cache = has_kernels(device)
         self.rope_table = _rope_table(model.backbone.head_dim, length, device)
         self._mask_table = _mask_table(length, device, dtype)
+        self.history = NgramHistory(model.engram.ngram_orders[-1], num_draft_tokens)
 
     @property
     def reads_slots_in_place(self) -> bool:
@@ -139,7 +142,10 @@ class BatchBuilder:
         return not self._indexes_cache
 
     def build(self, plan: StepPlan, tokens: TokenStore) -> BatchPlan:
-        """The tensors of a step; they stay valid when the next step is built."""
+        """The tensors of a step; they stay valid when the next step is built.
+
+        Steps are built in the order they run in, each once: what a step feeds is the past of the next one.
+        """
         # In slot order the decoding rows line up with the cache, so that it can be read without a copy.
         decodes = sorted(plan.decodes, key=_slot)
         count, total, num_drafts = plan.num_decode_tokens, plan.num_tokens, plan.num_draft_tokens
@@ -181,7 +187,7 @@ class BatchBuilder:
                 "token_ids": tokens.token_ids[index],
                 "positions": positions,
                 "slots": slots,
-                "windows": tokens.windows[index],
+                "windows": self._windows(plan, tokens.folded_ids[index], slots, positions),
                 "sample_rows": np.array(sample_rows, np.int64),
                 **({"lengths": positions[:count] + 1} if used is None else used.arrays),
             }
@@ -202,9 +208,22 @@ class BatchBuilder:
 
     def windows(self, parts: tuple[PromptPart, ...], tokens: TokenStore) -> torch.Tensor:
         """N-gram windows ``[num_tokens, max_order] int64`` of prompt tokens."""
-        firsts = [tokens.offsets[part.request.request_id] + part.start for part in parts]
-        pieces = [tokens.windows[first : first + part.count] for first, part in zip(firsts, parts, strict=True)]
+        max_order = self.history.max_order
+        pieces = [tokens.windows(part.request, part.start, part.count, max_order) for part in parts]
         return self._to_device({"windows": np.concatenate(pieces)})["windows"]
+
+    def _windows(self, plan: StepPlan, folded_ids: Ids, slots: Ids, positions: Ids) -> Ids:
+        """Windows ``[num_tokens, max_order]`` of a step's rows, whose ids become part of the history."""
+        count, per_sequence, max_order = plan.num_decode_tokens, 1 + plan.num_draft_tokens, self.history.max_order
+        parts = []
+        if count:
+            firsts, fed = slice(0, count, per_sequence), folded_ids[:count].reshape(-1, per_sequence)
+            parts.append(self.history.append(slots[firsts], positions[firsts], fed).reshape(-1, max_order))
+        for chunk in plan.chunks:
+            rows, first = slice(count, count + chunk.count), slice(count, count + 1)
+            parts.append(self.history.append(slots[first], positions[first], folded_ids[None, rows])[0])
+            count += chunk.count
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _decode_part(
         self, plan: StepPlan, used: "_UsedSlots | None", longest: int, on_device: dict[str, torch.Tensor]
@@ -235,7 +254,7 @@ class BatchBuilder:
                 mask = torch.full(shape, -torch.inf, dtype=self._dtype).triu_(chunk.start + 1)
         return ChunkPart(chunk.sequence.slot, chunk.start, chunk.count, first_row, mask)
 
-    def _to_device(self, arrays: dict[str, npt.NDArray[np.int64]]) -> dict[str, torch.Tensor]:
+    def _to_device(self, arrays: dict[str, Ids]) -> dict[str, torch.Tensor]:
         if self._device.type == "cpu":
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
         # One copy for all. torch gives a pinned block out again only when the copy from it has finished.
@@ -259,7 +278,7 @@ class _UsedSlots:
 
     first: int
     count: int
-    arrays: dict[str, npt.NDArray[np.int64]]
+    arrays: dict[str, Ids]
 
     @classmethod
     def of(cls, slots: list[int], positions: list[int], slot_tokens: int) -> "_UsedSlots":
@@ -291,9 +310,7 @@ class _UsedSlots:
         )
 
 
-def _fed_rows(
-    decodes: list[Sequence], positions: list[int], num_drafts: int, tokens: TokenStore
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _fed_rows(decodes: list[Sequence], positions: list[int], num_drafts: int, tokens: TokenStore) -> tuple[Ids, Ids]:
     """Entries in the token store, and positions, of what each sequence feeds: its last token, then its drafts."""
     ahead, per_step = np.arange(1 + num_drafts), 1 + num_drafts
     fed = tokens.fed_offsets

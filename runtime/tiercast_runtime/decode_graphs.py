@@ -19,6 +19,7 @@ from tiercast_runtime.graph_backend import Graph, GraphBackend
 from tiercast_runtime.graph_lookups import CapturedLookups
 from tiercast_runtime.graph_plan import bucket_for, bucket_sizes, pieces
 from tiercast_runtime.hashing import DEAD
+from tiercast_runtime.history import NgramHistory
 from tiercast_runtime.marks import Mark
 from tiercast_runtime.network import Network
 from tiercast_runtime.paths.base import StagedRows
@@ -35,9 +36,9 @@ class StaticInputs:
     All buckets share one buffer, which one copy fills.
     """
 
-    def __init__(self, max_rows: int, max_order: int, pad_slot: int, device: torch.device) -> None:
-        self._max_order, self._pad_slot = max_order, pad_slot
-        size = max_rows * (_COLUMNS + max_order)
+    def __init__(self, max_rows: int, history: NgramHistory, pad_slot: int, device: torch.device) -> None:
+        self._history, self._max_order, self._pad_slot = history, history.max_order, pad_slot
+        size = max_rows * (_COLUMNS + self._max_order)
         self._device_values = torch.zeros(size, dtype=torch.int64, device=device)
         self._host_values = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
 
@@ -48,7 +49,7 @@ class StaticInputs:
         return ids, positions, slots, windows.view(bucket, self._max_order)
 
     def load(self, bucket: int, decodes: list[Sequence], tokens: TokenStore) -> None:
-        """Write a batch and its padding; the step before must have ended."""
+        """Write a batch and its padding, and take it into the history; the step before must have ended."""
         count, size = len(decodes), bucket * (_COLUMNS + self._max_order)
         values: npt.NDArray[np.int64] = self._host_values.numpy()[:size]
         positions = np.array([sequence.decode_position for sequence in decodes], np.int64)
@@ -56,9 +57,11 @@ class StaticInputs:
         columns = values[: _COLUMNS * bucket].reshape(_COLUMNS, bucket)
         columns[0, :count], columns[0, count:] = tokens.token_ids[index], 0
         columns[1, :count], columns[1, count:] = positions, 0
-        columns[2, :count], columns[2, count:] = [sequence.slot for sequence in decodes], self._pad_slot
+        slots = np.array([sequence.slot for sequence in decodes], np.int64)
+        columns[2, :count], columns[2, count:] = slots, self._pad_slot
         windows = values[_COLUMNS * bucket :].reshape(bucket, self._max_order)
-        windows[:count], windows[count:] = tokens.windows[index], DEAD
+        windows[:count] = self._history.append(slots, positions, tokens.folded_ids[index, None])[:, 0]
+        windows[count:] = DEAD
         self._device_values[:size].copy_(self._host_values[:size], non_blocking=True)
 
 
@@ -80,6 +83,7 @@ class DecodeGraphs:
         max_rows: the largest decode batch to expect.
         device: where the static buffers live.
         clock: ns.
+        history: of the sequences, shared with whoever builds the steps without a graph; by default one of its own.
     """
 
     def __init__(
@@ -91,12 +95,14 @@ class DecodeGraphs:
         max_rows: int,
         device: torch.device,
         clock: Callable[[], int],
+        history: NgramHistory | None = None,
     ) -> None:
         self._net, self._backend, self._is_full, self._device, self._clock = network, backend, is_full, device, clock
         self.sizes = bucket_sizes(max_rows)
         self.num_steps = 0
         largest = self.sizes[-1]
-        self._inputs = StaticInputs(largest, network.max_order, network.pad_slot, device)
+        history = NgramHistory(network.max_order) if history is None else history
+        self._inputs = StaticInputs(largest, history, network.pad_slot, device)
         self._hidden = network.backbone.empty_hidden(largest)
         self._sampled = torch.zeros(largest, dtype=torch.int64, device=device)
         self._rows = [
@@ -111,7 +117,7 @@ class DecodeGraphs:
         Raises:
             TiercastError: the device refuses a capture, with its reason; the step can still run without a graph.
         """
-        nothing = TokenStore(np.empty(0, np.int64), np.empty((0, self._net.max_order), np.int64), {})
+        nothing = TokenStore(np.empty(0, np.int64), np.empty(0, np.int64), {})
         for bucket in reversed(self.sizes):
             if bucket in self._captured:
                 continue

@@ -17,7 +17,6 @@ from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import Speculative
 from tiercast_profiles.text import TokenText, fold, model_vocabulary
 from tiercast_profiles.workload import Request
-from tiercast_runtime.hashing import DEAD
 
 Ids = npt.NDArray[np.int64]
 
@@ -27,13 +26,12 @@ class FedTokens:
     """What one request feeds while it decodes.
 
     ``accepted``: drafts accepted, per decode step. ``token_ids``: ``[num_steps, 1 + num_drafts] int64``, in order of
-    position. ``windows``: ``[num_steps, 1 + num_drafts, max_order] int64`` of folded ids; a draft looks back at the
-    drafts before it, whether they will be accepted or not.
+    position. ``folded_ids``: the same folded.
     """
 
     accepted: tuple[int, ...]
     token_ids: Ids
-    windows: Ids
+    folded_ids: Ids
 
 
 def fed_tokens(
@@ -54,7 +52,7 @@ def fed_tokens(
     is_right = np.arange(1 + num_drafts) <= np.array(accepted[: len(starts)], np.int64)[:, None]
     is_right &= places <= last
     token_ids = np.where(is_right, right, _wrong(right, request, text, model, seed))
-    return FedTokens(accepted, token_ids, _windows(starts, request_ids, token_ids, text, model))
+    return FedTokens(accepted, token_ids, fold(token_ids.reshape(-1), text, model).reshape(token_ids.shape))
 
 
 def _starts(request: Request, accepted: tuple[int, ...]) -> Ids:
@@ -73,14 +71,3 @@ def _wrong(right: Ids, request: Request, text: TokenText, model: ModelSpec, seed
         raise BadInput(f"model {model.name!r} has a vocabulary of one token; no draft can be rejected in it")
     away = stream(seed, f"rejected-drafts/{request.request_id}").integers(1, num_ids, size=right.shape, dtype=np.int64)
     return (right + away) % num_ids
-
-
-def _windows(starts: Ids, request_ids: Ids, token_ids: Ids, text: TokenText, model: ModelSpec) -> Ids:
-    max_order = model.engram.ngram_orders[-1]
-    num_steps, per_step = token_ids.shape
-    # Each step's look-back from the text, oldest first, then what it feeds: every window is a slice of this.
-    padded = np.concatenate((np.full(max_order - 1, DEAD), fold(request_ids, text, model)))
-    before = padded[starts[:, None] + np.arange(max_order - 1)]
-    joined = np.concatenate((before, fold(token_ids.reshape(-1), text, model).reshape(num_steps, per_step)), axis=1)
-    slices = np.lib.stride_tricks.sliding_window_view(joined, max_order, axis=1)
-    return np.ascontiguousarray(slices[:, :, ::-1])

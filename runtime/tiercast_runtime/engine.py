@@ -7,7 +7,8 @@ recorded beside it, which is how two runs are shown to compute the same.
 
 With speculative decoding a sequence feeds its drafts too, and the step verifies them: see ``drafts`` for where they
 come from. What a rejected draft left behind needs no undoing: its keys and values are masked until the next step, which
-starts at its position or before it, writes over them, and the convolution state keeps what the next token looks at.
+starts at its position or before it, writes over them, and the convolution state and the history of n-grams keep what
+the next token looks at.
 """
 
 import gc
@@ -146,7 +147,13 @@ class Engine:
             "max_step_tokens": self.kv.max_step_tokens,
         }
         self.backbone = Backbone(model, device, self.dtype, seed=seed, **shape)
-        self.builder = BatchBuilder(model, device, self.dtype, max_context_tokens=self.kv.max_context_tokens)
+        self.builder = BatchBuilder(
+            model,
+            device,
+            self.dtype,
+            max_context_tokens=self.kv.max_context_tokens,
+            num_draft_tokens=self._speculative.draft_tokens,
+        )
         self.engram_layers: list[EngramLayer] = []
         self.hasher: EngramHasher | None = None
         self.prefetcher: Prefetcher | None = None
@@ -172,7 +179,7 @@ class Engine:
                 self._path = team.share(self._path)
             self.path_facts = dict(self._path.facts)
             self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
-        self._network = Network(
+        network = Network(
             backbone=self.backbone,
             num_layers=model.backbone.num_layers,
             rope_table=self.builder.rope_table,
@@ -185,7 +192,7 @@ class Engine:
             rows_per_token=model.engram.num_rows_per_token,
             pad_slot=self.kv.num_slots,
         )
-        self._steps = StepRunner(self._network, self.builder, device, clock)
+        self._steps = StepRunner(network, self.builder, device, clock)
         backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
         self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
 
@@ -275,7 +282,7 @@ class Engine:
     def _close_gaps(self, scheduler: Scheduler, outcome: StepOutcome) -> None:
         """Bring decoding sequences side by side where attention reads the cache in place and a step left a gap."""
         if self.builder.reads_slots_in_place and (outcome.finished or outcome.first_token):
-            self._network.move(scheduler.close_gaps())
+            self._steps.move(scheduler.close_gaps())
 
     def _serve(
         self,

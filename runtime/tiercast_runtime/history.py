@@ -1,17 +1,18 @@
-"""The last few folded ids of every running sequence, so that tokens can be hashed as they come, chunk by chunk.
+"""The last few folded ids of every running sequence, so that tokens can be hashed as they come, step by step.
 
-A row id depends on a token and on the ``max_order − 1`` tokens before it. An engine that no longer holds those (it
-sees one chunk or one decode step at a time) keeps an :class:`NgramHistory`, one slot per running sequence:
+A row id depends on a token and on the ``max_order − 1`` tokens before it, which may have come in an earlier chunk or
+step. One :class:`NgramHistory` keeps them for all sequences: a few integers per slot of the KV cache, each at its
+position modulo what a slot holds, as the convolution keeps its state.
 
-- *Chunked prefill, decode*: ``append(slot, ids)`` gives the windows of the new tokens, for ``EngramHasher.row_ids``.
-- *A new sequence in a used slot*: ``reset(slot)`` first.
-- *Prefix-cache hit*: the cached tokens are not computed, but the first new one looks back at them:
-  ``reset(slot, cached_ids)``, whole or only their end.
+- *Chunked prefill, decode*: ``append`` gives the windows of the new tokens, for ``EngramHasher.row_ids``.
+- *A new sequence in a used slot* starts at position 0, before which there is nothing: what is left there is forgotten.
+- *Draft rejection* needs no call: the next step starts behind the last accepted token and writes over the others.
+- *A prefix-cache hit*: append the cached tokens too, and leave their windows.
+- *A sequence that changes slots*: ``move``.
 - *Image span*: append ``DEAD`` for each of its positions; no n-gram crosses it (v41).
-- *Draft rejection*: append the drafts with the token that they follow, verify, then ``rollback(slot, num_rejected)``.
-  ``max_rollback_tokens`` is the longest draft.
 
-The state is a few integers per sequence and lives on the host, as the scheduler does. Nothing here imports torch.
+It lives on the host, where the tokens of a step are known before it starts. A captured step reads its windows from
+static inputs, which are loaded from here before a replay. Nothing here imports torch.
 """
 
 import numpy as np
@@ -20,93 +21,86 @@ import numpy.typing as npt
 from tiercast_profiles.errors import BadInput
 from tiercast_runtime.hashing import DEAD, build_windows
 
+Ids = npt.NDArray[np.int64]
+_largest = np.maximum.reduce
+
 
 class NgramHistory:
-    """Recent folded ids per slot, with a bounded way back.
+    """Recent folded ids per slot; a slot gets its room when it is first used.
 
     Args:
-        num_slots: sequences that can run at once.
         max_order: the longest n-gram; a window has this many ids.
-        max_rollback_tokens: most tokens that can be taken back since the last ``reset``; 0 where nothing is drafted.
+        num_draft_tokens: most tokens of a step that the next one may write over.
 
     Raises:
         BadInput: a number that is too small.
     """
 
-    def __init__(self, num_slots: int, max_order: int, max_rollback_tokens: int = 0) -> None:
-        for name, value, least in (
-            ("num_slots", num_slots, 1),
-            ("max_order", max_order, 1),
-            ("max_rollback_tokens", max_rollback_tokens, 0),
-        ):
-            if value < least:
-                raise BadInput(f"{name}={value}; must be at least {least}")
-        self.max_order = max_order
-        self.max_rollback_tokens = max_rollback_tokens
-        # Per slot the look-back of the next token, and before it what a rollback would uncover.
-        self._num_kept = max_order - 1 + max_rollback_tokens
-        self._kept = np.full((num_slots, self._num_kept), DEAD, dtype=np.int64)
-        self._num_revocable = np.zeros(num_slots, dtype=np.int64)
-
-    def append(self, slot: int, folded_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Windows ``[count, max_order] int64`` of the next ``count`` tokens of a sequence, which are then remembered.
-
-        ``folded_ids`` is ``[count] int64``, ``DEAD`` for a position that has no token.
-
-        Raises:
-            BadInput: no such slot, or ids that are not one row of whole numbers from −1 up.
-        """
-        self._check_slot(slot)
-        new = _checked_ids(folded_ids)
-        joined = np.concatenate([self._kept[slot], new])
-        windows = build_windows(joined, self._num_kept, len(new), self.max_order)
-        self._kept[slot] = joined[len(new) :]
-        self._num_revocable[slot] = min(int(self._num_revocable[slot]) + len(new), self.max_rollback_tokens)
-        return windows
-
-    def rollback(self, slot: int, num_tokens: int) -> None:
-        """Forget the last ``num_tokens`` tokens of a sequence, as if they had never been appended.
-
-        Raises:
-            BadInput: no such slot, or more tokens than can be taken back; nothing is then forgotten.
-        """
-        self._check_slot(slot)
-        allowed = int(self._num_revocable[slot])
-        if not 0 <= num_tokens <= allowed:
+    def __init__(self, max_order: int, num_draft_tokens: int = 0) -> None:
+        if max_order < 1 or num_draft_tokens < 0:
             raise BadInput(
-                f"rollback of {num_tokens} tokens in slot {slot}; 0 … {allowed} can be taken back "
-                f"(max_rollback_tokens={self.max_rollback_tokens}, fewer just after a reset or another rollback)"
+                f"max_order={max_order}, num_draft_tokens={num_draft_tokens}; must be at least 1, and not negative"
             )
-        # What moves in at the old end is out of reach: every token taken back shortens the way back by one.
-        kept = self._kept[slot, : self._num_kept - num_tokens].copy()
-        self._kept[slot, :num_tokens] = DEAD
-        self._kept[slot, num_tokens:] = kept
-        self._num_revocable[slot] = allowed - num_tokens
+        self.max_order = max_order
+        # Drafts, and twice what a token looks back at: what a new sequence's first tokens find where positions below 0
+        # would lie is still DEAD when they come. A power of two: a mask finds the place of a position.
+        self._num_kept = 1 << max(0, 2 * (max_order - 1) + num_draft_tokens - 1).bit_length()
+        self._kept = np.full(self._num_kept, DEAD, dtype=np.int64)  # one slot behind the other
+        self._look_back = np.arange(max_order)
+        self._looks: dict[int, Ids] = {}
 
-    def reset(self, slot: int, prefix_ids: npt.ArrayLike = ()) -> None:
-        """Start a new sequence in a slot, after ``prefix_ids`` where its first tokens come from a prefix cache.
+    def append(self, slots: Ids, starts: Ids, folded_ids: Ids) -> Ids:
+        """Windows of the next tokens of some sequences, which are then remembered.
 
-        Of the prefix the last ``max_order − 1`` ids matter; it cannot be rolled back.
+        Args:
+            slots: ``[n] int64``, each once.
+            starts: ``[n] int64``, position of the first token of each. All before it was appended; up to
+                ``num_draft_tokens`` of the tokens appended last may be written over.
+            folded_ids: ``[n, count] int64``, ``DEAD`` for a position that has no token.
 
-        Raises:
-            BadInput: no such slot, or ids that are not one row of whole numbers from −1 up.
+        Returns:
+            ``[n, count, max_order] int64``: of each token its own id, then those before it, nearest first.
         """
-        self._check_slot(slot)
-        prefix = _checked_ids(prefix_ids)
-        self._kept[slot] = DEAD
-        count = min(len(prefix), self._num_kept)
-        self._kept[slot, self._num_kept - count :] = prefix[len(prefix) - count :]
-        self._num_revocable[slot] = 0
+        num_sequences, count = folded_ids.shape
+        if not num_sequences:
+            return np.empty((0, count, self.max_order), np.int64)
+        firsts = slots * self._num_kept
+        self._make_room(int(_largest(firsts)))
+        if not starts.all():
+            self._kept.reshape(-1, self._num_kept)[slots[starts == 0]] = DEAD
+        if count <= self._num_kept - self.max_order:
+            return self._append_few(firsts, starts, folded_ids)
+        rows = [self._append_many(*each) for each in zip(firsts.tolist(), starts.tolist(), folded_ids, strict=True)]
+        return np.stack(rows)
 
-    def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < len(self._kept):
-            raise BadInput(f"slot {slot}; slots are 0 … {len(self._kept) - 1}")
+    def _append_few(self, firsts: Ids, starts: Ids, folded_ids: Ids) -> Ids:
+        """Steps that decode: so few tokens that all they look back at is kept when the last of them is."""
+        num_sequences, count = folded_ids.shape
+        look = self._looks.get(count)
+        if look is None:
+            look = self._looks[count] = (np.arange(count)[:, None] - self._look_back).reshape(-1)
+        places = starts[:, None] + look
+        places &= self._num_kept - 1
+        places += firsts[:, None]
+        self._kept[places[:, :: self.max_order]] = folded_ids
+        return self._kept.take(places).reshape(num_sequences, count, self.max_order)
 
+    def _append_many(self, first: int, start: int, folded_ids: Ids) -> Ids:
+        """A chunk of one prompt: windows ``[count, max_order]``."""
+        num_before, mask = self.max_order - 1, self._num_kept - 1
+        known = np.concatenate((self._kept[first + (start - self._look_back[:0:-1] & mask)], folded_ids))
+        last = np.arange(start + len(folded_ids) - self._num_kept, start + len(folded_ids))
+        self._kept[first + (last & mask)] = known[-self._num_kept :]
+        return build_windows(known, num_before, len(folded_ids), self.max_order)
 
-def _checked_ids(folded_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    ids = np.asarray(folded_ids)
-    if ids.size == 0 and ids.ndim == 1:
-        return np.empty(0, dtype=np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or int(ids.min()) < DEAD:
-        raise BadInput(f"folded ids are {ids.dtype} {list(ids.shape)}; must be one row of whole numbers from {DEAD} up")
-    return ids.astype(np.int64)
+    def move(self, source: int, target: int) -> None:
+        """Give the sequence of one slot another."""
+        self._make_room(max(source, target) * self._num_kept)
+        kept = self._kept.reshape(-1, self._num_kept)
+        kept[target] = kept[source]
+
+    def _make_room(self, first: int) -> None:
+        """Room for the slot whose ids begin at ``first``, and for as many more."""
+        if first >= len(self._kept):
+            size = 2 * (first + self._num_kept)
+            self._kept = np.concatenate((self._kept, np.full(size - len(self._kept), DEAD, dtype=np.int64)))

@@ -22,7 +22,11 @@ def hot_row_ids(
     Of equally frequent rows the lowest id comes first.
     """
     hasher = NumpyHasher(model.engram)
-    windows = prepare_tokens(warm_up_requests(requests), text, model, seed).windows
+    warm_up, max_order = warm_up_requests(requests), model.engram.ngram_orders[-1]
+    tokens = prepare_tokens(warm_up, text, model, seed)
+    windows = np.concatenate(
+        [tokens.windows(each, 0, each.prompt_tokens + each.output_tokens, max_order) for each in warm_up]
+    )
     chunks: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]] = [[] for _ in model.engram.layer_ids]
     for first in range(0, len(windows), _CHUNK_TOKENS):
         row_ids = hasher.row_ids(windows[first : first + _CHUNK_TOKENS])

@@ -1,6 +1,7 @@
 """One step on the device: piece by piece, or as a captured graph where one fits."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from tiercast_runtime.hashing import MAX_BUFFERED_TOKENS, EngramHasher, RowIdBuf
 from tiercast_runtime.marks import Mark
 from tiercast_runtime.network import Network
 from tiercast_runtime.prefetch import LookupTiming
-from tiercast_runtime.scheduler import Sequence, StepPlan
+from tiercast_runtime.scheduler import Sequence, SlotMove, StepPlan
 from tiercast_runtime.tokens import TokenStore
 
 
@@ -58,7 +59,13 @@ class StepRunner:
         self.graph_mode, self.graph_reason = mode, reason
         if backend is not None and mode != "eager":
             self._graphs = DecodeGraphs(
-                self._net, backend, is_full=mode == "full", max_rows=max_rows, device=self._device, clock=self._clock
+                self._net,
+                backend,
+                is_full=mode == "full",
+                max_rows=max_rows,
+                device=self._device,
+                clock=self._clock,
+                history=self._builder.history,
             )
 
     def capture(self) -> None:
@@ -69,6 +76,12 @@ class StepRunner:
             self._graphs.capture()
         except TiercastError as error:
             self._graphs, self.graph_mode, self.graph_reason = None, "eager", str(error)
+
+    def move(self, moves: Series[SlotMove]) -> None:
+        """Move what sequences keep between steps from slot to slot, in the order given."""
+        self._net.move(moves)
+        for move in moves:
+            self._builder.history.move(move.source, move.target)
 
     def release(self) -> None:
         """Let go of the graphs and of the memory they hold."""

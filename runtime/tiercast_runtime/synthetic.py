@@ -8,7 +8,6 @@ import numpy as np
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.rng import stream
 from tiercast_profiles.workload import Request
-from tiercast_runtime.hashing import build_windows
 from tiercast_runtime.scheduler import PrefillChunk, Sequence, StepPlan
 from tiercast_runtime.tokens import TokenStore
 
@@ -24,13 +23,14 @@ def synthetic_step(
     """A step plan and the tokens it reads, for :meth:`tiercast_runtime.batch.BatchBuilder.build`.
 
     Args:
-        model: gives the vocabulary and the longest n-gram.
+        model: gives the vocabulary.
         decode_contexts: per decoding sequence, the tokens its first new one attends to, itself included (at least 2).
         chunks: per prompt chunk, the tokens before it and the tokens in it; each chunk ends its prompt.
         seed: decides the token ids.
         num_draft_tokens: drafts each decoding sequence feeds behind its new token, all of them right.
 
-    Sequences take slots 0, 1, … in order. Token ids are uniform, so their n-grams hardly ever repeat.
+    Sequences take slots 0, 1, … in order. Token ids are uniform, so their n-grams hardly ever repeat. No
+    step went before: the first n-grams look back at nothing, or at what another made-up step left.
     """
     decodes: list[Sequence] = []
     prefills: list[PrefillChunk] = []
@@ -56,13 +56,11 @@ def synthetic_step(
 def random_tokens(model: ModelSpec, requests: Series[Request], seed: int) -> TokenStore:
     """Uniform token ids and uniform folded ids for requests, without a vocabulary."""
     generator = stream(seed, "synthetic-tokens")
-    max_order = model.engram.ngram_orders[-1]
-    ids, windows, offsets, total = [], [], {}, 0
+    ids, folded_ids, offsets, total = [], [], {}, 0
     for request in requests:
         count = request.prompt_tokens + request.output_tokens
         ids.append(generator.integers(0, model.backbone.vocab_size, size=count, dtype=np.int64))
-        folded = generator.integers(0, model.engram.compressed_vocab_size, size=count, dtype=np.int64)
-        windows.append(build_windows(folded, 0, count, max_order))
+        folded_ids.append(generator.integers(0, model.engram.compressed_vocab_size, size=count, dtype=np.int64))
         offsets[request.request_id] = total
         total += count
-    return TokenStore(np.concatenate(ids), np.concatenate(windows), offsets)
+    return TokenStore(np.concatenate(ids), np.concatenate(folded_ids), offsets)

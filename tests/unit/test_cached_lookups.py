@@ -190,7 +190,11 @@ def test_a_static_cache_holds_the_hottest_rows_of_the_warm_up_and_stays(mini_sce
         plan_cache(resolved).num_slots_per_layer,
         prepare_tokens(engine.requests, engine.text, resolved.model, resolved.scenario.seed),
     )
-    asked = numpy_row_ids(resolved.model.engram, tokens.windows)
+    engram = resolved.model.engram
+    windows = [
+        tokens.windows(r, 0, r.prompt_tokens + r.output_tokens, engram.ngram_orders[-1]) for r in engine.requests
+    ]
+    asked = numpy_row_ids(engram, np.concatenate(windows))
     held = [hot_places(ids, slots)[0] for ids in hottest]
     every = sum(np.isin(ids, kept).sum() for ids, kept in zip(asked, held, strict=True))
     # A request's last token is generated and never fed.

@@ -14,10 +14,12 @@ from tiercast_profiles.scenario import Speculative  # noqa: E402
 from tiercast_profiles.text import fold, load_text, request_token_ids  # noqa: E402
 from tiercast_profiles.workload import Request  # noqa: E402
 from tiercast_runtime import bench as benches  # noqa: E402
+from tiercast_runtime.batch import BatchBuilder  # noqa: E402
 from tiercast_runtime.bench import bench  # noqa: E402
 from tiercast_runtime.drafts import fed_tokens  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.graph_plan import graph_mode_here  # noqa: E402
+from tiercast_runtime.hashing import build_windows  # noqa: E402
 from tiercast_runtime.history import NgramHistory  # noqa: E402
 from tiercast_runtime.layer import ShortConvolution  # noqa: E402
 from tiercast_runtime.tokens import prepare_tokens  # noqa: E402
@@ -90,6 +92,39 @@ def test_a_draft_that_left_a_trace_would_show(mini_scenario, mini_model, tmp_pat
     assert run(resolved, tmp_path).token_ids != expected
 
 
+@pytest.mark.parametrize("reads_in_place", [True, False])
+def test_every_step_sees_the_windows_of_the_finished_text(mini_scenario, tmp_path, monkeypatch, reads_in_place):
+    """Across chunks, in slots used before and after a move to another slot."""
+    monkeypatch.setattr(BatchBuilder, "reads_slots_in_place", reads_in_place)
+    resolved = mini_scenario({"tier": "hbm"}, workload=LONG)
+    max_order, build, num_seen = resolved.model.engram.ngram_orders[-1], BatchBuilder.build, 0
+
+    def checked(self, plan, tokens):
+        nonlocal num_seen
+        batch = build(self, plan, tokens)
+        decodes = sorted(plan.decodes, key=lambda sequence: sequence.slot)
+        parts = [(sequence.request, sequence.decode_position, 1) for sequence in decodes]
+        parts += [(chunk.sequence.request, chunk.start, chunk.count) for chunk in plan.chunks]
+        expected = np.concatenate([tokens.windows(*part, max_order) for part in parts])
+        assert np.array_equal(batch.windows.numpy(), expected)
+        num_seen += len(expected)
+        return batch
+
+    monkeypatch.setattr(BatchBuilder, "build", checked)
+    run(resolved, tmp_path)
+    assert num_seen > 200
+
+
+def test_a_history_without_room_for_drafts_would_show(mini_scenario, mini_model, tmp_path, monkeypatch):
+    """Rejected drafts then lie where the next token looks back at: the windows, hence the rows, are other ones."""
+    speculative = {"draft_tokens": 6, "acceptance_ratio": 0.3}
+    resolved = mini_scenario({"tier": "hbm"}, model=mini_model(), workload=LONG, speculative=speculative)
+    expected = run(resolved, tmp_path).token_ids
+    made = NgramHistory.__init__
+    monkeypatch.setattr(NgramHistory, "__init__", lambda self, max_order, _: made(self, max_order, 0))
+    assert run(resolved, tmp_path).token_ids != expected
+
+
 @given(
     prompt=st.integers(1, 9),
     output=st.integers(1, 14),
@@ -99,23 +134,24 @@ def test_a_draft_that_left_a_trace_would_show(mini_scenario, mini_model, tmp_pat
 )
 @settings(max_examples=100, deadline=None)
 def test_accepted_drafts_are_the_text_and_rejected_ones_are_not(mini_model, prompt, output, drafts, ratio, number):
-    """And the windows are those of a history that takes rejected drafts back."""
+    """And the history sees behind each step what was accepted, and in it what is fed."""
     model, request = mini_model(), Request(number, 0, prompt, output)
     speculative = Speculative(draft_tokens=drafts, acceptance_ratio=ratio)
     ids, folded, fed = drafted(model, request, speculative)
-    text = load_text("random", model)
-    history = NgramHistory(1, model.engram.ngram_orders[-1], drafts)
-    history.append(0, folded[:prompt])
+    text, max_order, slot = load_text("random", model), model.engram.ngram_orders[-1], np.array([2])
+    history = NgramHistory(max_order, drafts)
+    history.append(slot, np.array([0]), folded[None, :prompt])
     position, last = prompt, prompt + output - 1
     assert fed.accepted == accepted_drafts(request, speculative, 0)
-    for accepted, tokens, windows in zip(fed.accepted, fed.token_ids, fed.windows, strict=False):
+    for accepted, tokens, fed_ids in zip(fed.accepted, fed.token_ids, fed.folded_ids, strict=False):
         assert position < last
         for ahead, token in enumerate(tokens.tolist()):
             if position + ahead <= last:
                 assert (token == ids[position + ahead]) == (ahead <= accepted)
             assert 0 <= token < model.backbone.vocab_size
-        assert history.append(0, fold(tokens, text, model)).tolist() == windows.tolist()
-        history.rollback(0, drafts - accepted)
+        assert np.array_equal(fed_ids, fold(tokens, text, model))
+        whole = build_windows(np.concatenate((folded[:position], fed_ids)), position, 1 + drafts, max_order)
+        assert np.array_equal(history.append(slot, np.array([position]), fed_ids[None])[0], whole)
         position += 1 + accepted
     assert position >= last, "the steps reach the last output"
 
@@ -241,4 +277,4 @@ def test_token_stores_without_drafts_have_none(mini_model):
     model = mini_model()
     store = prepare_tokens((Request(0, 0, 5, 4),), load_text("random", model), model, 0)
     assert (store.fed_offsets, store.accepted, len(store.token_ids)) == ({}, {}, 9)
-    assert np.array_equal(store.windows[:, 0], fold(store.token_ids, load_text("random", model), model))
+    assert np.array_equal(store.folded_ids, fold(store.token_ids, load_text("random", model), model))

@@ -1,4 +1,4 @@
-"""The running history of a sequence: chunks, prefix hits, drafts taken back, and what it refuses."""
+"""The running history of sequences: chunks, drafts written over, used slots, slots that change."""
 
 import subprocess
 import sys
@@ -10,52 +10,52 @@ from tiercast_profiles.errors import BadInput
 from tiercast_runtime.history import NgramHistory
 
 
-def test_a_draft_is_taken_back_and_the_accepted_token_sees_the_right_past():
-    history = NgramHistory(1, 4, max_rollback_tokens=3)
-    assert history.append(0, [10, 11]).tolist() == [[10, -1, -1, -1], [11, 10, -1, -1]]
-    assert history.append(0, [12, 90, 91, 92]).tolist()[-1] == [92, 91, 90, 12]
-    history.rollback(0, 3)
-    assert history.append(0, [13]).tolist() == [[13, 12, 11, 10]]
+def append(history, slot, start, ids):
+    return history.append(np.array([slot]), np.array([start]), np.array([ids], dtype=np.int64))[0].tolist()
 
 
-def test_a_prefix_hit_gives_the_past_of_the_first_new_token():
-    history = NgramHistory(1, 3)
-    history.reset(0, [5, 6, 7, 8])
-    assert history.append(0, [9]).tolist() == [[9, 8, 7]]
-    history.reset(0)
-    assert history.append(0, []).shape == (0, 3)
-    assert history.append(0, [9, -1, 4]).tolist() == [[9, -1, -1], [-1, 9, -1], [4, -1, 9]]
+def test_a_draft_is_written_over_and_the_accepted_token_sees_the_right_past():
+    history = NgramHistory(4, num_draft_tokens=3)
+    assert append(history, 0, 0, [10, 11]) == [[10, -1, -1, -1], [11, 10, -1, -1]]
+    assert append(history, 0, 2, [12, 90, 91, 92])[-1] == [92, 91, 90, 12]
+    assert append(history, 0, 3, [13]) == [[13, 12, 11, 10]]
 
 
-def test_more_than_was_kept_is_not_taken_back():
-    history = NgramHistory(1, 3, max_rollback_tokens=2)
-    history.append(0, [1, 2, 3, 4, 5])
-    with pytest.raises(BadInput, match=r"rollback of 3 tokens in slot 0; 0 … 2 can be taken back"):
-        history.rollback(0, 3)
-    history.rollback(0, 1)
-    with pytest.raises(BadInput, match=r"0 … 1 can be taken back"):
-        history.rollback(0, 2)
-    assert history.append(0, [6]).tolist() == [[6, 4, 3]], "a refused rollback forgets nothing"
-    history.reset(0, [1, 2, 3])
-    with pytest.raises(BadInput, match=r"0 … 0 can be taken back"):
-        history.rollback(0, 1)
-    with pytest.raises(BadInput, match="rollback of -1 tokens"):
-        history.rollback(0, -1)
+def test_several_sequences_at_once_keep_to_themselves():
+    history = NgramHistory(3, num_draft_tokens=1)
+    append(history, 5, 0, [50, 51, 52])
+    append(history, 2, 0, [20])
+    windows = history.append(np.array([2, 5]), np.array([1, 3]), np.array([[21, 22], [53, 54]]))
+    assert windows.tolist() == [[[21, 20, -1], [22, 21, 20]], [[53, 52, 51], [54, 53, 52]]]
 
 
-@pytest.mark.parametrize("ids", [[[1, 2]], [1.5], [-2], 7, ["a"]])
-def test_ids_that_are_none_are_refused(ids):
-    with pytest.raises(BadInput, match="one row of whole numbers from -1 up"):
-        NgramHistory(1, 3).append(0, np.array(ids))
+def test_a_new_sequence_does_not_see_the_one_before_in_its_slot():
+    history = NgramHistory(3)
+    append(history, 0, 0, [5, 6, 7, 8])
+    assert append(history, 0, 4, [9]) == [[9, 8, 7]]
+    assert append(history, 0, 0, []) == []
+    assert append(history, 0, 0, [9, -1, 4]) == [[9, -1, -1], [-1, 9, -1], [4, -1, 9]]
 
 
-def test_slots_and_sizes_are_checked():
-    for call in (lambda h: h.append(2, [1]), lambda h: h.rollback(-1, 0), lambda h: h.reset(2)):
-        with pytest.raises(BadInput, match="slots are 0 … 1"):
-            call(NgramHistory(2, 3))
-    for sizes in ((0, 3, 0), (1, 0, 0), (1, 3, -1)):
-        with pytest.raises(BadInput, match="must be at least"):
-            NgramHistory(*sizes)
+def test_a_sequence_takes_its_past_to_another_slot():
+    history = NgramHistory(3)
+    append(history, 0, 0, [1, 2])
+    append(history, 4, 0, [7, 8, 9])
+    history.move(4, 0)
+    assert append(history, 0, 3, [3]) == [[3, 9, 8]]
+    history.move(0, 40)
+    assert append(history, 40, 4, [5]) == [[5, 3, 9]]
+
+
+def test_a_step_without_sequences_has_no_windows():
+    none = np.empty(0, np.int64)
+    assert NgramHistory(3).append(none, none, np.empty((0, 2), np.int64)).shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (3, -1)])
+def test_sizes_are_checked(sizes):
+    with pytest.raises(BadInput, match=rf"max_order={sizes[0]}, num_draft_tokens={sizes[1]}; must be at least 1"):
+        NgramHistory(*sizes)
 
 
 def test_the_history_needs_no_torch():
