@@ -22,6 +22,9 @@ FloatArray = npt.NDArray[np.float64]
 
 LINE_BYTES = 64  # rows that start elsewhere than on a line are copied piecemeal
 SMALL_PAGE_BYTES = 4096
+FILL_ROWS = 32  # by as many rows half of what a call waits for at its start has come; a loop asks 16 rows ahead
+WINDOW_BYTES = 1024  # rows as long fill what a core executes ahead of time: the next one's read starts only then
+SPILL_POWER = 4.0  # how suddenly a cache is full
 
 
 class GatherPoint(Strict):
@@ -73,7 +76,15 @@ class GatherModel(Strict):
     together they take ``(finding^overlap_power + moving^overlap_power)^(1 ÷ overlap_power)``, their sum where the power
     is 1 and nearly the longer of the two where it is large.
 
-    Nothing hides the last reads of a call: ``last_read_ns × F ÷ (F + cache_reach_bytes)`` on top of ``call_us``.
+    Nothing hides the first reads of a call of a host, which no loop has asked for ahead: for each piece
+    ``num_first_walks`` walks more, ``1 + size ÷ WINDOW_BYTES`` times as many, for long rows overlap less; a call of
+    ``n`` rows is over when ``n ÷ (n + FILL_ROWS)`` of that has been waited for. Nothing hides the last reads of a call
+    of a GPU: ``last_read_ns × F ÷ (F + cache_reach_bytes)``.
+
+    A core writes as much as it reads. Where what a worker writes outgrows ``write_reach_bytes`` it no longer stays in
+    the core's own cache, and each row waits ``spilled_row_ns`` for its place: by the share ``T^SPILL_POWER ÷
+    (T^SPILL_POWER + write_reach_bytes^SPILL_POWER)`` of ``T`` bytes written.
+
     ``unaligned_row_ns`` is what a row costs not to start on a line. The pieces of a row lie in tables of their own,
     each with its share of F: the few bytes of scales are near long after the values are not. A row in ``n`` pieces pays
     ``piece_row_ns`` and ``piece_call_us`` n − 1 times. ``num_workers_max`` bounds how many workers help another.
@@ -95,6 +106,9 @@ class GatherModel(Strict):
     translation_reach_bytes: float = Field(gt=0)
     overlap_power: float = Field(default=1.0, ge=1)
     last_read_ns: float = Field(default=0.0, ge=0)
+    num_first_walks: float = Field(default=0.0, ge=0)
+    spilled_row_ns: float = Field(default=0.0, ge=0)
+    write_reach_bytes: float | None = Field(default=None, gt=0)
     unaligned_row_ns: float = Field(default=0.0, ge=0)
     piece_row_ns: float = Field(default=0.0, ge=0)
     piece_call_us: float = Field(default=0.0, ge=0)
@@ -112,9 +126,13 @@ class GatherModel(Strict):
         """Time of one gather."""
         far_ns, near_ns = self.per_row_ns(piece_bytes, footprint_bytes), self.per_row_ns(piece_bytes, 0)
         per_row_ns = unique_row_ratio * far_ns + (1 - unique_row_ratio) * near_ns
-        last_ns = self.last_read_ns * self._far_ratio(piece_bytes[0], _share(piece_bytes, 0, footprint_bytes))
+        if self.write_reach_bytes is not None:
+            written_bytes = num_rows * sum(piece_bytes) / num_workers
+            per_row_ns += self.spilled_row_ns * spilled(written_bytes, self.write_reach_bytes)
+        waiting_ns = self.last_read_ns * self._far_ratio(piece_bytes[0], _share(piece_bytes, 0, footprint_bytes))
+        waiting_ns += self._first_ns(piece_bytes, footprint_bytes) * num_rows / (num_rows + FILL_ROWS)
         call_us = self.call_us + (len(piece_bytes) - 1) * self.piece_call_us
-        return call_us + (last_ns + num_rows * per_row_ns / self.speedup(num_workers)) / 1e3
+        return call_us + (waiting_ns + num_rows * per_row_ns / self.speedup(num_workers)) / 1e3
 
     def per_row_ns(self, piece_bytes: tuple[int, ...], footprint_bytes: float) -> float:
         """Time of a row in a long gather by one worker."""
@@ -128,6 +146,15 @@ class GatherModel(Strict):
             total_ns += overlapped(finding_ns, moving_ns, self.overlap_power)
             total_ns += self.unaligned_row_ns if is_unaligned(size) else 0.0
         return total_ns
+
+    def _first_ns(self, piece_bytes: tuple[int, ...], footprint_bytes: float) -> float:
+        """What a long call waits for at its start, all pieces together."""
+        walks = sum(
+            (1 + size / WINDOW_BYTES)
+            * missing(_share(piece_bytes, number, footprint_bytes), self.translation_reach_bytes)
+            for number, size in enumerate(piece_bytes)
+        )
+        return self.num_first_walks * self.walk_ns * walks
 
     def _far_ratio(self, piece_bytes: int, footprint_bytes: float) -> float:
         """Share of requests that come from memory and not from a cache."""
@@ -210,6 +237,13 @@ def _share(piece_bytes: tuple[int, ...], number: int, footprint_bytes: float) ->
 def missing(footprint_bytes: float, reach_bytes: float) -> float:
     """Share of random accesses to a footprint that miss what keeps ``reach_bytes`` of it."""
     return footprint_bytes / (footprint_bytes + reach_bytes)
+
+
+def spilled(written_bytes: float, reach_bytes: float) -> float:
+    """Share of rows whose place no longer lies in a cache that keeps ``reach_bytes`` of what is written in turn."""
+    if not written_bytes:
+        return 0.0
+    return float(1 / (1 + (reach_bytes / written_bytes) ** SPILL_POWER))
 
 
 def overlapped(first_ns: float, second_ns: float, power: float) -> float:

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from tiercast_runtime.probes.host import read_host
+from tiercast_runtime.probes.host import USUAL_CORE_CACHE_BYTES, core_cache_bytes, read_host
 
 
 def write(root, path, text):
@@ -22,6 +22,7 @@ def linux(tmp_path):
     for node in (0, 1):
         write(tmp_path, f"sys/devices/system/node/node{node}/cpulist", "0\n")
     write(tmp_path, "sys/devices/system/cpu/cpu0/cache/index2/size", "512K\n")
+    write(tmp_path, "sys/devices/system/cpu/cpu0/cache/index2/level", "2\n")
     write(tmp_path, "sys/devices/system/cpu/cpu0/cache/index3/size", "32M\n")
     write(tmp_path, "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
     write(tmp_path, "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "7\n")
@@ -37,6 +38,8 @@ def test_linux_facts(linux):
     assert facts.memory_available_bytes == 600 * 1024
     assert facts.num_numa_nodes == 2
     assert facts.last_level_cache_bytes == 32 << 20
+    assert core_cache_bytes(linux) == 512 << 10
+    assert core_cache_bytes(linux / "elsewhere") == USUAL_CORE_CACHE_BYTES
     assert facts.huge_pages == "transparent madvise, 7 reserved of 2 MiB"
     assert facts.iommu == "dmar0 intel_iommu=on"
     assert facts.aspm_policy == "default"

@@ -114,6 +114,31 @@ def test_a_known_machine_is_found_again_and_scored_on_points_it_was_not_fitted_t
     assert fitted.model.time_us(*unseen) == pytest.approx(TRUTH.time_us(*unseen), rel=0.03)
 
 
+def test_a_host_waits_for_first_reads_and_for_places_to_write():
+    alike = {"request_bytes": 64, "last_read_ns": 0.0, "num_first_walks": 30.0, "spilled_row_ns": 25.0}
+    host = TRUTH.model_copy(update=alike | {"write_reach_bytes": 1.0 * MIB})
+    bare = host.model_copy(update={"num_first_walks": 0.0, "spilled_row_ns": 0.0})
+
+    def extra_ns(pieces, num_rows, footprint_bytes=1 << 50, num_workers=1):
+        where = (pieces, footprint_bytes, num_rows, num_workers)
+        return 1e3 * (host.time_us(*where) - bare.time_us(*where))
+
+    assert extra_ns((64,), 32) == pytest.approx(30 * 30 * (1 + 64 / 1024) / 2, rel=1e-2)
+    assert extra_ns((64,), 32, footprint_bytes=1) == pytest.approx(0, abs=0.1)
+    assert extra_ns((64, 64), 32) == pytest.approx(2 * extra_ns((64,), 32), rel=1e-2)  # each piece is a loop of its own
+    assert extra_ns((1024,), 1024, footprint_bytes=1) == pytest.approx(1024 * 25 / 2, rel=1e-2)
+    assert extra_ns((1024,), 4096, footprint_bytes=1) == pytest.approx(4096 * 25, rel=1e-2)
+    halves = extra_ns((1024,), 2048, footprint_bytes=1, num_workers=2)  # each worker writes into a cache of its own
+    assert halves == pytest.approx(2048 * 25 / 2, rel=1e-2)
+    spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)
+    fitted = fit_sweep(points_of(host, spots), core_cache_bytes=2 * MIB)
+    assert fitted.score.held_out_p90_ratio < 0.01
+    assert fitted.model.write_reach_bytes == 1 * MIB
+    assert fitted.model.spilled_row_ns == pytest.approx(25.0, rel=0.1)
+    assert fitted.model.num_first_walks * fitted.model.walk_ns == pytest.approx(900, rel=0.1)
+    assert fit_sweep(points_of(host, spots)).score.held_out_p90_ratio > fitted.score.held_out_p90_ratio
+
+
 def test_workers_and_distinct_rows_are_terms_of_the_model():
     truth = TRUTH.model_copy(update={"num_workers_max": 300.0, "unaligned_row_ns": 0.0})
     spots = GRID.coarse(GRID.footprints(16384 * MIB), (1, 16, 256, 2048), is_full=False)

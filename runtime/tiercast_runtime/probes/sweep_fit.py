@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.gather import (
+    FILL_ROWS,
+    LINE_BYTES,
+    WINDOW_BYTES,
     GatherModel,
     GatherPoint,
     GatherScore,
     is_unaligned,
     pages_of,
     requests_of,
+    spilled,
 )
 from tiercast_profiles.quantiles import quantile
 from tiercast_profiles.units import MIB
@@ -26,7 +30,7 @@ from tiercast_runtime.probes.timing import rounded
 
 FloatArray = npt.NDArray[np.float64]
 
-REQUEST_BYTES = (32, 64, 128, 256)
+REQUEST_BYTES = (32, 64, 128, 256)  # a GPU's, whose requests are not known to be lines
 HUBER_RATIO = 0.05
 OVERLAP_POWER = 3.0  # between the sum and the longer one: held, since the footprints cannot tell it from the reaches
 ANCHOR = 0.003  # pull towards the start, per factor e
@@ -43,8 +47,9 @@ STARTS = {
     "cache_reach_bytes": 128.0 * MIB,
     "walk_ns": 15.0,
     "translation_reach_bytes": 512.0 * MIB,
-    "last_read_ns": 200.0,
 }
+DEVICE_STARTS = {"last_read_ns": 200.0}
+HOST_STARTS = {"num_first_walks": 7.0, "spilled_row_ns": 20.0}
 EXTRA_STARTS = {"unaligned_row_ns": 10.0, "piece_row_ns": 20.0, "piece_call_us": 1.0, "num_workers_max": 256.0}
 
 
@@ -57,8 +62,13 @@ class FittedSweep:
     score: GatherScore | None
 
 
-def fit_sweep(points: Sequence[GatherPoint], num_distinct_rows: int | None = None) -> FittedSweep:
+def fit_sweep(
+    points: Sequence[GatherPoint], num_distinct_rows: int | None = None, core_cache_bytes: int | None = None
+) -> FittedSweep:
     """Fit the points that are not held out and score those that are.
+
+    ``core_cache_bytes`` is a host's cache that each core has for itself, of which half holds what is written and half
+    what is read; None is a GPU. A host's requests are lines: other sizes fitted no better.
 
     Errors are of stable points, or where most are unstable of all, and the score says so. Unstable points are fitted
     too: they are most where rows come from memory, and a median of samples that scatter is worth more than no point
@@ -72,7 +82,9 @@ def fit_sweep(points: Sequence[GatherPoint], num_distinct_rows: int | None = Non
     held = [point for point in scored if point.is_held_out]
     if len(fitted) < MIN_POINTS:
         return FittedSweep(tuple(points), None, None)
-    models = [_fit(fitted, size, num_distinct_rows) for size in REQUEST_BYTES]
+    write_reach = None if core_cache_bytes is None else core_cache_bytes / 2
+    sizes = REQUEST_BYTES if write_reach is None else (LINE_BYTES,)
+    models = [_fit(fitted, size, num_distinct_rows, write_reach) for size in sizes]
     model = min(models, key=lambda one: _loss(one, fitted))
     told = [point for point in scored if not point.is_held_out] or fitted
     inside = [abs(_residual(model, point)) for point in told]
@@ -123,12 +135,14 @@ def _huber(residuals: FloatArray) -> float:
     return float(np.sum(np.where(size <= HUBER_RATIO, size**2, HUBER_RATIO * (2 * size - HUBER_RATIO))))
 
 
-def _fit(points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: int | None) -> GatherModel:
-    """The best model with requests of this size."""
-    starts = STARTS | _extra_starts(points)
+def _fit(
+    points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: int | None, write_reach_bytes: float | None
+) -> GatherModel:
+    """The best model with requests of this size; of a GPU where nothing is said of writes."""
+    starts = STARTS | (DEVICE_STARTS if write_reach_bytes is None else HOST_STARTS) | _extra_starts(points)
     names = list(starts)
     start = np.log(np.array([starts[name] for name in names]))
-    columns = _Columns.of(points, request_bytes, num_distinct_rows)
+    columns = _Columns.of(points, request_bytes, num_distinct_rows, write_reach_bytes)
     measured = np.log(np.array([point.time_us for point in points]))
 
     def residuals(x: FloatArray) -> FloatArray:
@@ -137,9 +151,8 @@ def _fit(points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: i
 
     found = np.exp(least_squares(residuals, start))
     values = {name: rounded(float(value)) for name, value in zip(names, found, strict=True)}
-    return GatherModel(
-        request_bytes=request_bytes, overlap_power=OVERLAP_POWER, num_distinct_rows=num_distinct_rows, **values
-    )
+    held = {"overlap_power": OVERLAP_POWER, "write_reach_bytes": write_reach_bytes}
+    return GatherModel(request_bytes=request_bytes, num_distinct_rows=num_distinct_rows, **held, **values)
 
 
 def _extra_starts(points: Sequence[GatherPoint]) -> dict[str, float]:
@@ -181,9 +194,16 @@ class _Columns:
     rows: FloatArray
     unique: FloatArray
     workers: FloatArray
+    spilled: FloatArray
 
     @classmethod
-    def of(cls, points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: int | None) -> "_Columns":
+    def of(
+        cls,
+        points: Sequence[GatherPoint],
+        request_bytes: int,
+        num_distinct_rows: int | None,
+        write_reach_bytes: float | None,
+    ) -> "_Columns":
         width = max(len(point.piece_bytes) for point in points)
 
         def padded(value: Callable[[int], float]) -> FloatArray:
@@ -194,6 +214,7 @@ class _Columns:
         footprint = np.array([[float(point.footprint_bytes)] for point in points])
         footprint = footprint * padded(float) / np.array([[float(sum(point.piece_bytes))] for point in points])
         most = np.inf if num_distinct_rows is None else num_distinct_rows
+        reach = np.inf if write_reach_bytes is None else write_reach_bytes
         return cls(
             sizes=padded(float),
             requests=requests,
@@ -205,17 +226,20 @@ class _Columns:
             rows=np.array([float(point.num_rows) for point in points]),
             unique=np.array([point.unique_row_ratio for point in points]),
             workers=np.array([float(point.num_workers) for point in points]),
+            spilled=np.array([spilled(p.num_rows * sum(p.piece_bytes) / p.num_workers, reach) for p in points]),
         )
 
     def time_us(self, p: dict[str, float]) -> FloatArray:
         far = self.cached / (self.cached + p["cache_reach_bytes"])
         walk = p["walk_ns"] * self.footprint / (self.footprint + p["translation_reach_bytes"])
+        first = p.get("num_first_walks", 0.0) * (walk * (1 + self.sizes / WINDOW_BYTES)).sum(axis=1)
         row = self.unique * self._row_ns(p, walk, far) + (1 - self.unique) * self._row_ns(p, 0.0 * walk, 0.0 * far)
         row = row + p.get("unaligned_row_ns", 0.0) * self.unaligned + p.get("piece_row_ns", 0.0) * self.extra_pieces
+        row = row + p.get("spilled_row_ns", 0.0) * self.spilled
         speedup = 1.0 if "num_workers_max" not in p else 1 / np.hypot(1 / self.workers, 1 / p["num_workers_max"])
         calls = p["call_us"] + p.get("piece_call_us", 0.0) * self.extra_pieces
-        last = p["last_read_ns"] * far[:, 0]
-        return np.asarray(calls + (last + self.rows * row / speedup) / 1e3)
+        waiting = p.get("last_read_ns", 0.0) * far[:, 0] + first * self.rows / (self.rows + FILL_ROWS)
+        return np.asarray(calls + (waiting + self.rows * row / speedup) / 1e3)
 
     def _row_ns(self, p: dict[str, float], walk: FloatArray, far: FloatArray) -> FloatArray:
         """A row where a walk takes ``walk`` ns and ``far`` of its requests go to memory, ``[points, 1]`` each."""
