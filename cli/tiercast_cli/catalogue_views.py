@@ -1,7 +1,8 @@
 """Shipped documents as lists, single pages and differences."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercast_cli import render
@@ -77,8 +78,9 @@ def show_document(document: Document) -> None:
         render.line(f"uncalibrated lookup curves, each a prior with a band: {', '.join(priors)}")
     rows = []
     sources: dict[str, Source] = {}
-    for path, shown in flatten(document).items():
-        key = _evidence_key(document, path)
+    for entry in _entries(document):
+        path, shown = entry.name, entry.shown
+        key = _evidence_key(document, entry.place)
         if key is not None:
             sources[key] = document.sources[key]
         rows.append([path, shown, "" if key is None else f"{document.sources[key].kind}: {key}"])
@@ -113,11 +115,28 @@ def show_differences(left: Document, right: Document, rows: Sequence[Mapping[str
 
 
 def flatten(document: Document) -> dict[str, str]:
-    """Every value of a document by dotted path; a banded number is one entry, a list of plain values too."""
+    """Every value of a document by dotted path; a banded number is one entry, a list of plain values too.
+
+    An item of a list with one curve for each tier and path is named by these, as ``--set`` takes it, so that two
+    machines are compared curve by curve: ``lookups.dram/uva.fixed_us``.
+    """
+    return {entry.name: entry.shown for entry in _entries(document)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A value of a document: its name, its place with list items by number, as evidence has it, and the text."""
+
+    name: str
+    place: str
+    shown: str
+
+
+def _entries(document: Document) -> list[_Entry]:
     body = document.model_dump(
         mode="json", exclude={"schema_version", "name", "description", "sources", "evidence"}, exclude_none=True
     )
-    return _flatten(body, "")
+    return list(_flatten(body, (), ()))
 
 
 def profile_summary(profile: "HardwareProfile") -> None:
@@ -251,26 +270,34 @@ def _quantity(quantity: object) -> str:
     return shown if low is None or high is None else f"{shown} [{render.number(low)} .. {render.number(high)}]"
 
 
-def _flatten(body: object, path: str) -> dict[str, str]:
-    if isinstance(body, Mapping):
-        if set(body) == {"value", "low", "high"}:
-            return {path: f"{_exact(body['value'])} [{_exact(body['low'])} .. {_exact(body['high'])}]"}
-        flat: dict[str, str] = {}
+def _flatten(body: object, name: tuple[str, ...], place: tuple[str, ...]) -> Iterator[_Entry]:
+    if isinstance(body, Mapping) and set(body) != {"value", "low", "high"}:
         for key, item in body.items():
-            inner = f"{path}.{key}" if path else str(key)
             if key in LONG_LISTS and item:
-                flat[inner] = f"{len(item)} entries"
+                yield _Entry(".".join((*name, key)), ".".join((*place, key)), f"{len(item)} entries")
             else:
-                flat |= _flatten(item, inner)
-        return flat
-    if isinstance(body, (list, tuple)):
-        if all(not isinstance(item, (Mapping, list)) for item in body):
-            return {path: " ".join(_exact(item) for item in body)} if body else {}
-        flat = {}
-        for index, item in enumerate(body):
-            flat |= _flatten(item, f"{path}.{index}")
-        return flat
-    return {path: _exact(body)}
+                yield from _flatten(item, (*name, str(key)), (*place, str(key)))
+    elif isinstance(body, (list, tuple)) and any(isinstance(item, (Mapping, list)) for item in body):
+        for index, (called, item) in enumerate(zip(_item_names(body), body, strict=True)):
+            yield from _flatten(item, (*name, called), (*place, str(index)))
+    elif not isinstance(body, (list, tuple)) or body:
+        yield _Entry(".".join(name), ".".join(place), _shown(body))
+
+
+def _item_names(items: Sequence[object]) -> list[str]:
+    """Tier and path of every item where they tell the items apart, else their numbers."""
+    names = [
+        f"{item['tier']}/{item['path']}"
+        for item in items
+        if isinstance(item, Mapping) and item.keys() >= {"tier", "path"}
+    ]
+    return names if len(set(names)) == len(items) else [str(index) for index in range(len(items))]
+
+
+def _shown(body: object) -> str:
+    if isinstance(body, Mapping):
+        return f"{_exact(body['value'])} [{_exact(body['low'])} .. {_exact(body['high'])}]"
+    return " ".join(_exact(item) for item in body) if isinstance(body, (list, tuple)) else _exact(body)
 
 
 def _evidence_key(document: Document, path: str) -> str | None:

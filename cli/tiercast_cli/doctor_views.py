@@ -25,4 +25,4 @@ def show(result: "Examination") -> None:
     if mends:
         render.heading("To mend")
     for check in mends:
-        render.line(f"  {check.check_id}: {check.mend}")
+        render.command(f"  {check.check_id}: {check.mend}")

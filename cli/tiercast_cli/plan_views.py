@@ -215,5 +215,5 @@ def _flags(flags: "LaunchFlags") -> None:
 
 
 def _setting(setting: "Setting") -> None:
-    render.line(f"  {setting.text}")
+    render.command(f"  {setting.text}")
     render.line(f"      {setting.purpose} [{setting.mark}: {setting.source}]")

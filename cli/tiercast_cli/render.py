@@ -5,6 +5,7 @@ Meaning is always in words and signs, never in colour alone; rich honours ``NO_C
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tiercast_profiles.record import Metric
 
 UNKNOWN = "–"
+SHORTEST_NAME = 12  # what a first column of names keeps beside numbers, however much these take
+LONGEST_WORDS = 24  # what a further column of words keeps beside a first one of long names
 LONGEST_UNBROKEN = 20  # a word column up to this wide keeps its width; a wider one gives way first
 
 _page: ContextVar[Console | None] = ContextVar("page", default=None)
@@ -52,13 +55,24 @@ def line(text: str = "") -> None:
     console().print(Text(text))
 
 
+def command(text: str) -> None:
+    """A line to type: never wrapped, because a line break in the middle would be copied along."""
+    console().print(Text(text), soft_wrap=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """A table: the first ``left`` columns are words, aligned left; the others are numbers, aligned right."""
+    """A table: the first ``left`` columns are words, aligned left; the others are numbers, aligned right.
+
+    Names of one word in a first column that is too wide break behind a dot or an underscore, never within a word.
+    """
+    has_names = bool(rows) and left > 0 and not any(" " in row[0] for row in rows)
+    if has_names:
+        rows = _names_broken(columns, rows, left)
     grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         is_word = index < left
         longest = max((len(part) for row in rows for part in row[index].splitlines()), default=0)
-        is_wrapped = is_word and longest > LONGEST_UNBROKEN
+        is_wrapped = is_word and longest > LONGEST_UNBROKEN and not (has_names and index == 0)
         grid.add_column(Text(column), justify="left" if is_word else "right", overflow="fold", no_wrap=not is_wrapped)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
@@ -67,6 +81,37 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     if title:
         out.print(Text(title, style="bold"))
     out.print(grid)
+
+
+def _names_broken(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Sequence[Sequence[str]]:
+    """The rows with the names of the first column broken so that the other columns have the room they need."""
+    widths = [
+        max(len(part) for cell in cells for part in cell.split("\n")) for cells in zip(columns, *rows, strict=True)
+    ]
+    others = [min(width, LONGEST_WORDS) if index < left else width for index, width in enumerate(widths)][1:]
+    least = SHORTEST_NAME if left == 1 else LONGEST_UNBROKEN  # further columns of words give way first
+    room = max(least, console().width - sum(others) - (2 * len(columns) - 1))
+    if widths[0] <= room or sum(widths) + 2 * len(columns) - 1 <= console().width:
+        return rows
+    return [[_broken(row[0], room), *row[1:]] for row in rows]
+
+
+def _broken(name: str, room: int) -> str:
+    """A name on lines of at most ``room`` characters: broken behind a dot if that is enough, else behind any sign.
+
+    Lines fill from the end, so that what is measured and its unit stay together; a word that is wider itself is cut.
+    """
+    lines = [name]
+    for signs in (".", "._/-"):
+        lines = [""]
+        for word in reversed(re.split(rf"(?<=[{re.escape(signs)}])(?=.)", name)):
+            for piece in reversed([word[start : start + room] for start in range(0, len(word), room)]):
+                if lines[0] and len(piece) + len(lines[0]) > room:
+                    lines.insert(0, "")
+                lines[0] = piece + lines[0]
+        if all(len(word) <= room for word in re.split(rf"(?<=[{re.escape(signs)}])(?=.)", name)):
+            break
+    return "\n".join(lines)
 
 
 def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

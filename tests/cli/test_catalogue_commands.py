@@ -57,6 +57,19 @@ def test_diff_shows_only_what_differs(run):
     assert "NVIDIA H800" in run("hardware", "diff", "h200-sxm", "h800-sxm").stdout
 
 
+def test_diff_compares_curves_of_the_same_tier_and_path(run):
+    rows = {row["what"]: row for row in json.loads(run("hardware", "diff", "h200-sxm", "gb200", "--json").stdout)}
+    assert rows["lookups.cxl/uva.tier"] == {"what": "lookups.cxl/uva.tier", "first": "cxl", "second": None}
+    assert rows["lookups.dram/uva.fixed_us"]["second"].startswith("4.0 ")
+    assert not any(row["what"].endswith((".tier", ".path")) and row["first"] and row["second"] for row in rows.values())
+
+
+def test_show_names_a_curve_as_settings_do_and_keeps_its_evidence(run):
+    shown = run("hardware", "show", "h200-sxm", width=200).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("lookups.nvme/disk.row_ns "))
+    assert line.split()[-2:] == ["derived:", "nvme-rate"]
+
+
 @pytest.mark.parametrize(("kind", "noun"), [("hardware", "hardware"), ("models", "model"), ("prices", "price book")])
 def test_an_unknown_name_is_answered_with_the_known_ones(fails, kind, noun):
     line = fails(2, kind, "show", "rtx-9999")

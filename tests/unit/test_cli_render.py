@@ -51,6 +51,42 @@ def test_intervals_are_shown_only_where_they_are_known():
     assert render.with_interval(None) == "–"
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_names_break_behind_a_dot_or_an_underscore_and_keep_their_unit(width):
+    names = ["device.memory_bandwidth_gb_per_s", "lookups.dram/cpu_gather.read_granularity_bytes", "host.num_cores"]
+    rows = [[name, "4,800.0 [4,000.0 .. 5,000.0]", "published: a-source-with-a-name"] for name in names]
+    text = render.to_text(lambda: render.table("", ["what", "value", "evidence"], rows, left=3), width)
+    firsts = [line.split(" ")[0] for line in text.splitlines()[2:]]
+    assert "".join(firsts).endswith("".join(names))
+    assert any(line.endswith("memory_bandwidth_gb_per_s") for line in firsts)
+    assert all(line == "" or line[-1] in "._" or any(name.endswith(line) for name in names) for line in firsts[1:])
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_long_path_as_a_name_leaves_room_for_the_rest():
+    path = "/tmp/a-folder-of-a-very-long-name/" + "x" * 60 + "/changed.yaml"
+    columns = ["placement", "tokens/s", "interval", "penalty", "interval", "KV room"]
+    rows = [[path, "14,196", "7,348 .. 19,367", "1.9 %", "1.9 .. 2.3", "does not fit"]]
+    lines = render.to_text(lambda: render.table("", columns, rows), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "does not fit" in "".join(lines)
+    assert "".join(line.split("  ")[0].strip() for line in lines[3:]) == path
+
+
+def test_numbers_are_whole_beside_names_that_break():
+    cells = ["14,196", "1,700,288", "-35.8 %", "-28.5 M .. -947,040", "the same"]
+    columns = ["what it did", "A", "B", "change", "between", "verdict"]
+    rows = [["penalty_ratio.no_engram", *cells], ["output_tokens_per_s", *cells]]
+    text = render.to_text(lambda: render.table("", columns, rows), 80)
+    assert all(text.count(cell) == 2 for cell in cells)
+    assert "tokens_per_s" in text
+
+
+def test_a_line_to_type_is_never_wrapped():
+    typed = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; echo advise > /sys/kernel/mm/and/so/on"
+    assert render.to_text(lambda: render.command(typed), 40) == typed + "\n"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_table_stays_inside_the_page(width):
     rows = [["a name of several words that has to wrap somewhere", "12,345"] for _ in range(3)]
