@@ -27,6 +27,16 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+def settle_attention(device: torch.device) -> None:
+    """Leave chunks of prompts on a GPU to the flash kernel alone, also where torch would prefer cuDNN's.
+
+    cuDNN plans anew for every length of a chunk and its context, which takes longer than the attention of the chunk;
+    and chunks at the start of a sequence would run another kernel than those behind it. It holds for the process.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def check_runnable(model: ModelSpec) -> None:
     """Raise unless this backbone can compute the model.
 
@@ -96,6 +106,7 @@ class Backbone:
         seed: int = 0,
     ) -> None:
         check_runnable(model)
+        settle_attention(device)
         spec = model.backbone
         self._spec = spec
         self._dtype = dtype

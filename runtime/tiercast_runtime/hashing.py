@@ -282,7 +282,7 @@ class EngramHasher:
             self._sizes,
             self._offsets,
             pad=self._pad,
-            blocks_farther=self.engram.dialect == "v41",
+            blocks_farther=self.engram.rules.blocks_farther,
             out=out,
         )
 

@@ -236,6 +236,21 @@ def test_rates_are_shares_of_what_was_measured(monkeypatch):
     assert [probe.name for probe in rates.probes] == ["matmul.square", "matmul.step", "matmul.weights"]
 
 
+def test_no_product_that_gives_a_rate_is_of_equal_numbers(monkeypatch):
+    monkeypatch.setattr("tiercast_runtime.probes.rates.CPU_SIDE", 16)
+    monkeypatch.setattr("tiercast_runtime.probes.rates.CPU_STREAM_SIDE", 32)
+    multiply, spreads = torch.mm, []
+
+    def mm(left, right, out):
+        spreads.extend((float(left.std()), float(right.std())))
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    measure_rates(CPU, 1.0, Effort(0, 0, 1, 1))
+    assert len(spreads) > 20
+    assert min(spreads) > 0.1 * 32**-0.5  # a GPU multiplies equal numbers faster than any model's
+
+
 @pytest.mark.parametrize(("first", "decay"), [(0.4, 0.72), (0.1, 0.5), (0.05, 0.9)])
 def test_the_law_of_settling_is_found_in_shares_that_follow_it(first, decay):
     fit = fit_settling([first * decay**turn for turn in range(NUM_SETTLING_STEPS)])

@@ -61,9 +61,9 @@ def measure_rates(
     dtypes: dict[Precision, torch.dtype] = {"fp32": torch.float32}
     if is_gpu:
         dtypes["bf16"] = torch.bfloat16
-    matrices = [torch.full((stream_side, stream_side), 1e-3, dtype=dtype, device=device)]
+    matrices = [_operand(stream_side, stream_side, dtype, device)]
     matrices += [matrices[0].clone() for _ in range(NUM_STREAM_MATRICES - 1)]
-    row, rows = (torch.ones(count, stream_side, dtype=dtype, device=device) for count in (1, STEP_TOKENS))
+    row, rows = (_operand(count, stream_side, dtype, device) for count in (1, STEP_TOKENS))
     cases: list[Case[str]] = [_square_case(name, kind, side, device, clock) for name, kind in dtypes.items()]
     cases += [_stream_case("one", row, matrices, clock), _stream_case("step", rows, matrices, clock)]
     with torch.inference_mode():
@@ -89,8 +89,13 @@ def measure_rates(
     return DeviceRates(tflops, _share(step, peak), _share(stream, memory_gb_per_s), tuple(probes))
 
 
+def _operand(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Random numbers around 0: equal ones flip no bits, and a GPU that saves their power runs at higher clocks."""
+    return torch.empty(rows, columns, dtype=dtype, device=device).normal_(0.0, columns**-0.5)
+
+
 def _square_case(key: str, dtype: torch.dtype, side: int, device: torch.device, clock: Clock) -> Case[str]:
-    left = torch.full((side, side), 1e-3, dtype=dtype, device=device)
+    left = _operand(side, side, dtype, device)
     right, out = left.clone(), torch.empty_like(left)
 
     def case() -> list[tuple[str, float]]:
@@ -122,7 +127,8 @@ def _fp8_rate(device: torch.device, effort: Effort, clock: Clock) -> Spread[str]
     """Square FP8 products, where this GPU and this torch have them."""
     if torch.cuda.get_device_capability(device) < (8, 9):
         return not_measured("matmul.square", "this GPU multiplies no FP8")
-    left = torch.full((GPU_SIDE, GPU_SIDE), 1.0, device=device).to(torch.float8_e4m3fn)
+    # of size one: where a product of 8192 would put them, E4M3 has hardly any codes
+    left = _operand(GPU_SIDE, GPU_SIDE, torch.float32, device).mul_(GPU_SIDE**0.5).to(torch.float8_e4m3fn)
     right = left.clone().t()  # the second operand is wanted column by column
     scale = torch.ones((), device=device)
 

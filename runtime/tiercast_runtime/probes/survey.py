@@ -256,8 +256,12 @@ class _Survey:
                 del found.curves[num_curves:]
         except (MissingCapability, InfeasibleScenario) as error:
             found.probes.append(not_measured(name, str(error)))
-        except torch.OutOfMemoryError as error:  # what was planned to fit did not: one stage less, and the rest goes on
-            found.probes.append(not_measured(name, str(error).splitlines()[0], is_failure=True))
+        except RuntimeError as error:
+            # What was planned to fit did not, or a GPU's library refused a call: one stage less, and the rest goes on.
+            if not is_gpu and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            found.probes.append(not_measured(name, first, is_failure=True))
             self._free()
 
     def _copies_again(self, found: Findings, size: int, counts: tuple[int, ...]) -> None:
