@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tiercast_profiles.errors import BadInput
 from tiercast_runtime.aio import ReadMode, RowReader
 from tiercast_runtime.cache import Policy, RowCache
+from tiercast_runtime.distinct import distinct_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,6 @@ class DiskTable:
     row_bytes: int
     part_offsets: tuple[int, ...]
     part_widths: tuple[int, ...]
-
-
-def distinct(ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct ``ids [n]``, ascending, and the place of each id among them ``[n] int64``.
-
-    As ``np.unique`` with its inverse, which takes twice as long for the ids of a decode step.
-    """
-    order = ids.argsort()
-    ascending = ids[order]
-    is_first = np.empty(len(ids), dtype=np.bool_)
-    is_first[:1] = True
-    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
-    inverse = np.empty(len(ids), dtype=np.int64)
-    inverse[order] = is_first.cumsum() - 1
-    return ascending[is_first], inverse
 
 
 class DiskReader:
@@ -63,13 +48,7 @@ class DiskReader:
         Raises:
             BadInput: an id outside the table.
         """
-        unique, inverse = distinct(ids)
-        if len(unique) and (unique[0] < 0 or unique[-1] >= self.table.num_rows):
-            worst = int(unique[0] if unique[0] < 0 else unique[-1])
-            raise BadInput(
-                f"row id {worst} lies outside {self.table.label}: the table has rows 0 … {self.table.num_rows - 1}"
-            )
-        return unique, inverse
+        return distinct_rows(ids, self.table.num_rows, self.table.label)
 
     def read(self, unique: npt.NDArray[np.int64], target: npt.NDArray[np.uint8]) -> None:
         """The rows of ascending ids into ``target`` ``[len(unique), row_bytes] uint8``, packed.

@@ -16,7 +16,7 @@ from tiercast_profiles.errors import BadInput  # noqa: E402
 from tiercast_profiles.head_sizes import table_rows  # noqa: E402
 from tiercast_profiles.model import Engram  # noqa: E402
 from tiercast_runtime import aio, hashing, reference, rows, table  # noqa: E402
-from tiercast_runtime.disk_reads import distinct  # noqa: E402
+from tiercast_runtime.distinct import distinct  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402

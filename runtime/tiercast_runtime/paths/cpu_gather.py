@@ -10,6 +10,7 @@ import torch
 
 from tiercast_runtime.cache import Policy, RowCache
 from tiercast_runtime.device import num_cores
+from tiercast_runtime.distinct import distinct_rows
 from tiercast_runtime.host_loops import RowGather
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
 from tiercast_runtime.paths.staging import StagingRing, host_ids
@@ -92,9 +93,7 @@ class CpuGatherPath:
 
     def _fetch_cached(self, layer_index: int, ids: npt.NDArray[np.int64], shape: tuple[int, ...]) -> StagedRows:
         gather, cache = self._gathers[layer_index], self._caches[layer_index]
-        unique, inverse = np.unique(ids, return_inverse=True)
-        if len(unique):
-            check_row_ids(torch.from_numpy(unique[[0, -1]])[None], gather.num_rows)
+        unique, inverse = distinct_rows(ids, gather.num_rows, gather.label)
         slot = self._ring.next_slot(layer_index)
         staged = slot.rows(len(unique))
         missing = cache.lookup(unique, staged.numpy())
