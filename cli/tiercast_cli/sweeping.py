@@ -75,7 +75,8 @@ def view(rows: Sequence[SweepRow]) -> None:
     if price:
         render.table("", [head, "USD/Mtok\nall tokens", "interval", "USD/Mtok\noutput only", "interval"], price)
     problems(rows)
-    for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
+    said = [row.warnings for row in rows] + [row.cost.warnings for row in rows if row.cost is not None]
+    for warning in dict.fromkeys(warning for warnings in said for warning in warnings):
         render.line(views.WARNING_SIGN + warning)
 
 

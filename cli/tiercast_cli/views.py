@@ -40,7 +40,7 @@ def record(result: "RunRecord") -> None:
     render.line(f"ranks: tensor {parallel.tensor} x data {parallel.data}{prefill}; seed {result.scenario.seed}")
     if result.kind == "simulated":
         render.line(f"hardware numbers: {calibration(provenance.hardware_calibration)}")
-    render.line(f"tokens: {provenance.vocabulary}")
+    render.line(f"tokens: {tokens(provenance.vocabulary)}")
     rows, bases = [], []
     for name, (unit, metric) in flat_metrics(result.metrics).items():
         if name.startswith(TABLES_OF_THEIR_OWN):
@@ -79,6 +79,13 @@ def layers(result: "RunRecord") -> None:
     ]
     columns = ["Engram layer", "window us", "lookup us", "stall us", "needs GB/s"]
     render.table("", columns, rows)
+    render.line("a median decode step; lookup us with the wait for earlier lookups, GB/s of one rank")
+
+
+def tokens(vocabulary: str) -> str:
+    """Where the token ids come from, in words."""
+    source, _, size = vocabulary.rpartition("/")
+    return f"random ids below {int(size):,}" if source == "uniform" else f"text in the vocabulary {vocabulary}"
 
 
 def calibration(kind: str) -> str:

@@ -33,7 +33,11 @@ from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import Metric, RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import S_PER_HOUR, TOKENS_PER_MTOK
+from tiercast_profiles.workload import Workload
 from tiercast_sim.memory import memory_plan
+
+MIN_WAVES = 8
+"""Requests for each one in flight from which on the start and the end of a closed loop move a price little."""
 
 TokenKind = Literal["total", "input", "output"]
 TOKEN_KINDS: tuple[TokenKind, ...] = ("total", "input", "output")
@@ -110,8 +114,21 @@ def cost_per_mtok(
     """
     _check_same_deployment(resolved, record)
     metrics = record.metrics
-    return cost_of_rates(
+    report = cost_of_rates(
         resolved, total=metrics.total_tokens_per_s, output=metrics.output_tokens_per_s, today=today, tenure=tenure
+    )
+    return report.model_copy(update={"warnings": (*report.warnings, *_short_run(record.scenario.workload))})
+
+
+def _short_run(workload: Workload) -> tuple[str, ...]:
+    """What a closed loop of few requests does to a price: slots stand empty while it starts and while it ends."""
+    in_flight, count = workload.concurrency, workload.num_requests
+    if in_flight is None or count is None or count >= MIN_WAVES * in_flight:  # only a closed loop has a concurrency
+        return ()
+    return (
+        f"a closed loop with fewer than {MIN_WAVES} requests for each one in flight: its start and its end, when slots "
+        "stand empty, are in USD/Mtok, which is above that of a steady load; raise workload.num_requests, or see "
+        "tiercast plan, which prices the steady state",
     )
 
 

@@ -137,7 +137,8 @@ def _scalar(text: str) -> Value:
         raise BadInput(
             f"{text!r} cannot be read as a value; write a word, a number, [a, b] or {{key: value}}"
         ) from None
-    return value
+    # YAML reads off, on, yes and no as true or false; the word is what the schema knows (prefetch: off) and a row shows
+    return text if isinstance(value, bool) and text.lower() not in ("true", "false") else value
 
 
 def _values(path: str, text: str) -> list[Value]:

@@ -42,7 +42,8 @@ class LayerWindow(Strict):
     ``lookup_us`` what its lookup takes, queueing included; ``required_gb_per_s`` the rate that just fits the window.
     ``required_latency_us`` is the time its own lookup may take once earlier ones are out of the way; with
     ``service_us``, which it does take, no longer than that, nothing stalls. ``given_gb_per_s`` is the rate the rows
-    came at. The last three are None where the producer cannot tell waiting from service.
+    came at. Rates are those of one rank. The last three are None where the producer cannot tell waiting from service,
+    ``required_latency_us`` also where the device gathers its own rows as part of the module.
     """
 
     layer_id: int

@@ -120,6 +120,8 @@ def layer_windows(resolved: ResolvedScenario, runs: Runs) -> tuple[LayerWindow, 
     steps = at_each(runs, lambda result: result.summary.median_decode)
     if not steps["nominal"].layers:
         return ()
+    # On the device path the gather is part of the module (A9): no lookup is on its way that could come too late.
+    is_fetched = resolved.placement.path != "device"
     windows = []
     for index, layer_id in enumerate(resolved.model.engram.layer_ids):
         times = at_each(steps, partial(_layer, index=index))
@@ -130,7 +132,9 @@ def layer_windows(resolved: ResolvedScenario, runs: Runs) -> tuple[LayerWindow, 
                 lookup_us=band(at_each(times, lambda layer: (layer.ready_ns - layer.issued_ns) / NS_PER_US)),
                 stall_us=band(at_each(times, lambda layer: layer.stall_ns / NS_PER_US)),
                 required_gb_per_s=optional_band(at_each(times, _required_gb_per_s)),
-                required_latency_us=band(at_each(times, lambda layer: layer.required_ns / NS_PER_US)),
+                required_latency_us=band(at_each(times, lambda layer: layer.required_ns / NS_PER_US))
+                if is_fetched
+                else None,
                 service_us=band(at_each(times, lambda layer: layer.service_ns / NS_PER_US)),
                 given_gb_per_s=optional_band(at_each(times, _given_gb_per_s)),
             )

@@ -56,6 +56,7 @@ def test_what_if_off_is_a_word(run, files):
     rows = json.loads(run("what-if", files.scenario, "--vary", "placement.prefetch=off,step_entry", "--json").stdout)
     stalls = [row["metrics"]["stall_ms_per_step"]["value"] for row in rows]
     assert stalls[0] > stalls[1]
+    assert [row["settings"]["placement.prefetch"] for row in rows] == ["off", "step_entry"]
 
 
 def test_what_if_keeps_what_does_not_fit_as_a_row(run, files):

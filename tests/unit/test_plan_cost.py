@@ -27,7 +27,7 @@ def _resolved(placement=None, *, hardware="h200-sxm", tensor=8, data=1) -> Resol
         "workload": {
             "kind": "closed_loop",
             "concurrency": 4,
-            "num_requests": 8,
+            "num_requests": 32,
             "prompt_tokens": {"fixed": 128},
             "output_tokens": {"fixed": 64},
         },
@@ -303,3 +303,12 @@ def test_a_record_that_serves_nothing_is_refused():
     resolved = _resolved()
     with pytest.raises(BadInput, match="both kinds of token"):
         _cost(resolved, total=100.0, output=100.0)
+
+
+def test_a_closed_loop_that_is_hardly_longer_than_its_first_wave_says_what_that_does_to_its_price():
+    long = _resolved()
+    workload = long.scenario.workload.model_copy(update={"num_requests": 31})
+    short = long.model_copy(update={"scenario": long.scenario.model_copy(update={"workload": workload})})
+    assert cost_per_mtok(long, _record(long)).warnings == ()
+    (warning,) = cost_per_mtok(short, _record(short)).warnings
+    assert "fewer than 8 requests for each one in flight" in warning

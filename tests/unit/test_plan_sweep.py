@@ -46,6 +46,13 @@ def test_lists_and_ranges(text, values):
     assert _values("workload.concurrency", text) == values
 
 
+def test_words_that_yaml_takes_for_booleans_stay_the_words_that_were_typed():
+    found = points(SCENARIO, ["engine.prefix_caching=on"], ["placement.prefetch=off,step_entry"])
+    assert [point.settings["placement.prefetch"] for point in found] == ["off", "step_entry"]
+    assert [point.scenario.placement.prefetch for point in found] == ["off", "step_entry"]
+    assert all(point.scenario.engine.prefix_caching is True for point in found)
+
+
 def test_fractions_keep_their_last_value():
     assert _values("engine.memory_utilization_ratio", "0.1..0.7..0.1") == pytest.approx([x / 10 for x in range(1, 8)])
 

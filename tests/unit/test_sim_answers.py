@@ -69,6 +69,13 @@ def test_a_layer_stalls_where_its_lookup_takes_longer_than_it_may(sim_scenario):
             assert layer.given_gb_per_s.value > 0
 
 
+def test_nothing_is_asked_of_a_lookup_where_the_device_gathers_its_own_rows(sim_scenario):
+    for layer in quick(sim_scenario({"tier": "hbm"})).layers:
+        assert layer.required_latency_us is None
+        assert layer.stall_us.value == 0
+        assert layer.service_us.value > 0
+
+
 def test_offers_name_what_every_tier_gives(sim_scenario):
     metrics = quick(sim_scenario({"tier": "dram", "path": "uva"}))
     offers = {(offer.tier, offer.path): offer for offer in metrics.offers}
