@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from tiercast_profiles.store import load_model, shipped_names  # noqa: E402
 from tiercast_runtime.cache_torch import TorchRowCache  # noqa: E402
 from tiercast_runtime.hashing import EngramHasher  # noqa: E402
+from tiercast_runtime.probes.survey import empty_model  # noqa: E402
 
 CPU, BF16, INT64 = torch.device("cpu"), torch.bfloat16, torch.int64
 MODELS = [
@@ -33,6 +34,8 @@ MODELS = [
     for model in map(load_model, shipped_names("models"))
     if model.backbone.is_runnable and model.backbone.moe is None
 ]
+# a profile also times layers with hardly any arithmetic, whose tiles are smaller than any model's
+MODELS.append(empty_model(MODELS[0]).model_copy(update={"name": "empty"}))
 MAX_SHARED_BYTES = 227 << 10  # of one program on sm_90
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 PTXAS = CUOBJDUMP.with_name("ptxas")
