@@ -64,8 +64,7 @@ def command(
 
     inputs.require_runtime("bench")
     resolved = inputs.resolve(scenario, profile)
-    check_writable(output)
-    check_writable(trace)
+    check_writable(output, trace, reads=(scenario, profile))
     rows = None if checkpoint is None else Path(checkpoint)
     from tiercast_runtime.host_pages import MemoryRequest
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tiercast_cli import render
+from tiercast_cli import inputs, render
 from tiercast_profiles import store
 from tiercast_profiles.document import Document, Source
 from tiercast_profiles.head_sizes import table_rows
@@ -45,8 +45,8 @@ LONG_LISTS = ("points", "probes", "components")
 
 
 def load(kind: str, name: str) -> Document:
-    """A document of a kind, by shipped name or path."""
-    return LOADERS[kind](name)
+    """A document of a kind, by shipped name or path; a machine also by a bare device name."""
+    return LOADERS[kind](inputs.hardware_name(name) if kind == "hardware" else name)
 
 
 def listing(kind: str) -> list[dict[str, Any]]:  # Any: each kind has its own facts

@@ -37,7 +37,7 @@ def command(
     from tiercast_cli.output import check_writable, emit, progress, save, to_json
     from tiercast_plan.api_price import parse_api_price
 
-    check_writable(output)
+    check_writable(output, reads=(*scenarios, profile, prices))
     api_price = None if api_usd_per_mtok is None else parse_api_price(api_usd_per_mtok)
     resolved = [(name, inputs.resolve(name, profile, prices)) for name in scenarios]
     with progress("cost") as report:

@@ -41,7 +41,7 @@ def command(
         raise typer.BadParameter("nothing differs; give a second scenario or record, or --set FIELD=VALUE")
     if markdown and as_json:
         raise typer.BadParameter("--markdown and --json are two forms of one result; give one")
-    check_writable(output)
+    check_writable(output, reads=(before, after, profile))
     found = differing.find(before, before if after is None else after, sets or [], profile)
     if output is not None:
         save(output, diff_views.markdown(found) if markdown else to_json(found))

@@ -57,17 +57,17 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Print each measured quantity in percent of the preset's."""
-    from tiercast_cli import hardware_views
+    from tiercast_cli import hardware_views, inputs
     from tiercast_cli.output import emit
     from tiercast_profiles import store
     from tiercast_profiles.anchors import compare_with_preset, matching_preset
 
-    profile = store.load_hardware(measured)
+    profile = store.load_hardware(inputs.hardware_name(measured))
     if preset is None:
         presets = [store.load_hardware(name) for name in store.shipped_names("hardware")]
         anchor = matching_preset(profile, [one for one in presets if one.calibration == "datasheet"])
     else:
-        anchor = store.load_hardware(preset)
+        anchor = store.load_hardware(inputs.hardware_name(preset))
     rows = compare_with_preset(profile, anchor)
     emit(rows, lambda: hardware_views.show_anchors(profile, anchor, rows), as_json=as_json)
 
@@ -90,14 +90,16 @@ def import_files(
     """Write a profile of what other tools measured."""
     from pathlib import Path
 
-    from tiercast_cli import hardware_views
+    from tiercast_cli import hardware_views, inputs
     from tiercast_cli.output import check_writable, emit, save
     from tiercast_profiles.machine_import import build_profile, read_reports
     from tiercast_profiles.store import load_hardware, to_yaml
 
-    check_writable(output)
+    check_writable(output, reads=(*files, base))
     reports = read_reports(files, None if date is None else _day(date))
-    profile = build_profile(reports, None if base is None else load_hardware(base), name or Path(output).stem)
+    profile = build_profile(
+        reports, None if base is None else load_hardware(inputs.hardware_name(base)), name or Path(output).stem
+    )
     save(output, to_yaml(profile))
     emit(profile, lambda: hardware_views.show_import(profile, reports), as_json=as_json)
 
@@ -116,15 +118,15 @@ def transfer_efficiencies(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the preset with what the measured machine reaches of its own datasheet."""
-    from tiercast_cli import hardware_views
+    from tiercast_cli import hardware_views, inputs
     from tiercast_cli.output import check_writable, emit, save
     from tiercast_profiles import store
     from tiercast_profiles.anchors import matching_preset
     from tiercast_profiles.transfer import transfer
 
-    check_writable(output)
-    machine, wanted = store.load_hardware(measured), store.load_hardware(preset)
-    datasheet = None if anchor is None else store.load_hardware(anchor)
+    check_writable(output, reads=(measured, preset, anchor))
+    machine, wanted = (store.load_hardware(inputs.hardware_name(name)) for name in (measured, preset))
+    datasheet = None if anchor is None else store.load_hardware(inputs.hardware_name(anchor))
     is_needed = wanted.calibration == "datasheet" and machine.calibration == "measured" and machine.device.kind != "cpu"
     if datasheet is None and is_needed:
         presets = [store.load_hardware(name) for name in store.shipped_names("hardware")]

@@ -81,27 +81,35 @@ def hardware_names(text: str) -> list[str]:
     """
     from tiercast_profiles import store
 
-    known = store.shipped_names("hardware")
-    found = []
-    for part in (part.strip() for part in text.split(",")):
-        if not part:
-            raise BadInput(f"--hardware {text!r}: an empty name between commas; known: {', '.join(known)}")
-        short = part.lower()
-        fitting = [name for name in known if name.startswith(f"{short}-")]
-        in_socket = [name for name in fitting if name == f"{short}-sxm"]
-        if part in known or "/" in part or short.endswith((".yaml", ".yml", ".json")):
-            found.append(part)
-        elif short in known:
-            found.append(short)
-        elif len(fitting) == 1 or in_socket:
-            found.append((in_socket or fitting)[0])
-        elif fitting:
-            raise BadInput(f"--hardware {part!r} fits several machines: {', '.join(fitting)}; give one of them")
-        else:
-            found.append(part)
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        known = ", ".join(store.shipped_names("hardware"))
+        raise BadInput(f"--hardware {text!r}: an empty name between commas; known: {known}")
+    found = [hardware_name(part) for part in parts]
     if len(set(found)) < len(found):
         raise BadInput(f"--hardware {text!r}: a machine is named twice; name each once")
     return found
+
+
+def hardware_name(text: str) -> str:
+    """One machine by its shipped name, a path, or a bare device name such as ``H200`` that fits one shipped machine.
+
+    Raises:
+        BadInput: a name that fits several machines; one that fits none is left to the loader.
+    """
+    from tiercast_profiles import store
+
+    known = store.shipped_names("hardware")
+    short = text.lower()
+    if text in known or "/" in text or short.endswith((".yaml", ".yml", ".json")):
+        return text
+    if short in known:
+        return short
+    fitting = [name for name in known if name.startswith(f"{short}-")]
+    in_socket = [name for name in fitting if name == f"{short}-sxm"]
+    if len(fitting) > 1 and not in_socket:
+        raise BadInput(f"hardware {text!r} fits several machines: {', '.join(fitting)}; give one of them")
+    return (in_socket or fitting or [text])[0]
 
 
 def require_runtime(command: str) -> None:

@@ -36,7 +36,7 @@ def command(
 
     sizes = [float(size) for size in number_list(cache_gib, "--cache-gib", float)]
     counts = [int(count) for count in number_list(streams, "--streams", int)]
-    check_writable(output)
+    check_writable(output, reads=(text, model))
     with progress("locality") as report:
         result = text_locality.measure(text, load_model(model), cache_gib=sizes, num_streams=counts, report=report)
     if output is not None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -70,16 +71,34 @@ def make_folder(path: Path) -> None:
         raise FileProblem(f"{path}: cannot be created ({error.strerror or error})") from None
 
 
-def check_writable(path: str | None) -> None:
-    """Fail before a long run, not after it, when its output file could not be written.
+def check_writable(*paths: str | None, reads: Sequence[str | None] = ()) -> None:
+    """Fail before a long run, not after it, when one of its output files could not be written.
+
+    ``reads`` are names or files that the run takes its input from.
 
     Raises:
-        FileProblem: when the folder of ``path`` does not exist.
+        FileProblem: the folder is missing or closed to writing, the path is a folder itself, two outputs share a file,
+            or an output would replace an input.
     """
     from tiercast_profiles.errors import FileProblem
 
-    if path is not None and not Path(path).parent.is_dir():
-        raise FileProblem(f"{path}: cannot be written (folder {Path(path).parent} does not exist)")
+    taken = {os.path.realpath(path): "is read by the same command" for path in reads if path and Path(path).is_file()}
+    for path in paths:
+        if path is None:
+            continue
+        target = Path(path)
+        if not target.parent.is_dir():
+            raise FileProblem(f"{path}: cannot be written (folder {target.parent} does not exist)")
+        if target.is_dir():
+            raise FileProblem(f"{path}: cannot be written (Is a directory)")
+        if not os.access(target.parent, os.W_OK):
+            raise FileProblem(f"{path}: cannot be written (no permission in folder {target.parent})")
+        if target.exists() and not target.is_file():
+            continue  # a device or a pipe takes what comes
+        place = os.path.realpath(path)
+        if place in taken:
+            raise FileProblem(f"{path}: cannot be written (it {taken[place]}); give another file")
+        taken[place] = "is another output of the same command"
 
 
 def say(text: str) -> None:

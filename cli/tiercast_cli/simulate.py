@@ -31,8 +31,7 @@ def command(
     from tiercast_sim.simulate import simulate
 
     resolved = inputs.resolve(scenario, profile)
-    check_writable(output)
-    check_writable(trace)
+    check_writable(output, trace, reads=(scenario, profile))
     keeps_samples = as_json or output is not None or trace is not None
     if replicates == 1:
         record = simulate(resolved, keep_samples=keeps_samples)

@@ -55,7 +55,7 @@ def command(
     from tiercast_cli import inputs, validation, validation_views
     from tiercast_cli.output import check_writable, emit, progress, save, to_json
 
-    check_writable(output)
+    check_writable(output, reads=(*(scenarios or ()), profile))
     if suite or records is not None:
         _check_suite(scenarios, profile, "--suite" if records is None else "--records")
     if records is not None:

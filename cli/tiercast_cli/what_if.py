@@ -67,8 +67,7 @@ def command(
 
     if cluster is not None and jobs != 1:
         raise typer.BadParameter("--jobs is for processes of this machine, --cluster for workers elsewhere; give one")
-    for path in (output, plot):
-        check_writable(path)
+    check_writable(output, plot, state, reads=(scenario, profile))
     if plot is not None:
         sweeping.require_charts()
     rows = sweeping.run(

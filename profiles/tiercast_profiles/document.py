@@ -83,6 +83,8 @@ class Quantity(Strict):
     def _accept_bare_number(cls, data: Any) -> Any:  # Any: pydantic hands over whatever the file held
         if isinstance(data, (int, float)) and not isinstance(data, bool):
             return {"value": data}
+        if not isinstance(data, (Mapping, Quantity)):
+            raise ValueError(f"must be a number or {{value, low, high}} (given {data!r:.40})")
         return data
 
     @model_validator(mode="after")

@@ -6,10 +6,11 @@ The door of the house: everything wrong with a file ends here in one line that n
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -36,7 +37,37 @@ from tiercast_profiles.suite import HeldOut, Suite
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FASTEST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_FASTEST):  # type: ignore[misc, valid-type]  # yaml's own in C where it was built
+    """Refuses a key that is given twice: YAML keeps the last one, and what the first one said would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # Any: any YAML
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, _twice(key.value), key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _twice(key: str) -> str:
+    return f"key {key!r} is given twice; keep one of them"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: any JSON
+    """An object of JSON, refused where a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(_twice(next(key for key in keys if keys.count(key) > 1)))
+    return found
+
+
+_KINDS = {"NoneType": "nothing", "list": "a list", "str": "a word", "int": "a number", "float": "a number"}
+"""What a file that is no mapping holds, in words."""
 SUITE_FILES = ("suite.yaml", "held-out.yaml")
 MAX_FILE_BYTES = 256 << 20
 
@@ -107,7 +138,7 @@ def load_suite() -> tuple[Suite, HeldOut]:
         BadInput: a held-out case is none of the suite's.
     """
     folder = resources.files("tiercast_profiles") / "data" / "validation"
-    data = [yaml.load((folder / name).read_text(encoding="utf-8"), Loader=_LOADER) for name in SUITE_FILES]
+    data = [yaml.load((folder / name).read_text(encoding="utf-8"), Loader=_Loader) for name in SUITE_FILES]
     suite, held_out = parse(Suite, data[0], SUITE_FILES[0]), parse(HeldOut, data[1], SUITE_FILES[1])
     unknown = sorted(set(held_out.cases) - set(suite.case_names()))
     if unknown:
@@ -163,7 +194,7 @@ def _shipped(kind: str, name: str, schema: type[BaseModel]) -> BaseModel:
 
 def _shipped_mapping(*path: str) -> dict[str, Any]:  # Any: whatever the file holds, before its schema has seen it
     text = resources.files("tiercast_profiles").joinpath("data", *path).read_text(encoding="utf-8")
-    data: dict[str, Any] = yaml.load(text, Loader=_LOADER)
+    data: dict[str, Any] = yaml.load(text, Loader=_Loader)
     return data
 
 
@@ -212,7 +243,8 @@ def read_mapping(path: Path) -> dict[str, Any]:  # Any: whatever the file holds,
     except OSError as error:
         raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_LOADER)
+        is_json = path.suffix == ".json"
+        data = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, Loader=_Loader)
     except json.JSONDecodeError as error:
         raise FileProblem(
             f"{path}: not complete JSON (line {error.lineno}, column {error.colno}: {error.msg})"
@@ -220,9 +252,11 @@ def read_mapping(path: Path) -> dict[str, Any]:  # Any: whatever the file holds,
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}" if where is not None else ""
-        raise FileProblem(f"{path}: not valid YAML{place} ({getattr(error, 'problem', None) or error})") from None
+        kind = "JSON" if is_json else "YAML"
+        raise FileProblem(f"{path}: not valid {kind}{place} ({getattr(error, 'problem', None) or error})") from None
     if not isinstance(data, dict):
-        raise FileProblem(f"{path}: holds {type(data).__name__}, not a mapping of keys to values")
+        kind = type(data).__name__
+        raise FileProblem(f"{path}: holds {_KINDS.get(kind, kind)}, not a mapping of keys to values")
     return data
 
 
@@ -248,8 +282,9 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "document"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(schema.model_fields) if len(problem["loc"]) == 1 else "see docs/scenario.md"
-        return f"{field}: unknown key; known here: {known}{more}"
+        names = ", ".join(_fields_at(schema, problem["loc"][:-1]))
+        known = f"; known here: {names}" if names else ""
+        return f"{field}: unknown key{known}{more}"
     if problem["type"] == "missing":
         return f"{field}: missing{more}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -258,6 +293,25 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
         f" (given {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
     )
     return f"{field}: {message}{shown}{more}"
+
+
+def _fields_at(schema: type[BaseModel], place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Names of the fields of the mapping at a place of a schema; none where it may be of several kinds."""
+    models = [schema]
+    for part in place:
+        if isinstance(part, str) and len(models) == 1 and part in models[0].model_fields:
+            models = list(_models_in(models[0].model_fields[part].annotation))
+        elif not isinstance(part, int):
+            return ()
+    return tuple(models[0].model_fields) if len(models) == 1 else ()
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The schemas an annotation is made of: ``X | None``, ``tuple[X, ...]``, ``Annotated[X, …]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _wrong_version(given: object) -> str:

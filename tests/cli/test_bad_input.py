@@ -134,3 +134,24 @@ def test_the_suite_takes_no_scenarios_and_needs_a_profile(fails):
     assert "--records needs --profile FILE" in fails(2, "validate", "--records", "x")
     assert "--records runs nothing" in fails(2, "validate", "--records", "x", "--suite", "--profile", "p.yaml")
     assert "--folder belongs to --suite" in fails(2, "validate", "v41-dram", "--folder", "x")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("simulate", "scenario.yaml", "-o", "scenario.yaml"), "scenario.yaml: cannot be written (it is read by"),
+        (("simulate", "scenario.yaml", "-o", "a.json", "--trace", "./a.json"), "./a.json: cannot be written (it is an"),
+        (("what-if", "scenario.yaml", "-o", "a.csv", "--state", "a.csv"), "a.csv: cannot be written (it is another"),
+        (("diff", "scenario.yaml", "--set", "seed=1", "-o", "scenario.yaml"), "is read by the same command"),
+        (("cost", "scenario.yaml", "-o", "."), ".: cannot be written (Is a directory)"),
+    ],
+)
+def test_an_output_takes_the_place_of_nothing_that_is_needed(fails, files, monkeypatch, args, text):
+    monkeypatch.chdir(files.folder)
+    before = {path.name: path.read_bytes() for path in files.folder.iterdir()}
+    assert text.removesuffix("an") in fails(2, *args)
+    assert {path.name: path.read_bytes() for path in files.folder.iterdir()} == before
+
+
+def test_two_outputs_may_share_a_device(run, files):
+    assert run("simulate", files.scenario, "-o", "/dev/null", "--trace", "/dev/null").exit_code == 0

@@ -104,3 +104,9 @@ def test_a_telemetry_envelope_is_no_case_of_its_own(cpu_hardware):
     profile = cpu_hardware.model_copy(update={"probes": probes})
     text = render.to_text(lambda: catalogue_views.profile_summary(profile), 120)
     assert "cases measured: 1 (1 invalid)\n  invalid: copy, 2 link replays\n" in text
+
+
+def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fails):
+    assert run("hardware", "show", "H200", "--json").stdout == run("hardware", "show", "h200-sxm", "--json").stdout
+    assert run("hardware", "diff", "h200", "h200-sxm").stdout.endswith("state the same values\n")
+    assert "fits several machines: a100-pcie-80, a100-sxm-80" in fails(2, "hardware", "show", "a100")

@@ -90,6 +90,23 @@ def test_not_a_mapping(tmp_path, text):
     assert isinstance(_fails(lambda: store.load_scenario(path), "not a mapping"), FileProblem)
 
 
+def test_an_empty_file_holds_nothing(tmp_path):
+    _fails(lambda: store.load_scenario(_write(tmp_path, "# all commented out\n")), "holds nothing, not a mapping")
+
+
+def test_a_key_given_twice_is_refused_where_it_comes_again(tmp_path):
+    text = yaml.safe_dump(SCENARIO, sort_keys=False)
+    line = len(text.splitlines()) + 1
+    _fails(
+        lambda: store.load_scenario(_write(tmp_path, text + "seed: 3\n" * 2)),
+        rf"not valid YAML at line {line + 1} \(key 'seed' is given twice",
+    )
+    twice = json.dumps(SCENARIO)[:-1] + ', "seed": 1, "seed": 2}'
+    _fails(lambda: store.load_scenario(_write(tmp_path, twice, "twice.json")), "not valid JSON .*'seed' is given twice")
+    anchored = text + "x: &a {seed: 1}\n"
+    _fails(lambda: store.load_scenario(_write(tmp_path, anchored)), "x: unknown key")
+
+
 def test_not_text(tmp_path):
     path = tmp_path / "scenario.yaml"
     path.write_bytes(b"\xff\xfe\x00binary")
@@ -100,7 +117,7 @@ def test_not_text(tmp_path):
     ("path", "value", "text"),
     [
         ("placemnt", {}, "placemnt: unknown key; known here: schema_version"),
-        ("placement.teir", "dram", "placement.teir: unknown key"),
+        ("placement.teir", "dram", "placement.teir: unknown key; known here: tier, path, prefetch"),
         ("placement.cache_gib", -1, r"placement.cache_gib: .*greater than or equal to 0 \(given -1\)"),
         ("workload.num_requests", 0, "workload.num_requests"),
         ("workload.num_requests", float("inf"), "workload.num_requests"),
@@ -134,6 +151,23 @@ def test_a_negative_size_in_a_profile(tmp_path):
     data["host"]["page_size_bytes"] = -4096
     path = _write(tmp_path, yaml.safe_dump(data), "machine.yaml")
     _fails(lambda: store.load_hardware(str(path)), r"host.page_size_bytes: .*greater than 0 \(given -4096\)")
+
+
+@pytest.mark.parametrize("given", ["fast", True, [1, 2]])
+def test_a_quantity_that_is_none_says_what_it_may_be(tmp_path, given):
+    data = store.load_hardware("h200-sxm").model_dump(mode="json")
+    data["device"]["memory_bandwidth_gb_per_s"] = given
+    path = _write(tmp_path, yaml.safe_dump(data), "machine.yaml")
+    text = r"device.memory_bandwidth_gb_per_s: must be a number or \{value, low, high\} \(given "
+    _fails(lambda: store.load_hardware(str(path)), text)
+
+
+def test_an_unknown_key_deep_in_a_profile_lists_the_known_ones(tmp_path):
+    data = store.load_hardware("h200-sxm").model_dump(mode="json")
+    data["lookups"][1]["bandwith_gb_per_s"] = 3
+    path = _write(tmp_path, yaml.safe_dump(data), "machine.yaml")
+    text = r"lookups.1.bandwith_gb_per_s: unknown key; known here: tier, path, .*bandwidth_gb_per_s"
+    _fails(lambda: store.load_hardware(str(path)), text)
 
 
 def test_a_number_without_evidence_is_refused(tmp_path):

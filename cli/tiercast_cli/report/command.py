@@ -35,7 +35,7 @@ def command(
     from tiercast_cli.report import answer, page, whole
     from tiercast_cli.report.gather import gather
 
-    check_writable(output)
+    check_writable(output, reads=contents)
     page.plotly_js()
     with progress("report") as report:
         found = gather(contents, report)
