@@ -30,6 +30,25 @@ def test_a_block_is_lent_again_while_it_is_large_enough_and_of_the_same_pages():
     assert not memory.holds(MIB, SMALL)
 
 
+def test_a_block_of_each_kind_is_kept_while_there_is_room_and_the_oldest_goes_first(monkeypatch):
+    monkeypatch.setattr(kept_memory, "transparent_policy", lambda: "madvise")
+    with KeptMemory(4 * MIB) as memory:
+        memory.reserve(2 * MIB)
+        with memory.lent(MIB) as block:
+            block.array[:] = 7
+        with memory.lent(2 * MIB, SMALL):
+            pass
+        assert memory.holds(2 * MIB)
+        with memory.lent(MIB) as again:
+            assert again.array.min() == 7, "another kind of pages has not taken its place"
+        with memory.lent(3 * MIB, SMALL):
+            assert not memory.holds(MIB), "no room beside the larger one"
+        memory.reserve(8 * MIB)
+        assert not memory.holds(8 * MIB), "more than may be kept is not reserved"
+        assert memory.holds(3 * MIB, SMALL)
+    assert not memory.holds(MIB, SMALL)
+
+
 def test_what_is_too_large_to_keep_is_given_back():
     memory = KeptMemory(MIB)
     with memory.lent(2 * MIB, SMALL) as block:
@@ -60,7 +79,7 @@ def test_nothing_is_kept_where_memory_has_several_nodes(monkeypatch):
         memory = KeptMemory.of_this_host()
         with memory.lent(MIB):
             pass
-        assert not memory.holds(MIB), "a quarter of what is allowed"
+        assert not memory.holds(MIB), "three tenths of what is allowed"
     monkeypatch.setattr(kept_memory, "node_cores", lambda: {0: {0}, 1: {1}})
     memory = KeptMemory.of_this_host()
     with memory.lent(MIB):

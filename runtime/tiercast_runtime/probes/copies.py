@@ -109,6 +109,7 @@ def measure_host_copies(
         require_bytes(2 * num_bytes, torch.device("cpu"), "the copy probe")
     # A block as tables have it, in huge pages where granted: address translation is not what is measured here.
     with memory.lent(2 * num_bytes) as block:
+        fill_random(block.array)  # both buffers: by all cores, and each with bytes of its own
         return _host_copies(block.array[:num_bytes], block.array[num_bytes:], thread_counts, effort, clock)
 
 
@@ -117,7 +118,6 @@ def _host_copies(
 ) -> CopyRates:
     num_bytes = len(from_bytes)
     source, target = from_bytes.view(np.int64), to_bytes.view(np.int64)
-    fill_random(from_bytes)
     stamps, arrived = source[::STAMP_WORDS], target[::STAMP_WORDS]
     small, small_target = (
         torch.ones(SMALL_COPY_BYTES, dtype=torch.uint8),

@@ -34,7 +34,7 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
-NUM_PLAIN_SAMPLES = 2  # of a decode batch without Engram, at the typical context
+NUM_PLAIN_SAMPLES = 3  # of a decode batch without Engram, at the typical context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
 SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_decode", "engram_module", "head")
@@ -165,8 +165,7 @@ def measure_layers(
         chunks = [[bench.step([], [(start, count)]) for start in grid.starts] for count in grid.chunks]
         wholes = []
         if grid.sequences:
-            middle = grid.sequences[len(grid.sequences) // 2]
-            wholes.append(bench.step([max(grid.contexts[:3])] * middle, []))
+            wholes.append(decodes[len(decodes) // 2][grid.contexts.index(max(grid.contexts[:3]))])
         if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
             wholes.append(bench.step([], [(0, grid.chunks[-1])]))
         beside = [(0, grid.disturbing_tokens)] if grid.disturbing_tokens else []
@@ -174,11 +173,11 @@ def measure_layers(
         typical = [bench.step([grid.typical_context] * count, []) for count in grid.sequences]
         most = max(grid.sequences, default=0)
         cases: list[Case[LayerKey]] = [
-            _settled_case(bench, *three) for three in zip(typical, decodes, mixed, strict=True)
+            _settled_case(bench, *three, wholes) for three in zip(typical, decodes, mixed, strict=True)
         ]
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, most) for steps in chunks]
-        cases += [_whole_case(bench, step) for step in wholes]
+        cases += [_whole_case(bench, step) for step in wholes if not step.plan.decodes]
         # Those without Engram come together: behind steps with it the caches are full of weights that they do not use.
         cases += [_plain_settled_case(bench, *pair) for pair in zip(typical, mixed, strict=True)]
         cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
@@ -289,14 +288,14 @@ def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
 
 
 def _settled_case(
-    bench: StepBench, typical: BenchStep, steps: list[BenchStep], mixed: BenchStep | None
+    bench: StepBench, typical: BenchStep, steps: list[BenchStep], mixed: BenchStep | None, wholes: list[BenchStep]
 ) -> Case[LayerKey]:
     """Decode batches of one size: in a row behind a chunk, whole; then settled, by component.
 
     ``mixed`` is the step with the chunk, of which the batch is part, as in a server. Rounds of the grid put steps of
     other shapes in between, and those take the weights out of the nearest cache, which needs several steps to settle
     again: of those only the whole is kept. A longer context brings keys that the one before did not read: of each the
-    first is not kept.
+    first is not kept. Those of ``wholes`` are run as wholes too, while they are settled.
     """
 
     def case() -> list[tuple[LayerKey, float]]:
@@ -304,6 +303,8 @@ def _settled_case(
         for step in steps:
             bench.walk(step)
             found += bench.walk(step)
+            if any(step is whole for whole in wholes):
+                found.append((_whole_key(step), bench.whole(step)))
         return found
 
     return case
@@ -379,9 +380,9 @@ def settling_steps(step: BenchStep) -> int:
 
 
 def _whole_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
+    """A chunk as a whole; decode batches are run as wholes where they are settled."""
+
     def case() -> list[tuple[LayerKey, float]]:
-        for _ in range(settling_steps(step)):
-            bench.whole(step)
         return [(_whole_key(step), bench.whole(step))]
 
     return case

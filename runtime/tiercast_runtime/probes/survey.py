@@ -203,6 +203,7 @@ class _Survey:
         self._progress("copies", 0.02)
         counts = tuple(sorted({threads, gather_threads, num_cores()}))
         size = copies.copy_bytes(self._plan.copy_bytes, host.last_level_cache_bytes)
+        self._memory.reserve(max(2 * size, self._gather_bytes(host)))
         early: list[ProbeResult] = []
         with watched(self._telemetry, "copy.host", early):
             host_copies = copies.measure_host_copies(size, counts, self._plan.copies, memory=self._memory)
@@ -294,10 +295,14 @@ class _Survey:
 
         self._attempt(found, "memory.remote_numa", stage, "cpu_gather")
 
+    def _gather_bytes(self, host: HostFacts) -> int:
+        """The smallest table of the lookup curves, which copies and sweeps fit into on most hosts."""
+        return gather.footprint_bytes(self._plan.footprint_bytes, host.last_level_cache_bytes, self._plan.num_caches)
+
     def _gathers(self, found: Findings, gather_threads: int) -> None:
         host = found.host
         engrams = [model.engram for model in self._shapes]
-        base = gather.footprint_bytes(self._plan.footprint_bytes, host.last_level_cache_bytes, self._plan.num_caches)
+        base = self._gather_bytes(host)
         is_gpu = self._device.type == "cuda"
         sizes: tuple[int, ...] = tuple(base * 4**number for number in range(self._plan.num_footprints))
         sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))

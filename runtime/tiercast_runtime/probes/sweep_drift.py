@@ -4,6 +4,7 @@ A sweep takes seconds, and within seconds a machine that others share may look s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
@@ -18,6 +19,7 @@ from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
 from tiercast_runtime.probes.timing import Effort, rounded
 
 NUM_AGAIN = 16
+LEAST_ROUNDS = 3  # half of those of the sweep do: what is told is the median of all points
 MAX_AGAIN_BYTES = 1 * GIB  # larger blocks take longer to fill than to time
 
 
@@ -31,12 +33,14 @@ def with_drift(
     Args:
         sweeps: as they were measured; those of a GPU pass through.
         model: whose rows the text order asks for.
-        effort: of the points of each sweep.
+        effort: of the sweeps; points are timed again for half as many rounds.
         memory: lends the blocks.
 
     Raises:
         WrongRows: a gather delivered wrong bytes.
     """
+    rounds = max(LEAST_ROUNDS, effort.min_rounds // 2)
+    effort = replace(effort, min_rounds=rounds, max_rounds=rounds)
     groups = [list(group) for _, group in groupby(sweeps, key=lambda sweep: (sweep.pages, sweep.place))]
     again = [_drifted(same, model, effort, memory) for same in reversed(groups)]
     return [sweep for same in reversed(again) for sweep in same]
