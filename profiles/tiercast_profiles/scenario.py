@@ -78,8 +78,13 @@ class Placement(Grown):
                 raise ValueError(
                     f"path {self.path!r} cannot serve tier {self.tier!r}; allowed: {', '.join(allowed) or 'no path'}"
                 )
-        if self.tier in ("none", "hbm") and self.cache_gib > 0:
-            raise ValueError(f"cache_gib={self.cache_gib} has nothing to stand in front of for tier {self.tier!r}")
+        if self.tier == "none" and self.cache_gib > 0:
+            raise ValueError(f"cache_gib={self.cache_gib:g} with tier 'none': there are no rows to keep; leave it out")
+        if self.tier == "hbm" and self.cache_gib > 0:
+            raise ValueError(
+                f"cache_gib={self.cache_gib:g} with tier 'hbm': a cache would lie in the memory that the rows are in, "
+                "and a hit would cost a row's read and the search for it; leave it out, or give the table another tier"
+            )
         if self.cache_policy != "lru" and self.cache_gib == 0:
             raise ValueError(f"cache_policy={self.cache_policy!r} says how a cache chooses; give cache_gib too")
         if self.page_cache_residency_ratio > 0 and self.tier != "nvme":

@@ -56,7 +56,8 @@ def check_supported(resolved: ResolvedScenario, *, has_ranks: bool = False) -> N
         (
             scenario.parallel.data > 1,
             f"parallel is tensor={scenario.parallel.tensor}, data={scenario.parallel.data}: the runtime serves one "
-            "replica; set data to 1 or simulate",
+            "replica, and replicas share no request and no device; set data to 1 and the load (concurrency or rate, "
+            f"num_requests) to 1/{scenario.parallel.data} of it to measure one of them, or simulate them together",
         ),
         (
             scenario.parallel.tensor > 1 and not has_ranks,

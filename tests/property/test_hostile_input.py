@@ -152,6 +152,12 @@ def test_caches_that_are_none_are_refused(sim_scenario, change):
         sim_scenario({"tier": "nvme", **change})
 
 
+@pytest.mark.parametrize(("tier", "why"), [("hbm", "the memory that the rows are in"), ("none", "no rows to keep")])
+def test_a_cache_in_front_of_what_needs_none_is_refused_with_a_reason(sim_scenario, tier, why):
+    with pytest.raises(ValidationError, match=rf"cache_gib=1 with tier '{tier}'.*{why}.*leave it out"):
+        sim_scenario({"tier": tier, "cache_gib": 1})
+
+
 @pytest.mark.parametrize("policy", ["lru", "lfu", "static_hot"])
 @pytest.mark.parametrize("cache_gib", [5e-324, 1e-9, 0.5])
 @pytest.mark.parametrize("resident", [5e-324, 1 - 1e-16, 1.0])

@@ -97,6 +97,11 @@ def test_table_files_are_kept_and_used_again(mini_scenario, tmp_path):
         ({"tier": "hbm"}, {"engine": {"kv_reservation": "on_demand"}}, "engine.kv_reservation 'on_demand'"),
         ({"tier": "hbm"}, {"engine": {"prefix_caching": True}}, "engine.prefix_caching true"),
         ({"tier": "hbm"}, {"parallel": {"data": 2}}, "data=2: the runtime serves one replica"),
+        (
+            {"tier": "hbm"},
+            {"parallel": {"data": 4}},
+            "set data to 1 and the load (concurrency or rate, num_requests) to 1/4",
+        ),
         ({"tier": "nvme", "page_cache_residency_ratio": 0.5}, {}, "page_cache_residency_ratio=0.5"),
     ],
 )
