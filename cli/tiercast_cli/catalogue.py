@@ -21,7 +21,8 @@ SAMPLES = {
 def register(app: typer.Typer) -> None:
     """Add the three groups to the program."""
     for kind, noun in KINDS.items():
-        app.add_typer(_group(kind, noun), name=kind, help=f"The known {noun}: list, show, diff.")
+        more = ", parts, compare, import, transfer" if kind == "hardware" else ""
+        app.add_typer(_group(kind, noun), name=kind, help=f"The known {noun}: list, show, diff{more}.")
 
 
 def _group(kind: str, noun: str) -> typer.Typer:

@@ -110,3 +110,11 @@ def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fa
     assert run("hardware", "show", "H200", "--json").stdout == run("hardware", "show", "h200-sxm", "--json").stdout
     assert run("hardware", "diff", "h200", "h200-sxm").stdout.endswith("state the same values\n")
     assert "fits several machines: a100-pcie-80, a100-sxm-80" in fails(2, "hardware", "show", "a100")
+
+
+def test_the_help_of_hardware_names_all_it_can_do(run):
+    text = run("hardware", "--help", width=200).stdout
+    summary, _, listed = text.partition("Commands:")
+    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    assert "import" in names
+    assert all(name in summary for name in names)
