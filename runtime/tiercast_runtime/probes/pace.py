@@ -29,6 +29,7 @@ from tiercast_runtime.table import FileTable
 
 SEQUENCES, CONTEXT_TOKENS, CHUNK_TOKENS = (1, 8), 128, 151  # points of both probe plans
 NUM_DECODE_SAMPLES, NUM_CHUNK_SAMPLES = 6, 3
+NUM_TURNS = 2  # of all reference steps: a shared machine changes speed within a second, and one stretch of it says less
 DISK_ROWS, NUM_DISK_WARM_UPS, NUM_DISK_SAMPLES = (32, 256), 2, 7
 DISK = "pace_disk"
 
@@ -76,13 +77,20 @@ class Pace:
 
         Above 1 the machine is slower now.
         """
+        now_us, known_us = dict.fromkeys(self._steps, 0.0), dict.fromkeys(self._steps, 0.0)
         with torch.inference_mode():
-            found = {f"pace_{name}": ratio for name, step in self._steps.items() if (ratio := self._ratio(step))}
+            for _ in range(NUM_TURNS):
+                for name, step in self._steps.items():
+                    now, known = self._times_us(step)
+                    now_us[name] += now
+                    known_us[name] += known
+        found = {f"pace_{name}": now_us[name] / known_us[name] for name in self._steps if known_us[name]}
         if self._disk is not None:
             found[DISK] = self._disk.ratio()
         return found
 
-    def _ratio(self, step: BenchStep) -> float:
+    def _times_us(self, step: BenchStep) -> tuple[float, float]:
+        """Time of the step's components now and in the profile, over some steps in a row."""
         is_decode = bool(step.plan.decodes)
         for _ in range(settling_steps(step) or 1):
             self._bench.walk(step)
@@ -94,7 +102,7 @@ class Pace:
                     times = self._bench.times_a_step(key[0])
                     now_us += times * value / NS_PER_US
                     known_us += times * known
-        return now_us / known_us if known_us else 0.0
+        return now_us, known_us
 
 
 class DiskPace:
