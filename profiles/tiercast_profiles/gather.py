@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from tiercast_profiles.document import Strict
+from tiercast_profiles.document import Grown, Strict
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median, quantile
 
 PageKind = Literal["4k", "thp", "1g", "device"]
@@ -65,7 +65,7 @@ class GatherPoint(Strict):
         return is_unstable(self.samples_us, PROBE_UNSTABLE_RATIO)
 
 
-class GatherModel(Strict):
+class GatherModel(Grown):
     """Time of a gather: ``call_us + num_rows × row_ns(…) ÷ speedup(num_workers)``.
 
     Moving: a row of ``b`` bytes touches ``q`` requests of ``request_bytes``. They cost ``request_ns`` each (a round
@@ -93,6 +93,8 @@ class GatherModel(Strict):
     Assumption A96: F ÷ (F + reach) is the share of accesses that miss: exact for a reach that is drawn from at random,
     and without the kink that a cache of fixed size would have. The run of requests ends as a hyperbolic tangent does.
     """
+
+    added_fields = frozenset({"num_first_walks", "spilled_row_ns", "write_reach_bytes"})
 
     call_us: float = Field(ge=0)
     row_ns: float = Field(ge=0)
