@@ -86,12 +86,12 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
 
         with pace_of(hardware, store.load_model(suite.base["model"])) as pace:
             bench = partial(bench_in_rounds, repeats=repeats, progress=report_run, between=pace.measure)
-            records, failed = measure(todo, bench)
-        measured |= records
-        failures |= {name: Failure(case=name, reason=str(error)) for name, error in failed.items()}
+            found = measure(todo, bench)
+        measured |= found.records
+        failures |= {name: Failure(case=name, reason=str(error)) for name, error in found.errors.items()}
         state = state.model_copy(update={"failures": tuple(failures.values())})
         if kept is not None:
-            for name, record in records.items():
+            for name, record in found.records.items():
                 kept.write("measured", name, record)
             kept.save(state)
     return predict_and_score(ready, hardware, measured, state, kept)

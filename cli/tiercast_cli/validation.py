@@ -25,11 +25,15 @@ RANKED_BY = "output_tokens_per_s"
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Scenarios measured and predicted, those that could not be, and why the machine's pace was not timed, if so."""
+    """Scenarios measured and predicted, and those that could not be.
+
+    ``pace_untimed`` says why the machine's pace was not timed, ``apart`` why the runs did not take turns, where so.
+    """
 
     cases: tuple[Case, ...] = ()
     failures: tuple[Failure, ...] = ()
     pace_untimed: str = ""
+    apart: str = ""
 
     @property
     def scored(self) -> tuple[ScoredCase, ...]:
@@ -108,10 +112,11 @@ def run_cases(
                 between=pace.measure,
             )
 
-    measured, errors = measure(scenarios, bench, failing=(TiercastError,))
+    found = measure(scenarios, bench, failing=(TiercastError,))
+    errors = found.errors
     reasons = {name: str(error) for name, error in errors.items()}
     cases = []
-    for name, record in measured.items():
+    for name, record in found.records.items():
         report(f"simulate {name}", 1.0)
         try:
             cases.append(predict(name, scenarios[name], record, with_baselines=True))
@@ -121,7 +126,7 @@ def run_cases(
     if failed and (needs_all or not cases):
         raise errors[failed[0]]
     failures = tuple(Failure(case=name, reason=reasons[name]) for name in failed)
-    return Validation(tuple(cases), failures, pace.untimed)
+    return Validation(tuple(cases), failures, pace.untimed, found.apart)
 
 
 def baseline_of(case: Case, cases: Sequence[Case]) -> Case | None:
@@ -187,6 +192,7 @@ def as_json(result: Validation) -> dict[str, object]:
         "scores": result.scores,
         "penalty": {case.name: case.metrics["penalty"] for case in result.scored if "penalty" in case.metrics},
         "pace_untimed": result.pace_untimed,
+        "ran_apart": result.apart,
         "ranking": None
         if order is None
         else {

@@ -66,6 +66,8 @@ def circumstances(result: Validation) -> None:
     if result.scores:
         render.line(score_views.inputs_line(scored))
     pace_line(result)
+    if result.apart:
+        render.line(f"the scenarios ran one by one, not in turns: {result.apart}")
 
 
 def pace_line(result: Validation) -> None:

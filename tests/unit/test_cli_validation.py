@@ -227,6 +227,13 @@ def test_where_no_pace_was_timed_the_page_says_why_and_has_no_such_column(case):
     assert validation.as_json(found)["pace_untimed"] == "the profile holds no layer times"
 
 
+def test_scenarios_that_ran_one_by_one_are_said_to_have(case):
+    found = Validation((case("a", 10, 12), case("b", 10, 12)), apart="12 GiB short")
+    text = " ".join(to_text(lambda: validation_views.page(found), 80).split())
+    assert "the scenarios ran one by one, not in turns: 12 GiB short" in text
+    assert validation.as_json(found)["ran_apart"] == "12 GiB short"
+
+
 class TestRunning:
     """``run_cases`` on a machine that does what its profile predicts."""
 

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_cli.measuring import measure
+from tiercast_cli.measuring import Measured, measure
 from tiercast_profiles.errors import FileProblem, InfeasibleScenario, TiercastError
 
 
@@ -29,23 +29,23 @@ class Machine:
 
 def test_what_fits_is_run_in_rounds(arms):
     machine = Machine()
-    assert measure(arms, machine) == ({tier: f"record of {tier}" for tier in arms}, {})
+    assert measure(arms, machine) == Measured({tier: f"record of {tier}" for tier in arms})
     assert machine.calls == [["none", "hbm", "dram"]]
 
 
 def test_what_does_not_fit_together_is_run_one_by_one(arms):
     machine = Machine(room=1)
-    found, failed = measure(arms, machine)
-    assert (list(found), failed) == (["none", "hbm", "dram"], {})
+    found = measure(arms, machine)
+    assert (list(found.records), found.errors, found.apart) == (["none", "hbm", "dram"], {}, "no room")
     assert machine.calls[1:] == [["none"], ["hbm"], ["dram"]]
 
 
 def test_what_cannot_run_is_named_with_its_error(arms, mini_scenario):
     machine = Machine(fails_at="hbm")
-    found, failed = measure(arms | {"two": mini_scenario({"tier": "hbm"}, parallel={"data": 2})}, machine)
-    assert list(found) == ["none", "dram"]
-    assert failed["hbm"] is machine.error
-    assert "serves one replica" in str(failed["two"]), "refused by name before anything is run"
+    found = measure(arms | {"two": mini_scenario({"tier": "hbm"}, parallel={"data": 2})}, machine)
+    assert list(found.records) == ["none", "dram"]
+    assert found.errors["hbm"] is machine.error
+    assert "serves one replica" in str(found.errors["two"]), "refused by name before anything is run"
     assert all(len(call) <= 3 for call in machine.calls)
 
 
@@ -53,5 +53,11 @@ def test_other_errors_end_everything_unless_they_count_as_failures(arms):
     machine = Machine(fails_at="hbm", error=FileProblem("disk full"))
     with pytest.raises(FileProblem, match="disk full"):
         measure(arms, machine)
-    found, failed = measure(arms, machine, failing=(TiercastError,))
-    assert (list(found), list(failed)) == (["none", "dram"], ["hbm"])
+    found = measure(arms, machine, failing=(TiercastError,))
+    assert (list(found.records), list(found.errors)) == (["none", "dram"], ["hbm"])
+
+
+def test_what_is_left_of_two_ran_beside_nothing(arms):
+    machine = Machine(fails_at="hbm")
+    found = measure({name: arms[name] for name in ("none", "hbm")}, machine)
+    assert (list(found.records), found.apart) == (["none"], "")
