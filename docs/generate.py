@@ -2,7 +2,8 @@
 
 ``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The demo's
 record is made by ``tiercast demo --folder validation/<machine>``, that of the suite by ``make validation``, and both
-are committed; the ledger is what ``tiercast published`` prints.
+are committed, and the ``suite.json`` of runs at other times is in ``validation/<machine>/other-runs/``;
+the ledger is what ``tiercast published`` prints.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tiercast_cli.case_scores import AT_PACE
 from tiercast_cli.suite_result import SuiteResult
 from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
+from tiercast_profiles.quantiles import median
 from tiercast_profiles.scores import Score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,7 @@ def suite_page(machine: str, folder: Path) -> str:
             for group in ("all", "open", "held out")
         ),
         *paced,
+        *filter(None, [other_runs(machine)]),
         f"### Order, failures, pace\n\n{suite_markdown.notes(result)}",
         f"### Every case\n\nErrors; `*`: inside the machine's own spread.\n\n{suite_markdown.case_table(result)}",
         "### The same records from other profiles\n\n"
@@ -77,6 +80,27 @@ def suite_page(machine: str, folder: Path) -> str:
         f"{suite_markdown.beside_table(beside)}",
     ]
     return "\n\n".join(parts)
+
+
+def other_runs(machine: str) -> str:
+    """What the suite gave on a machine at other times, shortest: that a machine moves belongs beside its scores."""
+    files = sorted(ROOT.glob(f"validation/{machine}/other-runs/*.json"))
+    rows = []
+    for file in files:
+        result = load(file)
+        paces = [case.pace for case in result.cases if case.pace is not None]
+        cells = [file.stem, f"{median(paces):.2f}" if paces else render.UNKNOWN]
+        for group in ("all", AT_PACE):
+            for metric in ("output_tokens_per_s", "penalty"):
+                found = result.score_of(metric, group)
+                cells.append(" / ".join(suite_markdown.errors(found)))
+        rows.append(cells)
+    if not rows:
+        return ""
+    head = ("run", "reference steps around the runs, times the profile's", "throughput", "penalty")
+    columns = (*head, *(f"{name} {AT_PACE}" for name in head[2:]))
+    intro = "The same suite there at other times, each from a profile made right before it (median / p90 / worst):"
+    return f"{intro}\n\n{suite_markdown.table(columns, rows)}"
 
 
 def validation_places(record: Path) -> dict[str, str]:
@@ -93,7 +117,7 @@ def accuracy() -> str:
     for machine, folder in suites().items():
         result = load(folder / "suite.json")
         title = f"{machine} ({len(result.cases)} cases, {result.repeats} runs each, from its probes alone):"
-        parts.append(f"{title}\n\n{suite_markdown.short_table(result)}")
+        parts += [f"{title}\n\n{suite_markdown.short_table(result)}", *filter(None, [other_runs(machine)])]
     return "\n\n".join(parts) or NO_SUITE
 
 

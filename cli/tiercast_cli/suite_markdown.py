@@ -31,10 +31,10 @@ def short_table(result: SuiteResult) -> str:
             [
                 TITLES[whole.metric],
                 _count(whole),
-                *_errors(whole),
+                *errors(whole),
                 _count(apart),
-                *_errors(apart),
-                *([render.UNKNOWN] * 2 if then is None else _errors(then)[:2]),
+                *errors(apart),
+                *([render.UNKNOWN] * 2 if then is None else errors(then)[:2]),
                 _size(whole, whole.machine_spread),
             ]
         )
@@ -50,7 +50,7 @@ def score_table(result: SuiteResult, group: str) -> str:
         correlation = render.UNKNOWN if found.correlation is None else f"{found.correlation:.3f}"
         inside = f"{found.num_inside_spread} of {found.num_cases - found.num_failed}"
         rows.append(
-            [TITLES[found.metric], _count(found), *_errors(found), found.worst_case, *cells, correlation, inside]
+            [TITLES[found.metric], _count(found), *errors(found), found.worst_case, *cells, correlation, inside]
         )
     return table(head, rows)
 
@@ -84,7 +84,7 @@ def beside_table(results: Mapping[str, Sequence[Score]]) -> str:
             [
                 words,
                 _size(speed, speed.bias, signed=True),
-                *_errors(speed)[::2],
+                *errors(speed)[::2],
                 _size(penalty, penalty.bias, signed=True),
                 _size(penalty, penalty.median_absolute),
                 _size(stall, stall.bias, signed=True),
@@ -112,7 +112,8 @@ def _count(score: Score) -> str:
     return f"{score.num_cases}" + (f" ({score.num_failed} failed)" if score.num_failed else "")
 
 
-def _errors(score: Score) -> list[str]:
+def errors(score: Score) -> list[str]:
+    """Median, 90th percentile and worst of the absolute errors."""
     return [_size(score, value) for value in (score.median_absolute, score.p90_absolute, score.worst_absolute)]
 
 

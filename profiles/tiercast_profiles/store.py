@@ -242,8 +242,8 @@ def read_mapping(path: Path) -> dict[str, Any]:  # Any: whatever the file holds,
         raise FileProblem(f"{path}: not a UTF-8 text file") from None
     except OSError as error:
         raise FileProblem(f"{path}: cannot be read ({error.strerror or error})") from None
+    is_json = path.suffix == ".json"
     try:
-        is_json = path.suffix == ".json"
         data = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, Loader=_Loader)
     except json.JSONDecodeError as error:
         raise FileProblem(
