@@ -2,8 +2,8 @@
 
 ``python docs/generate.py`` rewrites them; ``--check`` changes nothing and exits 1 when a page is stale. The demo's
 record is made by ``tiercast demo --folder validation/<machine>``, that of the suite by ``make validation``, and both
-are committed, and the ``suite.json`` of runs at other times is in ``validation/<machine>/other-runs/``;
-the ledger is what ``tiercast published`` prints.
+are committed; ``other_run.py`` keeps what the suite gave at other times. The ledger is what ``tiercast published``
+prints.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import other_run
 from gpu_page import gpu_places
 from other_profiles import FILE, OWN
 from simulator_page import simulator_places
@@ -22,7 +23,6 @@ from tiercast_cli.case_scores import AT_PACE
 from tiercast_cli.suite_result import SuiteResult
 from tiercast_plan.ledger import ledger
 from tiercast_profiles import store
-from tiercast_profiles.quantiles import median
 from tiercast_profiles.scores import Score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,18 +83,12 @@ def suite_page(machine: str, folder: Path) -> str:
 
 
 def other_runs(machine: str) -> str:
-    """What the suite gave on a machine at other times, shortest: that a machine moves belongs beside its scores."""
-    files = sorted(ROOT.glob(f"validation/{machine}/other-runs/*.json"))
+    """What the suite gave on a machine at other times: that a machine moves belongs beside its scores."""
     rows = []
-    for file in files:
-        result = load(file)
-        paces = [case.pace for case in result.cases if case.pace is not None]
-        cells = [file.stem, f"{median(paces):.2f}" if paces else render.UNKNOWN]
-        for group in ("all", AT_PACE):
-            for metric in ("output_tokens_per_s", "penalty"):
-                found = result.score_of(metric, group)
-                cells.append(" / ".join(suite_markdown.errors(found)))
-        rows.append(cells)
+    for file in other_run.files(machine):
+        found = other_run.load(file)
+        scores = [found.score_of(metric, group) for group in ("all", AT_PACE) for metric in other_run.METRICS]
+        rows.append([file.stem, f"{found.pace:.2f}", *(" / ".join(suite_markdown.errors(score)) for score in scores)])
     if not rows:
         return ""
     head = ("run", "reference steps around the runs, times the profile's", "throughput", "penalty")

@@ -22,6 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 LINE_BYTES = 64  # rows that start elsewhere than on a line are copied piecemeal
 SMALL_PAGE_BYTES = 4096
+# These three were chosen with the form of the model, on 32 sweeps of two cores; they are no machine's parameters.
 FILL_ROWS = 32  # by as many rows half of what a call waits for at its start has come; a loop asks 16 rows ahead
 WINDOW_BYTES = 1024  # rows as long fill what a core executes ahead of time: the next one's read starts only then
 SPILL_POWER = 4.0  # how suddenly a cache is full

@@ -131,12 +131,15 @@ def test_a_host_waits_for_first_reads_and_for_places_to_write():
     halves = extra_ns((1024,), 2048, footprint_bytes=1, num_workers=2)  # each worker writes into a cache of its own
     assert halves == pytest.approx(2048 * 25 / 2, rel=1e-2)
     spots = GRID.coarse(GRID.footprints(16384 * MIB), (1,), is_full=False)
-    fitted = fit_sweep(points_of(host, spots), core_cache_bytes=2 * MIB)
+    fitted = fit_sweep(points_of(host, spots), is_host=True, core_cache_bytes=2 * MIB)
     assert fitted.score.held_out_p90_ratio < 0.01
     assert fitted.model.write_reach_bytes == 1 * MIB
     assert fitted.model.spilled_row_ns == pytest.approx(25.0, rel=0.1)
     assert fitted.model.num_first_walks * fitted.model.walk_ns == pytest.approx(900, rel=0.1)
     assert fit_sweep(points_of(host, spots)).score.held_out_p90_ratio > fitted.score.held_out_p90_ratio
+    untold = fit_sweep(points_of(host, spots), is_host=True)  # of a host that does not say what caches it has
+    assert (untold.model.write_reach_bytes, untold.model.spilled_row_ns) == (None, 0.0)
+    assert untold.model.num_first_walks > 0
 
 
 def test_workers_and_distinct_rows_are_terms_of_the_model():

@@ -13,7 +13,6 @@ from tiercast_profiles.hardware import ProbeResult, Reading
 from tiercast_profiles.units import KIB, MIB
 
 CORE_CACHE_LEVEL = 2
-USUAL_CORE_CACHE_BYTES = 2 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +146,10 @@ def _cpu_model(root: Path) -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-def core_cache_bytes(root: Path = Path("/")) -> int:
-    """The second-level cache of core 0, which today's cores have for themselves; 2 MiB where nothing says."""
+def core_cache_bytes(root: Path = Path("/")) -> int | None:
+    """The second-level cache of core 0, which today's cores have for themselves; None where nothing says."""
     sizes = [size for path, size in _caches(root) if _number(path / "level") == CORE_CACHE_LEVEL]
-    return max(sizes, default=USUAL_CORE_CACHE_BYTES)
+    return max(sizes, default=None)
 
 
 def _last_level_cache(root: Path) -> int | None:

@@ -6,7 +6,7 @@ and held weakly to where they start, so that one the points say nothing of stays
 would do the same; a dozen parameters do not need it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ STARTS = {
     "translation_reach_bytes": 512.0 * MIB,
 }
 DEVICE_STARTS = {"last_read_ns": 200.0}
-HOST_STARTS = {"num_first_walks": 7.0, "spilled_row_ns": 20.0}
+HOST_STARTS, SPILL_STARTS = {"num_first_walks": 7.0}, {"spilled_row_ns": 20.0}
 EXTRA_STARTS = {"unaligned_row_ns": 10.0, "piece_row_ns": 20.0, "piece_call_us": 1.0, "num_workers_max": 256.0}
 
 
@@ -63,12 +63,17 @@ class FittedSweep:
 
 
 def fit_sweep(
-    points: Sequence[GatherPoint], num_distinct_rows: int | None = None, core_cache_bytes: int | None = None
+    points: Sequence[GatherPoint],
+    num_distinct_rows: int | None = None,
+    *,
+    is_host: bool = False,
+    core_cache_bytes: int | None = None,
 ) -> FittedSweep:
     """Fit the points that are not held out and score those that are.
 
     ``core_cache_bytes`` is a host's cache that each core has for itself, of which half holds what is written and half
-    what is read; None is a GPU. A host's requests are lines: other sizes fitted no better.
+    what is read; where it is not known no row waits for its place. A host's requests are lines: other sizes fitted no
+    better.
 
     Errors are of stable points, or where most are unstable of all, and the score says so. Unstable points are fitted
     too: they are most where rows come from memory, and a median of samples that scatter is worth more than no point
@@ -83,8 +88,9 @@ def fit_sweep(
     if len(fitted) < MIN_POINTS:
         return FittedSweep(tuple(points), None, None)
     write_reach = None if core_cache_bytes is None else core_cache_bytes / 2
-    sizes = REQUEST_BYTES if write_reach is None else (LINE_BYTES,)
-    models = [_fit(fitted, size, num_distinct_rows, write_reach) for size in sizes]
+    sizes = (LINE_BYTES,) if is_host else REQUEST_BYTES
+    starts = STARTS | _starts_of(is_host=is_host, write_reach_bytes=write_reach) | _extra_starts(fitted)
+    models = [_fit(fitted, size, num_distinct_rows, starts, write_reach) for size in sizes]
     model = min(models, key=lambda one: _loss(one, fitted))
     told = [point for point in scored if not point.is_held_out] or fitted
     inside = [abs(_residual(model, point)) for point in told]
@@ -136,10 +142,13 @@ def _huber(residuals: FloatArray) -> float:
 
 
 def _fit(
-    points: Sequence[GatherPoint], request_bytes: int, num_distinct_rows: int | None, write_reach_bytes: float | None
+    points: Sequence[GatherPoint],
+    request_bytes: int,
+    num_distinct_rows: int | None,
+    starts: Mapping[str, float],
+    write_reach_bytes: float | None,
 ) -> GatherModel:
-    """The best model with requests of this size; of a GPU where nothing is said of writes."""
-    starts = STARTS | (DEVICE_STARTS if write_reach_bytes is None else HOST_STARTS) | _extra_starts(points)
+    """The best model with requests of this size, its parameters near ``starts``."""
     names = list(starts)
     start = np.log(np.array([starts[name] for name in names]))
     columns = _Columns.of(points, request_bytes, num_distinct_rows, write_reach_bytes)
@@ -153,6 +162,13 @@ def _fit(
     values = {name: rounded(float(value)) for name, value in zip(names, found, strict=True)}
     held = {"overlap_power": OVERLAP_POWER, "write_reach_bytes": write_reach_bytes}
     return GatherModel(request_bytes=request_bytes, num_distinct_rows=num_distinct_rows, **held, **values)
+
+
+def _starts_of(*, is_host: bool, write_reach_bytes: float | None) -> dict[str, float]:
+    """The parameters that hosts and GPUs do not share."""
+    if not is_host:
+        return DEVICE_STARTS
+    return HOST_STARTS if write_reach_bytes is None else HOST_STARTS | SPILL_STARTS
 
 
 def _extra_starts(points: Sequence[GatherPoint]) -> dict[str, float]:

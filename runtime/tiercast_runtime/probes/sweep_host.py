@@ -81,7 +81,7 @@ def sweep_host(
         points=(as_point(spots[0], times[spots[0]], is_out=False),),
     )
     unique = {spot: rounded(source.unique_ratio(spot)) for spot in times}
-    return assemble_sweep(blank, times, source.num_distinct_rows, unique, core_cache_bytes())
+    return assemble_sweep(blank, times, source.num_distinct_rows, unique, is_host=True, core_cache=core_cache_bytes())
 
 
 def time_again(
@@ -132,19 +132,21 @@ def assemble_sweep(
     times: dict[Spot, tuple[float, ...]],
     num_distinct_rows: int | None = None,
     unique_row_ratios: Mapping[Spot, float] | None = None,
+    *,
+    is_host: bool = False,
     core_cache: int | None = None,
 ) -> GatherSweep:
     """The sweep with all its points, the held-out ones marked before the fit sees them, and the model of the others.
 
     ``unique_row_ratios`` are shares of different rows in a gather; without them no row is asked for twice.
-    ``core_cache`` is what a core of a host has for itself, in bytes; None for a GPU.
+    ``core_cache`` is what a core of a host has for itself, in bytes; None where that is not known, and for a GPU.
     """
     label, unique = blank.label, unique_row_ratios or {}
     points = [
         as_point(spot, times[spot], is_out=is_held_out(label, spot), unique_row_ratio=unique.get(spot, 1.0))
         for spot in sorted(times)
     ]
-    fitted = fit_sweep(points, num_distinct_rows, core_cache)
+    fitted = fit_sweep(points, num_distinct_rows, is_host=is_host, core_cache_bytes=core_cache)
     outstanding = None
     if fitted.model is not None and blank.round_trip_ns is not None:
         largest = max(spot.footprint_bytes for spot in times)
