@@ -1,10 +1,14 @@
 """README holds what the committed record says, to the byte."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tiercast_cli.suite_result import SuiteResult
 from tiercast_profiles import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +41,23 @@ def test_the_committed_records_load_and_belong_together() -> None:
 def test_the_summary_names_the_profile_it_used() -> None:
     summary = json.loads((RECORD / "summary.json").read_text(encoding="utf-8"))
     assert summary["machine"]["profile_sha256"] == store.load_hardware(str(RECORD / "profile.yaml")).sha256
+
+
+def test_a_run_at_another_time_is_kept_as_its_scores_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    other_run = importlib.import_module("other_run")
+    result = store.parse(SuiteResult, store.read_mapping(RECORD / "suite" / "suite.json"), "suite")
+    kept = other_run.shortened(result)
+    for group in ("all", "at pace"):
+        for metric in other_run.METRICS:
+            assert kept.score_of(metric, group) == result.score_of(metric, group)
+    assert len(kept.throughput_errors) == len(result.cases)
+    worst = result.score_of("output_tokens_per_s")
+    assert abs(kept.throughput_errors[worst.worst_case]) == pytest.approx(worst.worst_absolute, abs=1e-4)
+
+
+def test_keeping_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "docs" / "other_run.py", tmp_path, "two-core-xeon", "today"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.strip() == f"{tmp_path / 'suite.json'}: no such file"
