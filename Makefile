@@ -76,12 +76,11 @@ docs: $(READY) ## regenerate the parts of README and docs that come from committ
 MACHINE ?= two-core-xeon
 REPEATS ?= 5
 MADE := out/validation/$(MACHINE)
-validation: $(READY) ## probe this machine, run and score the validation suite, rewrite the pages (MACHINE=name; a quarter of an hour)
+validation: $(READY) ## probe this machine and run the validation suite in rounds, score it, rewrite the pages (MACHINE=name; half an hour)
 	mkdir -p $(MADE)
-	test -s $(MADE)/profile.yaml || $(BIN)/tiercast profile --quick --model tiny --model tiny-wide -o $(MADE)/profile.yaml
-	$(BIN)/tiercast validate --suite --profile $(MADE)/profile.yaml --folder $(MADE) --repeats $(REPEATS)
+	$(BIN)/tiercast validate --suite --probe --folder $(MADE) --repeats $(REPEATS)
 	$(BIN)/python docs/other_profiles.py $(MADE)
-	rm -rf validation/$(MACHINE)/suite
+	rm -rf $(MADE)/rounds validation/$(MACHINE)/suite
 	mkdir -p validation/$(MACHINE)
 	mv $(MADE) validation/$(MACHINE)/suite
 	$(BIN)/python docs/generate.py

@@ -39,6 +39,18 @@ class MeasuredAndPredicted(Strict):
         return None if low is None or high is None else low <= value <= high
 
     @property
+    def is_in_interval(self) -> bool | None:
+        """Whether what was measured lies within the predicted interval; None where none was predicted."""
+        low, high = self.predicted.low, self.predicted.high
+        return None if low is None or high is None else low <= self.measured.value <= high
+
+    @property
+    def half_interval_ratio(self) -> float:
+        """Half the predicted interval over the predicted value; 0 where there is none."""
+        low, high = self.predicted.low, self.predicted.high
+        return 0.0 if low is None or high is None else (high - low) / 2 / self.predicted.value
+
+    @property
     def half_spread(self) -> float | None:
         """Half of that spread."""
         low, high = self.measured.low, self.measured.high

@@ -21,7 +21,7 @@ SAMPLES = {
 def register(app: typer.Typer) -> None:
     """Add the three groups to the program."""
     for kind, noun in KINDS.items():
-        more = ", parts, compare, import, transfer" if kind == "hardware" else ""
+        more = ", parts, compare, import, pool, transfer" if kind == "hardware" else ""
         app.add_typer(_group(kind, noun), name=kind, help=f"The known {noun}: list, show, diff{more}.")
 
 

@@ -1,4 +1,4 @@
-"""``tiercast hardware parts|compare|import|transfer``: what only hardware profiles have, beside list, show and diff."""
+"""``tiercast hardware parts|compare|import|pool|transfer``: beside list, show and diff, for hardware profiles alone."""
 
 import datetime
 from typing import Annotated
@@ -30,6 +30,11 @@ def register(group: typer.Typer) -> None:
             "tiercast hardware import smi.xml stream.txt --base l40s --name my-box -o my-box.yaml",
         ),
     )(import_files)
+    group.command(
+        "pool",
+        help="Make one profile of a machine out of several taken at different times.",
+        epilog=examples("tiercast hardware pool morning.yaml noon.yaml evening.yaml -o profile.yaml"),
+    )(pool_profiles)
     group.command(
         "transfer",
         help="Make a profile of a machine nobody measured, with the efficiencies of one that was.",
@@ -102,6 +107,24 @@ def import_files(
     )
     save(output, to_yaml(profile))
     emit(profile, lambda: hardware_views.show_import(profile, reports), as_json=as_json)
+
+
+def pool_profiles(
+    profiles: Annotated[list[str], typer.Argument(metavar="PROFILE...", help="Profiles that probes wrote.")],
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where the profile goes.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the profile of a machine over all the times it was probed: medians, and bands that hold the drift."""
+    from tiercast_cli import catalogue_views, inputs
+    from tiercast_cli.output import check_writable, emit, save
+    from tiercast_profiles.pooling import pool
+    from tiercast_profiles.store import load_hardware, to_yaml
+
+    check_writable(output, reads=profiles)
+    profile = pool([load_hardware(inputs.hardware_name(name)) for name in profiles])
+    save(output, to_yaml(profile))
+    emit(profile, lambda: catalogue_views.profile_summary(profile), as_json=as_json)
 
 
 def transfer_efficiencies(

@@ -1,7 +1,7 @@
 """Running the probes for a command: where their files go and how their progress is shown."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tiercast_profiles.scenario import ResolvedScenario
     from tiercast_runtime.probes.pace import Pace
 
+Report = Callable[[str, float], None]
+
 
 def probe(
     models: Sequence[str],
@@ -24,10 +26,12 @@ def probe(
     memory_bytes: int | None = None,
     output: str | None = None,
     is_resumed: bool = False,
+    report: Report | None = None,
 ) -> "HardwareProfile":
     """Probe this machine; the files that the storage probe reads live in ``folder`` or a temporary one.
 
-    ``output`` is where the profile will go; sweeps of a full run that end before it are kept beside it.
+    ``output`` is where the profile will go; sweeps of a full run that end before it are kept beside it. ``report``
+    takes the progress of a longer job that this is a part of; without it the probes show their own.
 
     Raises:
         UnknownModel: a model is neither shipped nor a file.
@@ -39,14 +43,14 @@ def probe(
 
     target = None if output is None else Path(output)
 
-    with progress("profile") as report:
+    with progress("profile") if report is None else nullcontext(report) as shown:
 
         def run(place: Path) -> "HardwareProfile":
             return profile_machine(
                 quick=quick,
                 models=specs,
                 folder=place,
-                progress=report,
+                progress=shown,
                 memory_bytes=memory_bytes,
                 output=target,
                 is_resumed=is_resumed,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tiercast_cli import render, run_pace
 from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase
+from tiercast_profiles.quantiles import median
 from tiercast_profiles.scores import Score
 
 COLUMNS = ("error of", "cases", "median", "p90", "worst", "mean", "bias", "r", "spread", "in-\nside")
@@ -16,6 +17,7 @@ TITLES = {
     "hidden_ratio": "hidden",
     "penalty": "penalty",
 }
+INTERVALS = ("output_tokens_per_s", "ttft_ms.p50", "tpot_ms.p50")
 LEGEND = (
     "cases: 3/4 where one of four could not be run or predicted",
     "median, p90, worst, mean: of absolute errors; bias: mean error; r: correlation of measured and predicted",
@@ -45,6 +47,19 @@ def inputs_line(cases: Sequence[ScoredCase]) -> str:
     """The resolved inputs that differ between the two records of any case."""
     differing = sorted({path for case in cases for path in case.differing_inputs})
     return f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}"
+
+
+def interval_line(cases: Sequence[ScoredCase]) -> str:
+    """How often the predicted interval holds what was measured, and how wide it is; empty where none was predicted."""
+    parts = []
+    for metric in INTERVALS:
+        pairs = [case.metrics[metric] for case in cases if metric in case.metrics]
+        held = [both for both in pairs if both.predicted.low is not None and both.predicted.high is not None]
+        if held:
+            num_inside = sum(both.is_in_interval is True for both in held)
+            width = median([both.half_interval_ratio for both in held])
+            parts.append(f"{TITLES[metric]} {num_inside} of {len(held)} (±{render.percent(width)})")
+    return f"measured median inside the predicted interval (half its width): {', '.join(parts)}" if parts else ""
 
 
 def row(score: Score) -> list[str]:

@@ -1,21 +1,22 @@
 """The validation suite: every case measured and predicted from one profile, then scored, held-out cases apart."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
-from tiercast_cli import inputs, suite_result
+from tiercast_cli import inputs, probing, suite_result
 from tiercast_cli.case_scores import Failure
 from tiercast_cli.changed_profiles import Wrong, spoilt
-from tiercast_cli.measuring import CANNOT_RUN, measure
+from tiercast_cli.measuring import CANNOT_RUN
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.suite_rounds import SuiteRounds, beside
 from tiercast_cli.validation_case import predict
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import HardwareProfile
+from tiercast_profiles.pooling import pool
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario, Scenario
 from tiercast_profiles.suite import Suite
@@ -50,7 +51,7 @@ def scenarios(suite: Suite, profile: str) -> dict[str, ResolvedScenario]:
 
 
 def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> SuiteResult:
-    """Measure and predict every case, one work after another, its arms in rounds.
+    """Measure every case in as many rounds as it has repeats, predict it from a profile, and score.
 
     With a ``folder``, both records of every case are written into it, without raw samples; cases that an interrupted
     run of the same profile and repeats left there are not measured again.
@@ -60,9 +61,6 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         FileProblem: the profile cannot be read, or the folder cannot be written.
         MissingCapability: the runtime extra is not installed.
     """
-    from tiercast_cli.probing import pace_of
-    from tiercast_runtime.bench import bench_in_rounds
-
     suite, _ = store.load_suite()
     ready = scenarios(suite, profile)
     hardware = store.load_hardware(profile)
@@ -71,30 +69,100 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
     state = SuiteState(hardware_name=hardware.name, profile_sha256=hardware.sha256, repeats=repeats)
     if kept is not None:
         state = kept.begin(state) or state
-    measured = {} if kept is None else kept.measured(ready)
-    if kept is not None:
         kept.save(state)
+        measured = kept.measured(ready)
+        if is_whole(ready, measured, state):
+            return predict_and_score(ready, hardware, measured, state, kept)
     failures = {failure.case: failure for failure in state.failures}
-    for index, (work_name, work) in enumerate(suite.works.items()):
-        names = [f"{work_name}/{arm}" for arm in work.arms]
-        todo = {name: ready[name] for name in names if name not in failures}
-        if all(name in measured for name in todo):
-            continue  # of a work that is not whole every arm is measured again: they are compared in rounds
+    rounds = SuiteRounds(suite, ready, hardware, kept, failures)
 
-        def report_run(ratio: float, done: int = index, title: str = work_name) -> None:
-            report(title, (done + ratio) / len(suite.works))
-
-        with pace_of(hardware, store.load_model(suite.base["model"])) as pace:
-            bench = partial(bench_in_rounds, repeats=repeats, progress=report_run, between=pace.measure)
-            found = measure(todo, bench)
-        measured |= found.records
-        failures |= {name: Failure(case=name, reason=str(error)) for name, error in found.errors.items()}
-        state = state.model_copy(update={"failures": tuple(failures.values())})
+    def keep() -> None:
         if kept is not None:
-            for name, record in found.records.items():
-                kept.write("measured", name, record)
-            kept.save(state)
+            kept.save(state.model_copy(update={"failures": tuple(failures.values())}))
+
+    for number in range(1, repeats + 1):
+        rounds.run(number, _share_of(report, number - 1, repeats), keep)
+    state = state.model_copy(update={"failures": tuple(failures.values())})
+    measured = rounds.records()
+    if kept is not None:
+        for name, record in measured.items():
+            kept.write("measured", name, record)
     return predict_and_score(ready, hardware, measured, state, kept)
+
+
+def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
+    """As :func:`run`, but the machine is probed before every round, and all those profiles are pooled into one.
+
+    The profile of a machine that others share knows one minute of it; pooled over the time that the cases were run in,
+    it knows the machine that ran them. The probes are the same and see nothing of the runs. The first round's profile,
+    made before any run, stays in the folder, so that what it alone predicts can be scored beside.
+
+    Raises:
+        BadInput: fewer than two repeats, or the folder is of another run.
+        FileProblem: the folder cannot be written.
+        MissingCapability: the runtime extra is not installed.
+    """
+    if repeats < 2:
+        raise BadInput(f"--repeats {repeats}; probing in every round takes two or more, whose profiles are pooled")
+    suite, _ = store.load_suite()
+    kept = SuiteFolder(folder)
+    state = kept.begin(SuiteState(hardware_name="", profile_sha256="", repeats=repeats, is_probed=True))
+    if state is not None and state.profile_sha256:
+        ready = scenarios(suite, str(kept.profile_file))
+        measured = kept.measured(ready)
+        if is_whole(ready, measured, state):
+            hardware = store.load_hardware(str(kept.profile_file))
+            return predict_and_score(ready, hardware, measured, state, kept)
+    first = _probed(suite, kept, 1, _share_of(report, 0, repeats))
+    if state is None:
+        state = SuiteState(hardware_name=first.name, profile_sha256="", repeats=repeats, is_probed=True)
+        kept.save(state)
+    started = state
+    ready = scenarios(suite, str(kept.round_profile_file(1)))
+    check_models(ready, first, str(kept.round_profile_file(1)))
+    failures = {failure.case: failure for failure in state.failures}
+    rounds = SuiteRounds(suite, ready, first, kept, failures)
+
+    def keep() -> None:
+        kept.save(started.model_copy(update={"failures": tuple(failures.values())}))
+
+    profiles = [first]
+    for number in range(1, repeats + 1):
+        share = _share_of(report, number - 1, repeats)
+        if number > 1:
+            profiles.append(_probed(suite, kept, number, share))
+        rounds.run(number, share, keep)
+    whole = pool(profiles)
+    store.write_text(kept.profile_file, store.to_yaml(whole))
+    whole = store.load_hardware(str(kept.profile_file))
+    ready = scenarios(suite, str(kept.profile_file))
+    measured = beside(rounds.records(), ready, suite, first, whole)
+    for name, record in measured.items():
+        kept.write("measured", name, record)
+    state = state.model_copy(update={"profile_sha256": whole.sha256, "failures": tuple(failures.values())})
+    kept.save(state)
+    return predict_and_score(ready, whole, measured, state, kept)
+
+
+def _probed(suite: Suite, kept: SuiteFolder, number: int, report: Report) -> HardwareProfile:
+    """The profile of a round, made where it is not there yet: all probes of the quick plan, layers of every model."""
+    file = kept.round_profile_file(number)
+    if not file.exists():
+        named = [suite.base["model"], *(work.settings.get("model") for work in suite.works.values())]
+        models = [name for name in dict.fromkeys(named) if name is not None]
+        profile = probing.probe(models, quick=True, report=lambda what, _ratio: report(f"probes, {what}", 0.0))
+        store.write_text(file, store.to_yaml(profile))
+    return store.load_hardware(str(file))
+
+
+def _share_of(report: Report, number: int, count: int) -> Report:
+    """Progress of one of ``count`` parts as progress of the whole."""
+    return lambda what, ratio: report(what, (number + ratio) / count)
+
+
+def is_whole(ready: Mapping[str, ResolvedScenario], measured: Mapping[str, RunRecord], state: SuiteState) -> bool:
+    """Whether every case was measured in all rounds or could not be run."""
+    return set(ready) <= set(measured) | {failure.case for failure in state.failures}
 
 
 def rescore(folder: Path, profile: str, wrong: Wrong | None = None) -> SuiteResult:

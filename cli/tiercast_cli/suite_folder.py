@@ -1,7 +1,9 @@
 """The folder of a suite: small records of every case, and enough to go on after an interruption.
 
-A measured record is written as soon as its work is done. A later run into the same folder takes it over, provided
-profile and repeats are the same; predictions are always made anew, because they cost next to nothing.
+``rounds/N`` holds what was run in round N: a record of each case as soon as its work is done, and the profile of that
+round where the machine is probed in every round. When all rounds are done, ``measured`` holds one record per case over
+all of them. A later run into the same folder takes over what is there, provided it was asked for the same;
+predictions are always made anew, because they cost next to nothing.
 """
 
 from collections.abc import Mapping
@@ -15,21 +17,34 @@ from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.record import RunRecord
 
 STATE_FILE = "state.json"
+PROFILE_FILE = "profile.yaml"
 
 
 class SuiteState(Strict):
-    """What a folder holds measurements of, and what could not run."""
+    """What a folder holds measurements of, and what could not run.
+
+    ``profile_sha256`` is the profile that the cases are predicted from. Where the machine is probed in every round
+    (``is_probed``) it is known when the last one is done, and empty before.
+    """
 
     schema_version: int = 1
     hardware_name: str
     profile_sha256: str
     repeats: int
+    is_probed: bool = False
     failures: tuple[Failure, ...] = ()
 
     @property
     def words(self) -> str:
         """What was run, for an error."""
-        return f"{self.hardware_name} (profile {self.profile_sha256[:12]}, {self.repeats} repeats)"
+        profile = "probed in every round" if self.is_probed else f"profile {self.profile_sha256[:12]}"
+        return f"{self.hardware_name} ({profile}, {self.repeats} repeats)"
+
+    def is_of_the_run(self, wanted: "SuiteState") -> bool:
+        """Whether a run that wants the other state can go on from this one."""
+        if (self.repeats, self.is_probed) != (wanted.repeats, wanted.is_probed):
+            return False
+        return self.is_probed or self.profile_sha256 == wanted.profile_sha256
 
 
 class SuiteFolder:
@@ -44,6 +59,15 @@ class SuiteFolder:
         for side in ("measured", "simulated"):
             make_folder(path / side)
 
+    @property
+    def profile_file(self) -> Path:
+        """The profile that the cases are predicted from, where the machine was probed in every round."""
+        return self.path / PROFILE_FILE
+
+    def round_profile_file(self, number: int) -> Path:
+        """The profile of one round; its folder is made."""
+        return self._round(number) / PROFILE_FILE
+
     def state(self) -> SuiteState | None:
         """What the folder holds, or None where nothing was measured yet."""
         file = self.path / STATE_FILE
@@ -56,9 +80,7 @@ class SuiteFolder:
             BadInput: the folder holds cases of another profile, or with another number of repeats.
         """
         found = self.state()
-        if found is None:
-            return None
-        if (found.profile_sha256, found.repeats) != (wanted.profile_sha256, wanted.repeats):
+        if found is not None and not found.is_of_the_run(wanted):
             raise BadInput(
                 f"{self.path} holds cases of {found.words}, not of {wanted.words}; "
                 "give another folder, or the same profile and repeats to go on"
@@ -70,17 +92,25 @@ class SuiteFolder:
         store.write_text(self.path / STATE_FILE, state.model_dump_json(indent=2) + "\n")
 
     def measured(self, names: Mapping[str, object]) -> dict[str, RunRecord]:
-        """The measured records of these cases that are there."""
-        files = {name: self._file("measured", name) for name in names}
-        return {name: store.load_record(file) for name, file in files.items() if file.exists()}
+        """The records over all rounds of these cases that are there."""
+        return _records(self.path / "measured", names)
+
+    def measured_in(self, number: int, names: Mapping[str, object]) -> dict[str, RunRecord]:
+        """The records of one round of these cases that are there."""
+        return _records(self._round(number), names)
 
     def write(self, side: str, name: str, record: RunRecord) -> None:
         """One record, raw samples and spans left out: the folder is meant to be committed."""
-        small = record.model_copy(update={"samples": None, "spans": ()})
-        store.write_text(self._file(side, name), small.to_json())
+        _write(self.path / side, name, record)
 
-    def _file(self, side: str, name: str) -> Path:
-        return self.path / side / f"{name.replace('/', '-')}.json"
+    def write_in(self, number: int, name: str, record: RunRecord) -> None:
+        """The same of one round."""
+        _write(self._round(number), name, record)
+
+    def _round(self, number: int) -> Path:
+        place = self.path / "rounds" / str(number)
+        make_folder(place)
+        return place
 
 
 def open_measured(path: Path) -> tuple[SuiteFolder, SuiteState]:
@@ -97,3 +127,17 @@ def open_measured(path: Path) -> tuple[SuiteFolder, SuiteState]:
     state = folder.state()
     assert state is not None, "the file was there a moment ago"
     return folder, state
+
+
+def _records(place: Path, names: Mapping[str, object]) -> dict[str, RunRecord]:
+    files = {name: _file(place, name) for name in names}
+    return {name: store.load_record(file) for name, file in files.items() if file.exists()}
+
+
+def _write(place: Path, name: str, record: RunRecord) -> None:
+    small = record.model_copy(update={"samples": None, "spans": ()})
+    store.write_text(_file(place, name), small.to_json())
+
+
+def _file(place: Path, name: str) -> Path:
+    return place / f"{name.replace('/', '-')}.json"

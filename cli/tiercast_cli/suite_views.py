@@ -32,8 +32,9 @@ def page(result: SuiteResult) -> None:
 
 
 def circumstances(result: SuiteResult) -> list[str]:
-    """What else there is to know of the runs: inputs that differ, the machine's pace, other processes."""
+    """What else there is to know of the runs: predicted intervals, inputs that differ, the machine's pace, others."""
     lines = (
+        score_views.interval_line(result.cases),
         score_views.inputs_line(result.cases),
         score_views.pace_line(result.cases),
         others_line(result),

@@ -10,6 +10,7 @@ from tiercast_profiles.errors import BadInput
 EPILOG = examples(
     "tiercast validate --profile profile.yaml",
     "tiercast validate --suite --profile profile.yaml --folder out/suite",
+    "tiercast validate --suite --probe --folder out/suite --repeats 5",
     "tiercast validate --records out/suite --profile other.yaml",
     "tiercast validate my.yaml --profile profile.yaml --repeats 5 --max-error 0.2",
 )
@@ -26,6 +27,10 @@ def command(
     profile: ProfileFile = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Run the shipped suite and score it, held-out cases apart.")
+    ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="With --suite: probe the machine before every round of runs; pool the profiles."),
     ] = False,
     folder: Annotated[
         str | None,
@@ -57,7 +62,8 @@ def command(
 
     check_writable(output, reads=(*(scenarios or ()), profile))
     if suite or records is not None:
-        _check_suite(scenarios, profile, "--suite" if records is None else "--records")
+        _check_suite(scenarios, profile, "--suite" if records is None else "--records", is_probed=probe)
+    _check_probe(probe, suite=suite, folder=folder, profile=profile)
     if records is not None:
         if suite or folder is not None:
             raise BadInput("--records runs nothing; leave out --suite and --folder, or leave out --records")
@@ -67,7 +73,7 @@ def command(
         raise BadInput("--wrong belongs to --records DIR: it spoils a profile that is scored against records")
     inputs.require_runtime("validate")
     if suite:
-        _suite(str(profile), folder, repeats=repeats, max_error=max_error, output=output, as_json=as_json)
+        _suite(profile, folder, repeats=repeats, max_error=max_error, output=output, as_json=as_json)
         return
     if folder is not None:
         raise BadInput("--folder belongs to --suite; for scenarios of your own write the result with -o FILE")
@@ -81,15 +87,26 @@ def command(
     validation.check(found, max_error)
 
 
-def _check_suite(scenarios: list[str] | None, profile: str | None, option: str) -> None:
+def _check_suite(scenarios: list[str] | None, profile: str | None, option: str, *, is_probed: bool) -> None:
     if scenarios:
         raise BadInput(f"{option} has its own scenarios; leave out {', '.join(scenarios)}, or leave out {option}")
-    if profile is None:
+    if profile is None and not is_probed:
         raise BadInput(f"{option} needs --profile FILE; write one with: tiercast profile --quick -o profile.yaml")
 
 
+def _check_probe(is_probed: bool, *, suite: bool, folder: str | None, profile: str | None) -> None:
+    if not is_probed:
+        return
+    if not suite:
+        raise BadInput("--probe belongs to --suite: it makes the profile that the suite is predicted from")
+    if folder is None:
+        raise BadInput("--probe needs --folder DIR, where the profile of every round goes")
+    if profile is not None:
+        raise BadInput("--probe makes its own profiles; leave out --profile, or leave out --probe")
+
+
 def _suite(
-    profile: str, folder: str | None, *, repeats: int, max_error: float | None, output: str | None, as_json: bool
+    profile: str | None, folder: str | None, *, repeats: int, max_error: float | None, output: str | None, as_json: bool
 ) -> None:
     from pathlib import Path
 
@@ -100,7 +117,11 @@ def _suite(
     if target is not None:
         make_folder(target)
     with progress("suite") as report:
-        result = suite.run(profile, repeats=repeats, folder=target, report=report)
+        if profile is None:
+            assert target is not None, "asked for before"
+            result = suite.run_probed(repeats=repeats, folder=target, report=report)
+        else:
+            result = suite.run(profile, repeats=repeats, folder=target, report=report)
     if target is not None:
         suite_views.write(target, result)
     if output is not None:

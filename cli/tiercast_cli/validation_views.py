@@ -64,6 +64,8 @@ def circumstances(result: Validation) -> None:
     for line in score_views.failure_lines(result.failures):
         render.line(line)
     if result.scores:
+        if line := score_views.interval_line(scored):
+            render.line(line)
         render.line(score_views.inputs_line(scored))
     pace_line(result)
     if result.apart:

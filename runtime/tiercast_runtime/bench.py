@@ -18,6 +18,7 @@ from tiercast_profiles.errors import BadInput, FileProblem
 from tiercast_profiles.hardware import Tier as MemoryTier
 from tiercast_profiles.quantiles import is_unstable
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
+from tiercast_profiles.repeats import UNSTABLE_THROUGHPUT
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.units import NS_PER_S, NS_PER_US, bytes_per_s_to_gb_per_s
@@ -426,7 +427,7 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics], others: fl
         warnings.append(FREE_DRAFTS)
     throughputs = [s.output_tokens_per_s for s in statistics]
     if len(throughputs) > 1 and is_unstable(throughputs):
-        warnings.append("throughput varies by more than 10 % between repeats; other work may share this machine")
+        warnings.append(UNSTABLE_THROUGHPUT)
     return tuple(warnings)
 
 

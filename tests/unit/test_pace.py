@@ -42,6 +42,21 @@ def test_every_reference_step_is_set_against_the_profile(probed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_profile_says_turns_a_pace_beside_it_into_one_beside_another(probed, tmp_path):
+    model, hardware = probed
+    twice = {
+        name: tuple(point.model_copy(update={"time_us": 2 * point.time_us}) for point in points)
+        for name, points in hardware.compute[1].components.items()
+    }
+    tables = (hardware.compute[0], hardware.compute[1].model_copy(update={"components": twice}))
+    slower = hardware.model_copy(update={"compute": tables})
+    with pace.Pace(model, hardware, tmp_path) as one, pace.Pace(model, slower, tmp_path) as other:
+        found, doubled = one.profile_us(), other.profile_us()
+    assert set(found) == {"pace_decode_1", "pace_decode_8", "pace_chunk_151"}
+    assert all(us > 0 for us in found.values())
+    assert doubled == pytest.approx({name: 2 * us for name, us in found.items()})
+
+
 def test_a_drive_is_timed_where_the_profile_has_its_curve(probed, mini_scenario, tmp_path):
     model, hardware = probed
     curve = next(c for c in mini_scenario({"tier": "nvme"}).hardware.lookups if c.path == "disk")

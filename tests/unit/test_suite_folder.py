@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiercast_cli import probing, suite, suite_views
+from tiercast_cli import probing, suite, suite_rounds, suite_views
 from tiercast_cli.changed_profiles import WRONG, at_pace, spoilt
 from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
@@ -51,6 +51,9 @@ class NoPace:
     def measure(self):
         return {}
 
+    def profile_us(self):
+        return {}
+
 
 @pytest.fixture
 def machine(monkeypatch):
@@ -78,7 +81,8 @@ pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 def test_a_perfect_machine_is_predicted_perfectly(profile, small_suite, machine, tmp_path):
     found = run(profile, tmp_path / "out")
-    assert len(machine) == 6
+    forwards = ["none", "dram", "nvme"] * 2
+    assert machine == forwards + forwards[::-1] + forwards, "every case once a round, every other round backwards"
     for group, num_cases in (("all", 6), ("open", 5), ("held out", 1)):
         score = found.score_of("output_tokens_per_s", group)
         assert (score.num_cases, score.worst_absolute) == (num_cases, 0)
@@ -117,24 +121,112 @@ def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machine, tmp_path, monkeypatch):
-    whole = suite.measure
+    whole = suite_rounds.measure
 
     def interrupted(todo, bench):
-        if any(name.startswith("random/") for name in todo):
+        if len(machine) == 9:  # in the second round, behind its first work
             raise KeyboardInterrupt
         return whole(todo, bench)
 
-    monkeypatch.setattr(suite, "measure", interrupted)
+    monkeypatch.setattr(suite_rounds, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(profile, tmp_path / "out")
-    assert len(machine) == 3
-    monkeypatch.setattr(suite, "measure", whole)
+    assert not list((tmp_path / "out" / "measured").iterdir()), "no case was run as often as was asked for"
+    monkeypatch.setattr(suite_rounds, "measure", whole)
     found = run(profile, tmp_path / "out")
-    assert len(machine) == 6, "the work that was whole is not run again"
+    assert len(machine) == 18, "works that were whole are not run again"
     assert found.score_of("output_tokens_per_s").num_cases == 6
+    shutil.rmtree(tmp_path / "out" / "rounds")
     again = run(profile, tmp_path / "out")
-    assert len(machine) == 6
+    assert len(machine) == 18, "nor is anything once all rounds are done"
     assert again == found
+
+
+@pytest.fixture
+def probes(profile, monkeypatch):
+    """Probes that find layers 1, 3, then 2 times as long as the profile has them; counts how often they ran."""
+    made = []
+
+    def probe(models, *, quick, report):
+        made.append(tuple(models))
+        assert quick
+        report("copies", 0.5)
+        times = dict.fromkeys(("decode_1", "chunk_151"), float((1, 3, 2)[len(made) - 1]))
+        return at_pace(store.load_hardware(profile), RunPace(times, None))
+
+    monkeypatch.setattr(probing, "probe", probe)
+    return made
+
+
+def run_probed(folder: Path, repeats: int = 3):
+    return suite.run_probed(repeats=repeats, folder=folder, report=lambda _what, _ratio: None)
+
+
+def test_a_suite_that_probes_in_every_round_predicts_from_all_its_profiles(small_suite, machine, probes, tmp_path):
+    out = tmp_path / "out"
+    found = run_probed(out)
+    assert probes == [("tiny",)] * 3
+    assert len(machine) == 18
+    whole, second = (store.load_hardware(str(file)) for file in (out / "profile.yaml", out / "rounds/3/profile.yaml"))
+    assert found.predicted_from_sha256 == found.profile_sha256 == whole.sha256
+    for mine, other in zip(whole.compute, second.compute, strict=True):
+        for name, points in other.components.items():
+            assert [p.time_us for p in mine.components[name]] == pytest.approx([p.time_us for p in points])
+    assert all(not case.differing_inputs for case in found.cases), "records are those of the pooled profile"
+    score = found.score_of("output_tokens_per_s")
+    assert score.bias is not None
+    assert score.bias < -0.2, "the runs were as fast as the first profile, the pooled one is half as fast"
+    alone = suite.rescore(out, str(out / "rounds/1/profile.yaml")).score_of("output_tokens_per_s")
+    assert alone.worst_absolute == pytest.approx(0, abs=1e-6)
+    assert run_probed(out) == found
+    assert (len(probes), len(machine)) == (3, 18), "a folder that is whole is only predicted anew"
+    with pytest.raises(BadInput, match=r"probed in every round, 3 repeats\), not of .*2 repeats"):
+        run_probed(out, repeats=2)
+
+
+def test_an_interrupted_suite_keeps_the_profiles_it_made(small_suite, machine, probes, tmp_path, monkeypatch):
+    def interrupted(_todo, _bench):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite_rounds, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_probed(tmp_path / "out")
+    assert (len(probes), len(machine)) == (1, 0)
+    run_probed(tmp_path / "out")
+    assert (len(probes), len(machine)) == (3, 18)
+
+
+def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, tmp_path, monkeypatch):
+    class Timed:
+        def __init__(self, hardware) -> None:
+            self.us = hardware.compute[0].components["linear"][0].time_us
+
+        def measure(self):
+            return {"pace_decode_1": 1.5}  # beside the first profile
+
+        def profile_us(self):
+            return {"pace_decode_1": self.us, "pace_disk": 0.0}
+
+    monkeypatch.setattr(probing, "pace_of", lambda profile, _model: contextlib.nullcontext(Timed(profile)))
+
+    def bench_in_rounds(scenarios, *, repeats, progress, between):
+        found = []
+        for scenario in scenarios:
+            record = simulate(scenario, with_baselines=False, with_bounds=False)
+            facts = {"facts": record.provenance.facts | between()}
+            provenance = record.provenance.model_copy(update=facts)
+            found.append(record.model_copy(update={"kind": "measured", "provenance": provenance}))
+        return tuple(found)
+
+    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    found = run_probed(tmp_path / "out")
+    assert [case.step_paces for case in found.cases] == [{"decode_1": 0.75}] * 6
+
+
+def test_one_round_is_too_few_to_pool(tmp_path):
+    with pytest.raises(BadInput, match="--repeats 1; probing in every round takes two or more"):
+        run_probed(tmp_path / "out", repeats=1)
 
 
 def test_a_folder_of_another_run_is_not_mixed_with_this_one(profile, small_suite, machine, tmp_path):
@@ -145,10 +237,11 @@ def test_a_folder_of_another_run_is_not_mixed_with_this_one(profile, small_suite
 
 def test_records_are_small_and_can_be_scored_again(profile, small_suite, machine, tmp_path):
     found = run(profile, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "rounds")
     files = list((tmp_path / "out").rglob("*.json"))
     assert sum(file.stat().st_size for file in files) < 200_000
     assert suite.rescore(tmp_path / "out", profile).scores == found.scores
-    assert len(machine) == 6, "nothing is run"
+    assert len(machine) == 18, "nothing is run"
     with pytest.raises(FileProblem, match="no suite was run into this folder"):
         suite.rescore(tmp_path, profile)
 

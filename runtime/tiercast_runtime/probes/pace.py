@@ -6,7 +6,7 @@ an engine's run goes into them: a run cannot make its own prediction look better
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -23,7 +23,7 @@ from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.layers import settling_steps
 from tiercast_runtime.probes.lookup_timer import NUM_DISTURBING_A_DRIVE, LookupTimer
-from tiercast_runtime.probes.step_bench import BenchStep, Geometry, StepBench
+from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, StepBench
 from tiercast_runtime.probes.timing import Clock, Spread
 from tiercast_runtime.table import FileTable
 
@@ -89,6 +89,21 @@ class Pace:
             found[DISK] = self._disk.ratio()
         return found
 
+    def profile_us(self) -> dict[str, float]:
+        """What the profile says each of them takes, µs, by the names of :meth:`measure`; those it does not know are 0.
+
+        Over the same of another profile it is what turns a pace beside one into a pace beside the other.
+        """
+        with torch.inference_mode():
+            found = {f"pace_{name}": self._known(self._bench.walk(step)) for name, step in self._steps.items()}
+        if self._disk is not None:
+            found[DISK] = self._disk.known_us
+        return found
+
+    def _known(self, walked: Sequence[tuple[ComponentKey, float]]) -> float:
+        """Time in the profile of the components of a step."""
+        return sum(self._bench.times_a_step(key[0]) * self._known_us.get(key, 0.0) for key, _ in walked)
+
     def _times_us(self, step: BenchStep) -> tuple[float, float]:
         """Time of the step's components now and in the profile, over some steps in a row."""
         is_decode = bool(step.plan.decodes)
@@ -96,12 +111,11 @@ class Pace:
             self._bench.walk(step)
         now_us = known_us = 0.0
         for _ in range(NUM_DECODE_SAMPLES if is_decode else NUM_CHUNK_SAMPLES):
-            for key, value in self._bench.walk(step):
-                known = self._known_us.get(key)
-                if known is not None:
-                    times = self._bench.times_a_step(key[0])
-                    now_us += times * value / NS_PER_US
-                    known_us += times * known
+            walked = self._bench.walk(step)
+            known_us += self._known(walked)
+            for key, value in walked:
+                if key in self._known_us:
+                    now_us += self._bench.times_a_step(key[0]) * value / NS_PER_US
         return now_us, known_us
 
 
@@ -114,6 +128,11 @@ class DiskPace:
         self._timer = LookupTimer(self._path, clock, num_disturbing=NUM_DISTURBING_A_DRIVE)
         self._ids = stream(0, "pace/disk")
 
+    @property
+    def known_us(self) -> float:
+        """What the profile says one lookup of each size takes together."""
+        return sum(self._points.values())
+
     def ratio(self) -> float:
         """Time now over that of the profile, over all sizes."""
         for _ in range(NUM_DISK_WARM_UPS):  # the worker has slept through a whole run
@@ -121,7 +140,7 @@ class DiskPace:
         now_us = 0.0
         for count in self._points:
             now_us += Spread(count, tuple(self._time_us(count) for _ in range(NUM_DISK_SAMPLES))).mean
-        return now_us / sum(self._points.values())
+        return now_us / self.known_us
 
     def _time_us(self, count: int) -> float:
         return self._timer.time_ns(random_ids(self._ids, self._num_rows, count, distinct=True)) / NS_PER_US

@@ -1,0 +1,139 @@
+"""The cases of a suite run for real, all of them once per round, so that each meets the machine at several times.
+
+A machine that others share changes speed from minute to minute. A case whose repeats follow one another meets one such
+minute; one that is run in every round meets as many as there are rounds. Every other round goes backwards.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tiercast_cli import probing
+from tiercast_cli.case_scores import Failure
+from tiercast_cli.measuring import measure
+from tiercast_cli.suite_folder import SuiteFolder
+from tiercast_profiles import store
+from tiercast_profiles.hardware import HardwareProfile
+from tiercast_profiles.record import RunRecord
+from tiercast_profiles.repeats import together
+from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.suite import Suite
+
+if TYPE_CHECKING:
+    from tiercast_runtime.probes.pace import Pace
+
+Report = Callable[[str, float], None]
+Failures = dict[str, Failure]
+
+
+class SuiteRounds:
+    """Runs rounds of a suite and keeps what they gave, in a folder where there is one.
+
+    Args:
+        suite: the works.
+        ready: every case on the machine of a profile.
+        hardware: that profile, beside which the pace of the machine is timed.
+        kept: where records of rounds are written, and taken from after an interruption.
+        failures: cases that could not be run; those found are added.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        ready: Mapping[str, ResolvedScenario],
+        hardware: HardwareProfile,
+        kept: SuiteFolder | None,
+        failures: Failures,
+    ) -> None:
+        self._suite, self._ready, self._hardware, self._kept = suite, ready, hardware, kept
+        self.failures = failures
+        self._found: dict[str, list[RunRecord]] = {name: [] for name in ready}
+
+    def run(self, number: int, report: Report, keep_failures: Callable[[], None]) -> None:
+        """Round ``number``, from 1: every case once, a work after the other, its arms in turns.
+
+        ``keep_failures`` is called when a work is done, before it counts as done.
+
+        Raises:
+            MissingCapability: the runtime extra is not installed.
+        """
+        from tiercast_runtime.bench import bench_in_rounds
+
+        records = {} if self._kept is None else self._kept.measured_in(number, self._ready)
+        works = list(self._suite.works.items())
+        for done, (work_name, work) in enumerate(works if number % 2 else reversed(works)):
+            names = [f"{work_name}/{arm}" for arm in work.arms]
+            todo = {
+                name: self._ready[name] for name in (names if number % 2 else reversed(names)) if self._may_run(name)
+            }
+            if all(name in records for name in todo):
+                continue  # of a work that is not whole every arm is measured again: they are compared in turns
+
+            def report_run(ratio: float, done: int = done, title: str = work_name) -> None:
+                report(f"{title}, round {number}", (done + ratio) / len(works))
+
+            with self._pace() as pace:
+                bench = partial(bench_in_rounds, repeats=1, progress=report_run, between=pace.measure)
+                found = measure(todo, bench)
+            records |= found.records
+            self.failures |= {name: Failure(case=name, reason=str(error)) for name, error in found.errors.items()}
+            keep_failures()
+            if self._kept is not None:
+                for name, record in found.records.items():
+                    self._kept.write_in(number, name, record)
+        for name, record in records.items():
+            self._found[name].append(record)
+
+    def records(self) -> dict[str, RunRecord]:
+        """One record per case over all rounds; a case that failed in any of them has none."""
+        return {name: together(found) for name, found in self._found.items() if found and self._may_run(name)}
+
+    def _may_run(self, name: str) -> bool:
+        return name not in self.failures
+
+    def _pace(self) -> "AbstractContextManager[Pace]":
+        return probing.pace_of(self._hardware, store.load_model(self._suite.base["model"]))
+
+
+def beside(
+    records: Mapping[str, RunRecord],
+    ready: Mapping[str, ResolvedScenario],
+    suite: Suite,
+    first: HardwareProfile,
+    whole: HardwareProfile,
+) -> dict[str, RunRecord]:
+    """Records of runs on the machine of one profile as of the machine of another that is the same one's.
+
+    The pace around the runs was timed beside the ``first``; beside the ``whole`` it is another number.
+
+    Args:
+        records: measured, by case.
+        ready: every case on the machine of the ``whole``.
+        suite: whose model the reference steps are.
+        first: the profile of the records.
+        whole: the one they are to be predicted from.
+    """
+    factors = _pace_factors(suite, first, whole)
+    found = {}
+    for name, record in records.items():
+        facts = {
+            key: round(float(value) * factors[key], 4) if key in factors else value
+            for key, value in record.provenance.facts.items()
+        }
+        resolved = ready[name]
+        machine = {"hardware_name": whole.name, "hardware_sha256": resolved.hardware.sha256}
+        provenance = record.provenance.model_copy(update={"facts": facts, **machine})
+        update = {"scenario": resolved.scenario, "scenario_sha256": resolved.sha256, "provenance": provenance}
+        found[name] = record.model_copy(update=update)
+    return found
+
+
+def _pace_factors(suite: Suite, first: HardwareProfile, whole: HardwareProfile) -> dict[str, float]:
+    """What a pace beside the first profile is multiplied by to be one beside the other, by fact."""
+    model = store.load_model(suite.base["model"])
+    times = []
+    for profile in (first, whole):
+        with probing.pace_of(profile, model) as pace:
+            times.append(pace.profile_us())
+    return {name: us / times[1][name] for name, us in times[0].items() if times[1].get(name)}
