@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -43,6 +43,7 @@ from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network
 from tiercast_runtime.paths import open_path
+from tiercast_runtime.paths.base import LookupPath
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.recorder import LayerStep, Recorder, StepTimes
 from tiercast_runtime.scheduler import Scheduler, StepOutcome
@@ -121,80 +122,86 @@ class Engine:
         self.text = load_text(resolved.scenario.workload.text, model)
         self._speculative = resolved.scenario.speculative
         self._tokens = prepare_tokens(self.requests, self.text, model, seed, self._speculative)
-        has_tables = resolved.placement.tier != "none"
-        layers = range(len(model.engram.layer_ids))
-        sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
-        self._owns_tables = tables is None
-        self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
-        self.table_bytes = sum(table.size_bytes for table in self.tables)
-        self.cache = plan_cache(resolved)
-        self._has_filled = False
-        graph_mode, graph_reason = graph_mode_here(
-            resolved.placement,
-            device,
-            has_backend=graphs is not None,
-            has_ranks=team is not None,
-            has_drafts=self._speculative.draft_tokens > 0,
-        )
-        num_pad_slots = 0 if graph_mode == "eager" else 1
-        self.kv: KvPlan = plan_kv(
-            resolved, self.requests, device, self.dtype, self.table_bytes, num_spare_slots=num_pad_slots
-        )
-        num_slots = self.kv.num_slots + num_pad_slots
-        shape = {
-            "num_slots": num_slots,
-            "max_context_tokens": self.kv.max_context_tokens,
-            "max_step_tokens": self.kv.max_step_tokens,
-        }
-        self.backbone = Backbone(model, device, self.dtype, seed=seed, **shape)
-        self.builder = BatchBuilder(
-            model,
-            device,
-            self.dtype,
-            max_context_tokens=self.kv.max_context_tokens,
-            num_draft_tokens=self._speculative.draft_tokens,
-        )
-        self.engram_layers: list[EngramLayer] = []
-        self.hasher: EngramHasher | None = None
-        self.prefetcher: Prefetcher | None = None
-        self.path_facts: dict[str, str | int | float | bool] = {}
-        if has_tables:
-            generator = torch.Generator(device=device).manual_seed(seed + 1)
-            self.engram_layers = [
-                EngramLayer(
-                    model,
-                    layer,
-                    device,
-                    self.dtype,
-                    generator,
-                    num_slots=num_slots,
-                    num_draft_tokens=self._speculative.draft_tokens,
-                    weights=None if checkpoint is None else load_weights(checkpoint, layer),
-                )
-                for layer in layers
-            ]
-            self.hasher = EngramHasher(model.engram, device)
-            self._path = open_path(resolved, self.tables, device)
-            if team is not None:
-                self._path = team.share(self._path)
-            self.path_facts = dict(self._path.facts)
-            self.prefetcher = Prefetcher(self._path, resolved.placement.prefetch, clock)
-        network = Network(
-            backbone=self.backbone,
-            num_layers=model.backbone.num_layers,
-            rope_table=self.builder.rope_table,
-            engram_layers=tuple(self.engram_layers),
-            hasher=self.hasher,
-            path=self._path if has_tables else None,
-            prefetcher=self.prefetcher,
-            max_order=model.engram.ngram_orders[-1],
-            row_bytes=model.engram.row_bytes,
-            rows_per_token=model.engram.num_rows_per_token,
-            pad_slot=self.kv.num_slots,
-        )
-        self._steps = StepRunner(network, self.builder, device, clock)
-        backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
-        self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
+        with ExitStack() as held:  # where a later part fails, the parts that are open are closed
+            has_tables = resolved.placement.tier != "none"
+            layers = range(len(model.engram.layer_ids))
+            sources = None if checkpoint is None else [checkpoint.rows(layer) for layer in layers]
+            self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
+            for table in self.tables if tables is None else ():
+                held.callback(table.close)
+            self.table_bytes = sum(table.size_bytes for table in self.tables)
+            self.cache = plan_cache(resolved)
+            self._has_filled = False
+            graph_mode, graph_reason = graph_mode_here(
+                resolved.placement,
+                device,
+                has_backend=graphs is not None,
+                has_ranks=team is not None,
+                has_drafts=self._speculative.draft_tokens > 0,
+            )
+            num_pad_slots = 0 if graph_mode == "eager" else 1
+            self.kv: KvPlan = plan_kv(
+                resolved, self.requests, device, self.dtype, self.table_bytes, num_spare_slots=num_pad_slots
+            )
+            num_slots = self.kv.num_slots + num_pad_slots
+            shape = {
+                "num_slots": num_slots,
+                "max_context_tokens": self.kv.max_context_tokens,
+                "max_step_tokens": self.kv.max_step_tokens,
+            }
+            self.backbone = Backbone(model, device, self.dtype, seed=seed, **shape)
+            self.builder = BatchBuilder(
+                model,
+                device,
+                self.dtype,
+                max_context_tokens=self.kv.max_context_tokens,
+                num_draft_tokens=self._speculative.draft_tokens,
+            )
+            self.engram_layers: list[EngramLayer] = []
+            self.hasher: EngramHasher | None = None
+            self.prefetcher: Prefetcher | None = None
+            path: LookupPath | None = None
+            self.path_facts: dict[str, str | int | float | bool] = {}
+            if has_tables:
+                generator = torch.Generator(device=device).manual_seed(seed + 1)
+                self.engram_layers = [
+                    EngramLayer(
+                        model,
+                        layer,
+                        device,
+                        self.dtype,
+                        generator,
+                        num_slots=num_slots,
+                        num_draft_tokens=self._speculative.draft_tokens,
+                        weights=None if checkpoint is None else load_weights(checkpoint, layer),
+                    )
+                    for layer in layers
+                ]
+                self.hasher = EngramHasher(model.engram, device)
+                path = open_path(resolved, self.tables, device)
+                held.callback(path.close)
+                if team is not None:
+                    path = team.share(path)
+                self.path_facts = dict(path.facts)
+                self.prefetcher = Prefetcher(path, resolved.placement.prefetch, clock)
+                held.callback(self.prefetcher.close)
+            network = Network(
+                backbone=self.backbone,
+                num_layers=model.backbone.num_layers,
+                rope_table=self.builder.rope_table,
+                engram_layers=tuple(self.engram_layers),
+                hasher=self.hasher,
+                path=path,
+                prefetcher=self.prefetcher,
+                max_order=model.engram.ngram_orders[-1],
+                row_bytes=model.engram.row_bytes,
+                rows_per_token=model.engram.num_rows_per_token,
+                pad_slot=self.kv.num_slots,
+            )
+            self._steps = StepRunner(network, self.builder, device, clock)
+            backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
+            self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -204,13 +211,9 @@ class Engine:
 
     def close(self) -> None:
         """Give back the worker, the path and the tables; a second call does nothing."""
-        if self.prefetcher is not None:
-            self.prefetcher.close()
-            self._path.close()
-            self.prefetcher = None
+        self.prefetcher = None
         self._steps.release()
-        for table in self.tables if self._owns_tables else ():
-            table.close()
+        self._held.close()
 
     @property
     def engram_weight_bytes(self) -> int:

@@ -3,6 +3,7 @@
 See ``lookup_process`` for the other side.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -97,13 +98,17 @@ class ProcessLane:
         self._go_fd = os.eventfd(0, os.EFD_SEMAPHORE)
         self._done_fd = os.eventfd(0, os.EFD_SEMAPHORE)
         descriptors = (self._memory_fd, self._go_fd, self._done_fd)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tiercast_runtime.lookup_process", *map(str, descriptors)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # never written to: its end tells that the process is gone
-            pass_fds=descriptors,
-            start_new_session=True,  # Ctrl-C is this side's to handle; the pipe tells the other
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tiercast_runtime.lookup_process", *map(str, descriptors)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,  # never written to: its end tells that the process is gone
+                pass_fds=descriptors,
+                start_new_session=True,  # Ctrl-C is this side's to handle; the pipe tells the other
+            )
+        except OSError as error:
+            self._close_descriptors()
+            raise _not_started(error) from None
         assert self._process.stdin is not None, "a pipe was asked for"
         assert self._process.stdout is not None, "a pipe was asked for"
         self._poll = select.poll()
@@ -123,7 +128,7 @@ class ProcessLane:
             self._await(_START_TIMEOUT_MS)
         except (BrokenPipeError, TiercastError) as error:
             self.close()
-            raise MissingCapability(f"the lookup process could not be started ({error})") from None
+            raise _not_started(error) from None
         except BaseException:
             self.close()
             raise
@@ -296,15 +301,23 @@ class ProcessLane:
         self._is_open = False
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # what a process that is gone was still to be told
+                    stream.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for descriptor in (self._memory_fd, self._go_fd, self._done_fd):
             os.close(descriptor)
         del self._memory  # the mapping holds a descriptor of its own until the last rows are let go
+
+
+def _not_started(error: Exception) -> MissingCapability:
+    return MissingCapability(f"the lookup process could not be started ({error}); use prefetch off")
 
 
 def _gone(process: "subprocess.Popen[bytes]") -> TiercastError:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,20 @@ from tiercast_runtime.table import Table, build_tables
 
 def main() -> None:
     """Do what the order says."""
+    # Libraries print to standard output too (NCCL its version): what is said goes where they cannot.
+    said = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: dict[str, object]) -> None:
+        said.write(json.dumps(message) + "\n")
+        said.flush()
+
     order: dict[str, Any] = json.loads(sys.stdin.buffer.readline())  # Any: what ``ranks`` wrote
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
-        _work(order)
+        _work(order, say)
     except TiercastError as error:
-        _say({"problem": type(error).__name__, "text": str(error)})
+        say({"problem": type(error).__name__, "text": str(error)})
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -44,7 +53,7 @@ def main() -> None:
     os._exit(0)  # a broken group would wait for the dead
 
 
-def _work(order: dict[str, Any]) -> None:  # Any: as above
+def _work(order: dict[str, Any], say: Callable[[dict[str, object]], None]) -> None:  # Any: as above
     resolved = ResolvedScenario.model_validate_json(order["resolved"])
     rank, num_ranks = int(order["rank"]), int(order["num_ranks"])
     if resolved.hardware.device.kind == "cuda":
@@ -74,7 +83,7 @@ def _work(order: dict[str, Any]) -> None:  # Any: as above
 
             def report(share: float) -> None:
                 if rank == 0:
-                    _say({"progress": share})
+                    say({"progress": share})
 
             record, runs = bench_engine(engine, int(order["repeats"]), num_threads, report)
             if rank == 0:
@@ -89,7 +98,7 @@ def _work(order: dict[str, Any]) -> None:  # Any: as above
                 tokens_sha256=tokens_sha256(runs),
             )
             dist.barrier(group)
-        _say({"report": asdict(told)})
+        say({"report": asdict(told)})
     finally:
         for table in tables:
             table.close()
@@ -129,11 +138,6 @@ def _end_with_the_parent() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(1)
-
-
-def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -98,9 +98,10 @@ def bench_ranks(
             "shared": shared,
             "num_threads": max(1, (num_cores() - 1) // num_ranks),
         }
-        processes = [_start(order | {"rank": rank}, [fd for fds in shared for fd in fds]) for rank in range(num_ranks)]
-        for process in processes:
-            stack.callback(_end, process)
+        processes = []
+        for rank in range(num_ranks):
+            processes.append(_start(order | {"rank": rank}, [fd for fds in shared for fd in fds]))
+            stack.callback(_end, processes[-1])
         reports = _listen(processes, progress)
         record = RunRecord.model_validate_json((scratch / "record.json").read_bytes())
     if len({report.tokens_sha256 for report in reports}) > 1:
@@ -128,14 +129,20 @@ def _common_tables(
 
 
 def _start(order: Mapping[str, object], descriptors: list[int]) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tiercast_runtime.rank_process"],
-        stdin=subprocess.PIPE,  # stays open: its end tells the rank that this process is gone
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=descriptors,
-        start_new_session=True,  # Ctrl-C is this side's to handle
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tiercast_runtime.rank_process"],
+            stdin=subprocess.PIPE,  # stays open: its end tells the rank that this process is gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=descriptors,
+            start_new_session=True,  # Ctrl-C is this side's to handle
+        )
+    except OSError as error:
+        raise MissingCapability(
+            f"rank {order['rank']} could not be started ({error}); lower parallel.tensor, or allow this process more "
+            "(ulimit -u, or the container's limit)"
+        ) from None
     assert process.stdin is not None, "a pipe was asked for"
     try:
         process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -2,18 +2,20 @@
 
 import gc
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import FileProblem, InfeasibleScenario  # noqa: E402
+from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_profiles.workload import Request, draw_requests  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.network import Network  # noqa: E402
 from tiercast_runtime.scheduler import Limits, Scheduler  # noqa: E402
+from tiercast_runtime.table import HostTable  # noqa: E402
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
@@ -262,6 +264,31 @@ def test_a_cache_too_small_for_one_request_is_infeasible_and_says_by_how_much(mi
     with pytest.raises(InfeasibleScenario, match="the KV cache of one request") as caught:
         Engine(mini_scenario({"tier": "none"}, hardware=small), CPU, tmp_path)
     assert caught.value.shortfall_bytes > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+@pytest.mark.parametrize("part", ["plan_kv", "Prefetcher", "StepRunner"])
+def test_what_was_open_is_closed_when_a_later_part_fails(mini_scenario, tmp_path, monkeypatch, part):
+    """Files and the lookup process of tier nvme, and the tables of tier dram, which a GPU driver may have pinned."""
+
+    def fail(*_, **__):
+        raise MissingCapability("not here")
+
+    def num_open():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with Engine(mini_scenario({"tier": "nvme"}), CPU, tmp_path):
+        pass  # the table files are there now
+    monkeypatch.setattr(f"tiercast_runtime.engine.{part}", fail)
+    before = num_open()
+    with pytest.raises(MissingCapability, match="not here"):
+        Engine(mini_scenario({"tier": "nvme"}), CPU, tmp_path)
+    assert num_open() == before
+    closed, close = [], HostTable.close
+    monkeypatch.setattr(HostTable, "close", lambda table: (closed.append(table.layer_index), close(table)))
+    with pytest.raises(MissingCapability, match="not here"):
+        Engine(mini_scenario({"tier": "dram"}), CPU, tmp_path)
+    assert sorted(closed) == [0, 1]
 
 
 @pytest.mark.parametrize("prefetch", ["off", "step_entry"])

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tiercast_profiles.errors import BadInput, FileProblem, TiercastError
+from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability, TiercastError
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.prefetch_lanes import WorkerLane
@@ -109,6 +111,24 @@ def test_closing_ends_the_process_and_its_descriptors(path) -> None:
     prefetcher.close()
     prefetcher.close()
     assert process.returncode == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("how", ["refused", "gone at once"])
+def test_a_process_that_does_not_start_is_one_line_and_leaves_no_descriptor(path, monkeypatch, how) -> None:
+    real = subprocess.Popen
+
+    def start(_, **options):
+        if how == "refused":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        process = real([sys.executable, "-c", "pass"], **options)
+        process.wait()
+        return process
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(MissingCapability, match=r"^the lookup process could not be started \(.*\); use prefetch off$"):
+        ProcessLane(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

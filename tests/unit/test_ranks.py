@@ -131,6 +131,33 @@ def test_a_rank_that_dies_ends_the_run_in_one_line(two_ranks, tmp_path, monkeypa
     assert all(process.poll() is not None for process in started)
 
 
+def test_a_rank_the_system_refuses_is_one_line_and_ends_those_that_started(two_ranks, tmp_path, monkeypatch):
+    real, started = subprocess.Popen, []
+
+    def start(*arguments, **options):
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(real(*arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(MissingCapability, match=r"^rank 1 could not be started .*Resource temporarily unavailable"):
+        bench(two_ranks({"tier": "dram"}), folder=tmp_path)
+    assert started[0].returncode is not None
+
+
+def test_what_a_library_prints_in_a_rank_is_no_message(two_ranks, tmp_path, monkeypatch):
+    """As NCCL prints its version: to standard output, in the rank itself."""
+    noisy = (
+        "import json, os; real = json.loads; json.loads = lambda text: (os.write(1, b'NCCL version'), real(text))[1]"
+    )
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(noisy)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(folder), os.environ["PYTHONPATH"])))
+    assert bench(two_ranks({"tier": "dram"}), folder=tmp_path).provenance.facts["num_ranks"] == 2
+
+
 def test_a_graph_is_cut_where_ranks_agree(mini_scenario):
     placement = mini_scenario({"tier": "hbm"}).placement.model_copy(update={"graph_mode": "full"})
     assert runnable_mode(placement) == ("full", "")
