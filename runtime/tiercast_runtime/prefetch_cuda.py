@@ -132,7 +132,11 @@ class CudaLane:
             flight = _Flight(
                 layer_index, row_ids, self._clock(), issued=issued, started=issued, ready=ready, arrived=issued
             )
-            flight.staged = self._path.fetch(layer_index, row_ids)
+            try:
+                flight.staged = self._path.fetch(layer_index, row_ids)
+            except BaseException:
+                self._abandon()
+                raise
             ready.record()
             flight.staged.keep()
             self._taken.append(flight)
@@ -167,6 +171,7 @@ class CudaLane:
                 self._worker.wait(flight)
         self._pending.clear()
         self._early.clear()
+        self._taken.clear()  # a step that fails is in no record, nor in the next step's samples
 
     def clear_cache(self) -> None:
         """Forget cached rows; between steps the path is idle."""

@@ -53,7 +53,11 @@ class InlineLane:
         """Fetch now."""
         assert self._row_ids is not None, "begin_step comes before rows_for"
         issued_ns = self._clock()
-        staged = self._path.fetch(layer_index, self._row_ids[layer_index])
+        try:
+            staged = self._path.fetch(layer_index, self._row_ids[layer_index])
+        except BaseException:
+            self._timings.clear()  # a step that fails is in no record, nor in the next step's samples
+            raise
         ready_ns = self._clock()
         staged.keep()
         self._timings.append(
@@ -216,6 +220,7 @@ class WorkerLane:
             self._worker.wait(job)
         self._jobs.clear()
         self._early.clear()
+        self._timings.clear()  # a step that fails is in no record, nor in the next step's samples
 
     def clear_cache(self) -> None:
         """Forget cached rows; between steps the path is idle."""

@@ -293,6 +293,7 @@ class ProcessLane:
             self._collect(None)
         self._flights.clear()
         self._early.clear()
+        self._timings.clear()  # a step that fails is in no record, nor in the next step's samples
 
     def close(self) -> None:
         """End the process; a second call does nothing. Rows handed out stay readable."""

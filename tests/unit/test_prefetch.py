@@ -137,15 +137,21 @@ def test_lookups_run_while_the_compute_thread_is_elsewhere(path, prefetcher):
     prefetcher.rows_for(1)
 
 
-def test_a_failure_in_the_worker_is_raised_where_the_rows_are_asked_for(path, prefetcher):
+@pytest.mark.parametrize("mode", ["off", "step_entry", "prev_step"])
+def test_a_failed_lookup_is_raised_where_the_rows_are_asked_for_and_the_next_step_starts_clean(path, clock, mode):
+    prefetcher = Prefetcher(path, mode, clock)
     path.failures[1] = FileProblem("the drive is gone")
     prefetcher.begin_step(ids(3))
+    if mode == "prev_step":
+        prefetcher.look_ahead(ids(3))
     assert prefetcher.rows_for(0).rows[0, 0] == 0
     with pytest.raises(FileProblem, match="the drive is gone"):
         prefetcher.rows_for(1)
     path.failures.clear()
-    prefetcher.begin_step(ids(3))  # the next step starts clean
+    prefetcher.begin_step(ids(3))
     assert [int(prefetcher.rows_for(layer).rows[0, 0]) for layer in range(3)] == [0, 1, 2]
+    assert [timing.layer_index for timing in prefetcher.take_timings()] == [0, 1, 2]
+    prefetcher.close()
 
 
 def test_a_step_is_not_begun_over_an_unfinished_one(prefetcher):

@@ -152,10 +152,11 @@ def test_off_runs_on_the_compute_stream_and_is_all_stall(gpu):
     prefetcher.close()
 
 
+@pytest.mark.parametrize("mode", ["off", "step_entry"])
 @pytest.mark.parametrize("is_host_driven", [False, True])
-def test_a_failure_reaches_the_one_who_asks(gpu, is_host_driven):
+def test_a_failure_reaches_the_one_who_asks(gpu, is_host_driven, mode):
     path = FakePath(gpu, is_host_driven)
-    prefetcher = Prefetcher(path, "step_entry", clock=lambda: 0)
+    prefetcher = Prefetcher(path, mode, clock=lambda: 0)
     path.failures[1] = FileProblem("the drive is gone")
     prefetcher.begin_step(ids())
     prefetcher.rows_for(0)
@@ -164,6 +165,7 @@ def test_a_failure_reaches_the_one_who_asks(gpu, is_host_driven):
     path.failures.clear()
     prefetcher.begin_step(ids())
     prefetcher.rows_for(0)
+    assert [timing.layer_index for timing in prefetcher.take_timings()] == [0], "a failed step is in no timing"
     prefetcher.close()
 
 

@@ -79,13 +79,17 @@ def test_rows_stay_valid_until_the_second_next_lookup_of_the_layer(path, lane) -
 
 def test_an_id_outside_the_table_is_refused_and_the_lane_goes_on(path, lane) -> None:
     bad = ids_of(path, 2, 3)
-    bad[0, 0, 0] = 10_000
+    bad[1, 0, 0] = 10_000
     lane.begin_step(bad)
+    lane.rows_for(0)
     with pytest.raises(BadInput, match="row id 10000"):
-        lane.rows_for(0)
+        lane.rows_for(1)
     ids = ids_of(path, 2, 4)
     lane.begin_step(ids)
-    assert np.array_equal(gathered(lane.rows_for(0)), expected_rows(path.engram, 0, ids[0].reshape(-1).numpy()))
+    for layer in range(2):
+        wanted = expected_rows(path.engram, layer, ids[layer].reshape(-1).numpy())
+        assert np.array_equal(gathered(lane.rows_for(layer)), wanted)
+    assert [timing.layer_index for timing in lane.take_timings()] == [0, 1], "a failed step is in no timing"
 
 
 def test_a_truncated_file_is_an_error_never_a_wrong_row(path, lane) -> None:
