@@ -96,7 +96,7 @@ def beside_table(results: Mapping[str, Sequence[Score]]) -> str:
 
 def notes(result: SuiteResult) -> str:
     """Order of the cases, failures, differing inputs and drift, as a list."""
-    lines = suite_views.order_lines(result.orders)
+    lines = suite_views.order_lines(result.cases)
     lines += [*score_views.failure_lines(result.failures), *suite_views.circumstances(result)]
     lines.append(f"held out: declared {result.held_out_declared}")
     return "\n".join(f"* {line}" for line in lines)

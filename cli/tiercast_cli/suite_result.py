@@ -12,6 +12,7 @@ from tiercast_profiles.scores import Score
 from tiercast_profiles.suite import Suite
 
 ORDERED = ("output_tokens_per_s", "stall_ms_per_step", "hidden_ratio")
+APART_RATIO = 0.01
 
 
 class SuiteCase(ScoredCase):
@@ -25,7 +26,9 @@ class Order(Strict):
 
     ``group`` is a work, whose arms are compared, or an arm, compared over the works. A pair is decided where the
     measured intervals do not overlap; ``wrong`` are the decided pairs, the larger measured one first, that the
-    prediction does not put in that order.
+    prediction does not put in that order. ``num_apart`` of the decided pairs are as far apart as a person would care
+    for: by a hundredth of the throughput, of the step that stalls, or of the lookups' time; ``wrong_apart`` are the
+    wrong ones of these. None, in results of earlier versions: not counted.
     """
 
     metric: str
@@ -33,6 +36,8 @@ class Order(Strict):
     num_pairs: int
     num_decided: int
     wrong: tuple[tuple[str, str], ...]
+    num_apart: int | None = None
+    wrong_apart: tuple[tuple[str, str], ...] = ()
 
 
 class SuiteResult(Strict):
@@ -106,15 +111,36 @@ def orders(cases: Sequence[SuiteCase]) -> tuple[Order, ...]:
 
 
 def _order(metric: str, group: str, cases: Sequence[SuiteCase]) -> Order:
-    known = [(case.name, case.metrics[metric]) for case in cases if metric in case.metrics]
-    num_pairs = num_decided = 0
-    wrong = []
-    for one, other in combinations(known, 2):
-        num_pairs += 1
-        if overlap(one[1].measured, other[1].measured):
-            continue
-        num_decided += 1
-        more, less = sorted((one, other), key=lambda item: -item[1].measured.value)
-        if more[1].predicted.value <= less[1].predicted.value:
-            wrong.append((more[0], less[0]))
-    return Order(metric=metric, group=group, num_pairs=num_pairs, num_decided=num_decided, wrong=tuple(wrong))
+    known = [case for case in cases if metric in case.metrics]
+    pairs = list(combinations(known, 2))
+    decided = [pair for pair in pairs if not overlap(*(case.metrics[metric].measured for case in pair))]
+    apart = [pair for pair in decided if _are_apart(metric, *pair)]
+    return Order(
+        metric=metric,
+        group=group,
+        num_pairs=len(pairs),
+        num_decided=len(decided),
+        wrong=_wrong(metric, decided),
+        num_apart=len(apart),
+        wrong_apart=_wrong(metric, apart),
+    )
+
+
+def _wrong(metric: str, pairs: Sequence[tuple[SuiteCase, SuiteCase]]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for pair in pairs:
+        more, less = sorted(pair, key=lambda case: -case.metrics[metric].measured.value)
+        if more.metrics[metric].predicted.value <= less.metrics[metric].predicted.value:
+            found.append((more.name, less.name))
+    return tuple(found)
+
+
+def _are_apart(metric: str, one: SuiteCase, other: SuiteCase) -> bool:
+    """Whether the measured values differ by a hundredth or more of what they are a part of."""
+    values = [case.metrics[metric].measured.value for case in (one, other)]
+    whole = {
+        "output_tokens_per_s": min(values),
+        "stall_ms_per_step": min(case.metrics["step_ms.p50"].measured.value for case in (one, other)),
+        "hidden_ratio": 1.0,
+    }[metric]
+    return abs(values[0] - values[1]) >= APART_RATIO * whole

@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiercast_cli import render, score_views
+from tiercast_cli import render, score_views, suite_result
 from tiercast_cli.case_scores import POINTS
 from tiercast_cli.output import to_json
-from tiercast_cli.suite_result import Order, SuiteCase, SuiteResult
+from tiercast_cli.suite_result import SuiteCase, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.errors import CheckFailed
 from tiercast_profiles.quantiles import median
 
 PAGE_WIDTH = 110
 RANKED = "output_tokens_per_s"
+APART = {
+    "output_tokens_per_s": "a hundredth or more",
+    "stall_ms_per_step": "a hundredth of a step or more",
+    "hidden_ratio": "a point or more",
+}
 
 
 def page(result: SuiteResult) -> None:
@@ -25,7 +30,7 @@ def page(result: SuiteResult) -> None:
         render.line(line)
     columns = ["case", "measured\ntokens/s", "predicted\ntokens/s", "error", "inside\nspread", "penalty\nerror"]
     render.table("cases", columns, [case_row(case) for case in result.cases])
-    for line in order_lines(result.orders):
+    for line in order_lines(result.cases):
         render.line(line)
     for line in (*score_views.failure_lines(result.failures), *circumstances(result)):
         render.line(line)
@@ -42,20 +47,28 @@ def circumstances(result: SuiteResult) -> list[str]:
     return [line for line in lines if line]
 
 
-def order_lines(orders: Sequence[Order]) -> list[str]:
-    """Per ranked metric how many pairs of cases the prediction puts in the measured order, and those it does not."""
+def order_lines(cases: Sequence[SuiteCase]) -> list[str]:
+    """Per ranked metric how many pairs of cases the prediction puts in the measured order, and those it does not.
+
+    Of pairs that differ by less than a hundredth only the number is given.
+    """
     lines = []
+    orders = suite_result.orders(cases)
     for metric in dict.fromkeys(order.metric for order in orders):
         of_metric = [order for order in orders if order.metric == metric]
         for kind, words in (("work", "arms of a work"), ("arm", "works of an arm")):
             group = [order for order in of_metric if order.group.startswith(f"{kind} ")]
-            wrong = [pair for order in group for pair in order.wrong]
-            num_decided = sum(order.num_decided for order in group)
-            num_pairs = sum(order.num_pairs for order in group)
-            listed = "".join(f"; measured {more} > {less}" for more, less in wrong)
+            num_decided, num_pairs = (
+                sum(getattr(order, name) for order in group) for name in ("num_decided", "num_pairs")
+            )
+            num_wrong = sum(len(order.wrong) for order in group)
+            num_apart = sum(order.num_apart or 0 for order in group)
+            apart = [pair for order in group for pair in order.wrong_apart]
+            listed = "".join(f"; measured {more} > {less}" for more, less in apart)
             lines.append(
-                f"{metric}, {words}: {num_decided - len(wrong)} of {num_decided} pairs in the measured order "
-                f"({num_pairs - num_decided} undecided by the measurement){listed}"
+                f"{metric}, {words}: {num_decided - num_wrong} of {num_decided} pairs in the measured order "
+                f"({num_pairs - num_decided} undecided by the measurement), {num_apart - len(apart)} of {num_apart} "
+                f"of those that differ by {APART[metric]}{listed}"
             )
     return lines
 

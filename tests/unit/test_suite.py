@@ -145,6 +145,49 @@ def test_the_page_and_the_limit(found):
         suite_views.check(found, 0.5)
 
 
+def test_pairs_too_close_to_matter_are_counted_apart(record):
+    def stalling(name: str, measured_ms: float, predicted_ms: float) -> Case:
+        whole = made(record, name, 100, 100)
+        stalls = {
+            side: one.metrics.model_copy(update={"stall_ms_per_step": Metric(value=ms, low=ms, high=ms)})
+            for side, one, ms in (("real", whole.measured, measured_ms), ("guess", whole.predicted, predicted_ms))
+        }
+        real = whole.measured.model_copy(update={"metrics": stalls["real"]})
+        guess = whole.predicted.model_copy(update={"metrics": stalls["guess"]})
+        return Case(name, real, guess, compare(real, guess))
+
+    hundredth = record.metrics.step_ms.p50.value / 100
+    plan = Suite(
+        schema_version=1,
+        description="one work",
+        base={},
+        baseline="none",
+        arms={"none": {}, "near": {}, "far": {}},
+        works={"a": {"settings": {}, "arms": ["none", "near", "far"]}},
+    )
+    cases = [
+        stalling("a/none", 0, 0),
+        stalling("a/near", hundredth / 2, 0),
+        stalling("a/far", 3 * hundredth, 0),
+    ]
+    rows = suite_result.suite_cases(plan, [], cases)
+    order = next(
+        order for order in suite_result.orders(rows) if (order.metric, order.group) == ("stall_ms_per_step", "work a")
+    )
+    assert (order.num_pairs, order.num_decided, order.num_apart) == (3, 3, 2)
+    assert set(order.wrong) == {("a/near", "a/none"), ("a/far", "a/none"), ("a/far", "a/near")}
+    assert set(order.wrong_apart) == {("a/far", "a/none"), ("a/far", "a/near")}
+    lines = suite_views.order_lines(rows)
+    line = next(line for line in lines if line.startswith("stall_ms_per_step, arms"))
+    assert "0 of 3 pairs in the measured order (0 undecided by the measurement), 0 of 2 of those that differ" in line
+    assert "a/near > a/none" not in line
+
+
+def test_the_page_says_how_often_the_interval_held(found):
+    page = " ".join(to_text(lambda: suite_views.page(found), 110).split())
+    assert "measured median inside the predicted interval (half its width): throughput 3 of 4 (±10.0 %)" in page
+
+
 def test_the_limit_names_the_worst_case(found):
     whole = found.model_copy(
         update={"scores": {"all": tuple(one.model_copy(update={"num_failed": 0}) for one in found.scores["all"])}}
