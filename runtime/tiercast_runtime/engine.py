@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -129,6 +129,7 @@ class Engine:
             self.tables = build_tables(resolved, device, folder, sources, memory) if tables is None else list(tables)
             for table in self.tables if tables is None else ():
                 held.callback(table.close)
+            held.callback(_wait_for, device)
             self.table_bytes = sum(table.size_bytes for table in self.tables)
             self.cache = plan_cache(resolved)
             self._has_filled = False
@@ -341,6 +342,13 @@ class Engine:
                     reported = done
                     progress(done / NUM_PROGRESS_CALLS)
         return outputs
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU is idle: after an error or an interrupt it may still be reading rows that are about to go."""
+    if device.type == "cuda":
+        with suppress(RuntimeError):  # a lost context reads nothing more
+            torch.cuda.synchronize(device)
 
 
 def _request_id(request: Request) -> int:

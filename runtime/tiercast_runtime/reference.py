@@ -151,7 +151,8 @@ def decode_rows(engram: Engram, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.f
         factors = np.array([2.0 ** (code - 127) if code < 255 else float("nan") for code in range(256)])
         wide, factor = codes[values], factors[scales]
     else:
-        wide, factor = values.view(np.int8).astype(np.float64), scales.view("<f4").astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a scale may be a signalling NaN
+            wide, factor = values.view(np.int8).astype(np.float64), scales.view("<f4").astype(np.float64)
     product = wide * np.repeat(factor, 32, axis=1)
     if engram.dialect == "v41":
         return _to_bf16(product)

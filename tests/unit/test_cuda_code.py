@@ -1,0 +1,59 @@
+"""The code for GPUs, run on the CPU over a stand-in for ``torch.cuda`` (``tests/stand_in``): it runs, in order.
+
+In a process of its own: the stand-in changes torch for good, and Triton decides at its import whether it interprets.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "tests" / "stand_in"
+FILES = ["cuda_itself", "cuda_prefetch"]
+# Of the tests for GPUs those that are quick in Triton's interpreter.
+ON_GPU = [
+    "test_hash_kernel.py::test_the_launch_is_captured_in_a_graph",
+    "test_uva_kernel.py::test_decoding_on_the_gpu_equals_the_oracle",
+    "test_uva_kernel.py::test_an_id_outside_the_table_voids_the_step",
+]
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="the stand-in takes the place CUDA has in this torch"),
+]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What the child process said, and its cases that did not pass, by file."""
+    report = tmp_path_factory.mktemp("stand-in") / "report.xml"
+    files = [*(f"{FOLDER}/{name}.py" for name in FILES), *(f"{ROOT}/tests/gpu/{name}" for name in ON_GPU)]
+    command = [sys.executable, "-m", "pytest", "-p", "stand_in_plugin", "-p", "no:cacheprovider", "--tb=short"]
+    done = subprocess.run(
+        [*command, f"--junitxml={report}", *files],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(FOLDER)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert report.exists(), done.stdout[-5000:] + done.stderr[-5000:]
+    cases: dict[str, dict[str, str]] = {}
+    for case in ET.parse(report).getroot().iter("testcase"):
+        name = case.get("classname", "").rsplit(".", 1)[-1]
+        bad = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        cases.setdefault(name, {})[case.get("name", "")] = bad[0].text or "" if bad else ""
+    return cases
+
+
+@pytest.mark.parametrize("name", [*FILES, *sorted({test.split(".")[0] for test in ON_GPU})])
+def test_the_code_for_gpus_does_what_it_should_on_the_stand_in(ran, name):
+    assert ran.get(name), f"nothing ran of {name}: {sorted(ran)}"
+    wrong = {case: text for case, text in ran[name].items() if text}
+    assert not wrong, "\n".join(f"{case}\n{text}" for case, text in wrong.items())
