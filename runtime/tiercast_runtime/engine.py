@@ -271,10 +271,12 @@ class Engine:
 
     def _warm_up(self) -> int:
         """Run requests nobody counts; returns the number of steps they took."""
-        longest = max(request.prompt_tokens for request in self.requests)
+        longest_prompt = max(request.prompt_tokens for request in self.requests)
         budget = self.resolved.scenario.engine.max_num_batched_tokens
-        prompt = max(1, min(longest, 2 * budget // self.kv.num_slots))
-        output = min(WARM_UP_OUTPUT_TOKENS, self.kv.max_context_tokens - prompt - self._speculative.draft_tokens)
+        prompt = max(1, min(longest_prompt, 2 * budget // self.kv.num_slots))
+        # A slot may be longer than the blocks that the longest request takes, and than those there are.
+        longest = min(self.kv.max_context_tokens - self._speculative.draft_tokens, self.kv.room_tokens)
+        output = min(WARM_UP_OUTPUT_TOKENS, longest - prompt)
         requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i in range(self.kv.num_slots))
         tokens = prepare_tokens(
             requests, self.text, self.resolved.model, self.resolved.scenario.seed, self._speculative

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_profiles.workload import Request, draw_requests  # noqa: E402
+from tiercast_runtime import engine as engine_module  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.network import Network  # noqa: E402
@@ -242,6 +244,22 @@ def test_warm_up_is_not_counted_and_the_collector_is_given_back(mini_scenario, t
     assert gc.get_freeze_count() == 0
     assert result.num_warm_up_steps >= 2
     assert len(result.overhead_ns) == len(result.samples.steps.start_ns)
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_the_warm_up_fits_where_the_workload_just_fits(mini_scenario, tmp_path, monkeypatch, draft_tokens):
+    """A slot is longer than the one block that the request takes and the cache has."""
+    plan = engine_module.plan_kv
+
+    def tight(*arguments, **options):
+        return replace(plan(*arguments, **options), room_tokens=24, num_slots=1)
+
+    monkeypatch.setattr(engine_module, "plan_kv", tight)
+    resolved = mini_scenario(
+        {"tier": "none"}, engine={"kv_block_tokens": 24}, speculative={"draft_tokens": draft_tokens}
+    )
+    (tokens,) = run(resolved, tmp_path, requests=(Request(0, 0, 22, 2),)).token_ids
+    assert len(tokens) == 2
 
 
 def test_progress_ends_at_one(mini_scenario, tmp_path):
