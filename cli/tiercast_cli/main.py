@@ -35,7 +35,7 @@ from tiercast_cli import (
 )
 from tiercast_cli.report import command as report
 from tiercast_profiles import __version__
-from tiercast_profiles.errors import FileProblem, TiercastError
+from tiercast_profiles.errors import FileProblem, TiercastError, shown
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -83,6 +83,9 @@ class TiercastGroup(TyperGroup):
             _discard_output()
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # from any look at whether a name is a file's
+                _complain(f"{shown(error.filename)}: longer than a file's name can be ({error.strerror})")
+                raise typer.Exit(FileProblem.exit_code) from None
             if error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
             _discard_output()

@@ -215,7 +215,7 @@ def _numa_nodes(num_nodes: int | None, need: Need) -> Check:
         return Check(
             "numa-nodes", "warn", False, f"{num_nodes} nodes, {need.num_copies} copies", "a copy per node", mend
         )
-    return Check("numa-nodes", "ok", False, f"{num_nodes} nodes", "", "")
+    return Check("numa-nodes", "ok", False, f"{num_nodes} node{'s' if num_nodes > 1 else ''}", "", "")
 
 
 def _numa_balancing(facts: HostFacts, need: Need) -> Check:

@@ -22,13 +22,19 @@ from pydantic import (
     model_validator,
 )
 
+from tiercast_profiles.errors import shown
+
 SCHEMA_VERSION = 1
 WITH_ADDITIONS: Mapping[str, bool] = {"with_additions": True}
 """Context of a dump that shows every field, those of :class:`Grown` with their defaults too."""
 
 
 class Strict(BaseModel):
-    """Base of every schema: frozen, no unknown keys, finite numbers, no silent type coercion from text."""
+    """Base of every schema: frozen, no unknown keys, finite numbers.
+
+    Text that spells a number counts as one: YAML 1.1 reads ``1e6`` as text. That a boolean is none, ``store.parse``
+    sees to.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, validate_default=True)
 
@@ -84,7 +90,7 @@ class Quantity(Strict):
         if isinstance(data, (int, float)) and not isinstance(data, bool):
             return {"value": data}
         if not isinstance(data, (Mapping, Quantity)):
-            raise ValueError(f"must be a number or {{value, low, high}} (given {data!r:.40})")
+            raise ValueError(f"must be a number or {{value, low, high}} (given {shown(data)})")
         return data
 
     @model_validator(mode="after")

@@ -19,6 +19,14 @@ A message says what was given, what is allowed and what to do, in one line.
 
 from collections.abc import Iterable
 
+MAX_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A given value as a message shows it: as Python writes it, cut to ``MAX_SHOWN`` characters."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
 
 class TiercastError(Exception):
     """Base of all deliberate errors; ``exit_code`` is what the command line returns."""
@@ -47,7 +55,7 @@ class UnknownName(BadInput):
         self.name = name
         self.known = tuple(sorted(known))
         super().__init__(
-            f"unknown {self.noun} {name!r}; known: {', '.join(self.known)}; or give the path of a {self.noun} file"
+            f"unknown {self.noun} {shown(name)}; known: {', '.join(self.known)}; or give the path of a {self.noun} file"
         )
 
 

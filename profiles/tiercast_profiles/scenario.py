@@ -227,11 +227,30 @@ def natural_graph_mode(path: LookupPath | None, hardware: HardwareProfile) -> Gr
     return "piecewise" if path in HOST_DRIVEN_PATHS else "full"
 
 
+def _check_heads(tensor: int, hardware: HardwareProfile, model: ModelSpec) -> None:
+    """Refuse ranks that cannot share the attention heads, as engines do.
+
+    Each rank has as many heads as every other, and whole KV heads or a copy of one.
+    """
+    heads, kv_heads = model.backbone.num_attention_heads, model.backbone.num_kv_heads
+    allowed = [
+        ranks
+        for ranks in range(1, hardware.device.num_per_host + 1)
+        if heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+    ]
+    if tensor not in allowed:
+        raise BadInput(
+            f"parallel.tensor={tensor}: {heads} attention heads and {kv_heads} KV heads of {model.name!r} do not "
+            f"divide evenly over so many ranks; allowed on one {hardware.name!r} host are "
+            f"{', '.join(map(str, allowed))}"
+        )
+
+
 def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, prices: PriceBook) -> ResolvedScenario:
     """Make every natural choice and check what only the documents together can tell.
 
     Raises:
-        BadInput: a graph mode the path cannot have, or more ranks than one host carries.
+        BadInput: a graph mode the path cannot have, more ranks than one host carries, or heads they cannot share.
         MissingCapability: the machine has no such tier or no curve for the path.
     """
     wanted = scenario.placement
@@ -246,6 +265,7 @@ def combine(scenario: Scenario, hardware: HardwareProfile, model: ModelSpec, pri
             f"parallel.tensor={scenario.parallel.tensor} exceeds the {hardware.device.num_per_host} devices of one "
             f"{hardware.name!r} host"
         )
+    _check_heads(scenario.parallel.tensor, hardware, model)
     parallel = scenario.parallel
     if parallel.prefill and parallel.tensor * parallel.num_replicas > hardware.device.num_per_host:
         raise BadInput(

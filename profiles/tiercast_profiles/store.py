@@ -6,7 +6,7 @@ The door of the house: everything wrong with a file ends here in one line that n
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from tiercast_profiles.errors import (
     UnknownModel,
     UnknownName,
     UnknownPrices,
+    shown,
 )
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.hf_config import is_hf_config, model_from_hf_config
@@ -66,6 +67,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: any JSON
     return found
 
 
+_MAY_HOLD_BOOLEANS = (bool, Mapping, list, tuple)
 _KINDS = {"NoneType": "nothing", "list": "a list", "str": "a word", "int": "a number", "float": "a number"}
 """What a file that is no mapping holds, in words."""
 SUITE_FILES = ("suite.yaml", "held-out.yaml")
@@ -267,9 +269,37 @@ def parse(schema: type[DocumentT], data: object, label: str) -> DocumentT:
         BadInput: with the file, the field, what was given and what is wrong.
     """
     try:
-        return schema.model_validate(data)
+        document = schema.model_validate(data)
     except ValidationError as error:
         raise BadInput(f"{label}: {_first_problem(schema, error)}") from None
+    boolean = _boolean_as_number(data, document)
+    if boolean is not None:
+        raise BadInput(f"{label}: {boolean[0].removeprefix('.')}: must be a number (given {boolean[1]})")
+    return document
+
+
+def _boolean_as_number(given: object, found: object) -> tuple[str, bool] | None:
+    """The place of the first boolean of a file that became a number, and itself: pydantic takes true for 1."""
+    if isinstance(given, bool):
+        return None if isinstance(found, bool) or not isinstance(found, (int, float)) else ("", given)
+    for key, value, parsed in _children(given, found):
+        boolean = _boolean_as_number(value, parsed)
+        if boolean is not None:
+            return f".{key}{boolean[0]}", boolean[1]
+    return None
+
+
+def _children(given: object, found: object) -> Iterator[tuple[object, object, object]]:
+    """What a mapping or a list of a file holds, by key or index, beside what was made of it."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            if isinstance(value, _MAY_HOLD_BOOLEANS):
+                parsed = found.get(key) if isinstance(found, Mapping) else getattr(found, str(key), None)
+                yield key, value, parsed
+    elif isinstance(given, (list, tuple)) and isinstance(found, (list, tuple)) and len(given) == len(found):
+        for index, value in enumerate(given):
+            if isinstance(value, _MAY_HOLD_BOOLEANS):
+                yield index, value, found[index]
 
 
 def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
@@ -289,10 +319,9 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
         return f"{field}: missing{more}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = (
-        f" (given {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
-    )
-    return f"{field}: {message}{shown}{more}"
+    is_told = isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error"
+    said = f" (given {shown(given)})" if is_told else ""
+    return f"{field}: {message}{said}{more}"
 
 
 def _fields_at(schema: type[BaseModel], place: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -318,12 +347,12 @@ def _wrong_version(given: object) -> str:
     """A version this program does not read: which way it is off, and what to do."""
     if isinstance(given, int) and not isinstance(given, bool) and given > SCHEMA_VERSION:
         return (
-            f"schema_version {given} is newer than {SCHEMA_VERSION}, the one this Tiercast reads; "
+            f"schema_version {shown(given)} is newer than {SCHEMA_VERSION}, the one this Tiercast reads; "
             "upgrade Tiercast, or write the file anew with this one"
         )
     return (
-        f"schema_version {given!r}: this Tiercast reads {SCHEMA_VERSION}, the first there was; write the file anew "
-        "(tiercast profile, tiercast bench), or set schema_version: 1 if every field below is of today"
+        f"schema_version {shown(given)}: this Tiercast reads {SCHEMA_VERSION}, the first there was; write the file "
+        "anew (tiercast profile, tiercast bench), or set schema_version: 1 if every field below is of today"
     )
 
 

@@ -48,6 +48,11 @@ def test_a_profile_that_is_not_there_says_how_to_make_one(fails, files):
     assert "tiercast profile --quick -o profile.yaml" in line
 
 
+@pytest.mark.parametrize("arguments", [["simulate", "h" * 400], ["simulate", "v41-dram", "-o", "h" * 400]])
+def test_a_name_no_file_can_have(fails, arguments):
+    assert fails(2, *arguments) == (f"tiercast: '{'h' * 58}…: longer than a file's name can be (File name too long)")
+
+
 def test_a_negative_size(fails, files):
     line = fails(2, "simulate", files.change(placement={"tier": "nvme", "cache_gib": -1}))
     assert "placement.cache_gib" in line

@@ -96,6 +96,11 @@ def test_each_check_can_fail_and_says_what_to_type(facts, check_id, status, mend
     assert is_healthy(check_host(replace(GOOD, **facts), NEED)) is (status == "warn")
 
 
+@pytest.mark.parametrize(("num_nodes", "words"), [(1, "1 node"), (2, "2 nodes")])
+def test_nodes_are_counted_in_words(num_nodes, words):
+    assert _checks(num_numa_nodes=num_nodes)["numa-nodes"].found == words
+
+
 @pytest.mark.parametrize(
     ("fact", "check_id"),
     [

@@ -13,6 +13,7 @@ from tiercast_profiles import store
 from tiercast_profiles.document import canonical_json, canonical_sha256
 from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability, TiercastError, UnknownHardware
 from tiercast_profiles.hardware import LookupPoint
+from tiercast_profiles.scenario import combine
 
 SCENARIO = {
     "schema_version": 1,
@@ -162,6 +163,50 @@ def test_a_quantity_that_is_none_says_what_it_may_be(tmp_path, given):
     _fails(lambda: store.load_hardware(str(path)), text)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("workload.concurrency", True),
+        ("workload.output_tokens.uniform", [True, 9]),
+        ("placement.cache_gib", False),
+        ("parallel", {"tensor": True}),
+        ("seed", True),
+    ],
+)
+def test_a_boolean_is_no_number(place, value):
+    data = _changed(place, value)
+    where = {"workload.output_tokens.uniform": ".0", "parallel": ".tensor"}.get(place, "")
+    text = rf"^scenario: {place}{where}: must be a number \(given {place != 'placement.cache_gib'}\)$"
+    _fails(lambda: store.parse(store.Scenario, data, "scenario"), text)
+
+
+def test_a_boolean_deep_in_a_profile_is_no_number(tmp_path):
+    data = store.load_hardware("h200-sxm").model_dump(mode="json")
+    assert data["lookups"][1]["removes_duplicates"] is False, "a boolean where one belongs"
+    data["lookups"][1]["read_granularity_bytes"] = True
+    path = _write(tmp_path, yaml.safe_dump(data), "machine.yaml")
+    _fails(lambda: store.load_hardware(str(path)), r"lookups.1.read_granularity_bytes: must be a number \(given True\)")
+
+
+def test_whole_floats_and_ints_stay_numbers_and_a_bare_off_a_word():
+    data = _changed("workload.concurrency", 8.0)
+    data["placement"] |= {"cache_gib": 0, "prefetch": False}
+    scenario = store.parse(store.Scenario, data, "scenario")
+    assert (scenario.workload.concurrency, scenario.placement.cache_gib) == (8, 0.0)
+    assert isinstance(scenario.workload.concurrency, int)
+    assert scenario.placement.prefetch == "off"
+
+
+def test_a_long_value_is_cut_in_the_message():
+    data = _changed("seed", 10**400)
+    with pytest.raises(BadInput) as caught:
+        store.parse(store.Scenario, data, "scenario")
+    assert str(caught.value).endswith(f"(given 1{'0' * 58}…)")
+    with pytest.raises(UnknownHardware) as caught:
+        store.load_hardware("h" * 200)
+    assert str(caught.value).startswith(f"unknown hardware '{'h' * 58}…; known: ")
+
+
 def test_an_unknown_key_deep_in_a_profile_lists_the_known_ones(tmp_path):
     data = store.load_hardware("h200-sxm").model_dump(mode="json")
     data["lookups"][1]["bandwith_gb_per_s"] = 3
@@ -182,6 +227,24 @@ def test_a_value_outside_its_band_is_refused(tmp_path):
     data["device"]["memory_reserve_gb"] = {"value": 9, "low": 1, "high": 6}
     path = _write(tmp_path, yaml.safe_dump(data), "machine.yaml")
     _fails(lambda: store.load_hardware(str(path)), "outside its band")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kv_heads", "is_allowed"), [(3, 1, False), (4, 1, True), (6, 6, True), (4, 6, False), (4, 2, True)]
+)
+def test_ranks_share_heads_evenly(tensor, kv_heads, is_allowed):
+    """As engines ask it: equally many heads a rank, and whole KV heads or a copy of one."""
+    hardware, model = store.load_hardware("h200-sxm"), store.load_model("deepseek-v4.1-flash")
+    heads = 12 if kv_heads == 6 else 64
+    backbone = model.backbone.model_copy(update={"num_attention_heads": heads, "num_kv_heads": kv_heads})
+    model = model.model_copy(update={"backbone": backbone})
+    scenario = store.parse(store.Scenario, _changed("parallel", {"tensor": tensor}), "scenario")
+    if is_allowed:
+        assert combine(scenario, hardware, model, store.load_prices("default")).num_ranks == tensor
+        return
+    allowed = "1, 2, 3, 6" if kv_heads == 6 else "1, 2, 4, 8"
+    text = rf"parallel.tensor={tensor}: {heads} attention heads and {kv_heads} KV heads .* allowed on one .* {allowed}$"
+    _fails(lambda: combine(scenario, hardware, model, store.load_prices("default")), text)
 
 
 def test_unknown_hardware_is_never_a_default():
