@@ -3,7 +3,8 @@
 ``python docs/other_profiles.py FOLDER`` is a part of ``make validation``. It writes ``other-profiles.json`` into the
 folder: the scores over all cases by what each profile is, as docs/validation.md calls it. Where the machine was probed
 in every round, the first round's profile, made before anything was run, is tried alone. Other machines are those with a
-profile in validation/; each is tried as it is and with its efficiencies carried over to this machine.
+profile in validation/, that of their suite where there is one; each is tried as it is and with its efficiencies carried
+over to this machine.
 """
 
 import json
@@ -29,15 +30,18 @@ def results(folder: Path, machine: str) -> dict[str, SuiteResult]:
     first = folder / "rounds" / "1" / "profile.yaml"
     found = {BEFORE: suite.rescore(folder, str(first))} if first.exists() else {}
     found |= {f"{OWN}, wrong: {words}": suite.rescore(folder, str(own), how) for how, words in WORDS.items()}
-    for other in sorted(ROOT.glob("validation/*/profile.yaml")):
-        if other.parent.name == machine:
+    for place in sorted(ROOT.glob("validation/*/profile.yaml")):
+        name = place.parent.name
+        if name == machine:
             continue
-        found[other.parent.name] = suite.rescore(folder, str(other))
-        with tempfile.TemporaryDirectory() as place:
-            carried = Path(place) / "profile.yaml"
+        of_suite = place.parent / "suite" / "profile.yaml"  # holds the layers of every model of the suite
+        other = of_suite if of_suite.exists() else place
+        found[name] = suite.rescore(folder, str(other))
+        with tempfile.TemporaryDirectory() as folder_of_it:
+            carried = Path(folder_of_it) / "profile.yaml"
             profile = transfer(store.load_hardware(str(other)), store.load_hardware(str(own)))
             store.write_text(carried, store.to_yaml(profile))
-            found[f"{other.parent.name}, transferred"] = suite.rescore(folder, str(carried))
+            found[f"{name}, transferred"] = suite.rescore(folder, str(carried))
     return found
 
 
