@@ -73,16 +73,8 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         measured = kept.measured(ready)
         if is_whole(ready, measured, state):
             return predict_and_score(ready, hardware, measured, state, kept)
-    failures = {failure.case: failure for failure in state.failures}
-    rounds = SuiteRounds(suite, ready, hardware, kept, failures)
-
-    def keep() -> None:
-        if kept is not None:
-            kept.save(state.model_copy(update={"failures": tuple(failures.values())}))
-
-    for number in range(1, repeats + 1):
-        rounds.run(number, _share_of(report, number - 1, repeats), keep)
-    state = state.model_copy(update={"failures": tuple(failures.values())})
+    rounds = SuiteRounds(suite, ready, hardware, kept, state.failures)
+    state = _run_all(rounds, state, kept, report)
     measured = rounds.records()
     if kept is not None:
         for name, record in measured.items():
@@ -106,7 +98,7 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
         raise BadInput(f"--repeats {repeats}; probing in every round takes two or more, whose profiles are pooled")
     suite, _ = store.load_suite()
     kept = SuiteFolder(folder)
-    state = kept.begin(SuiteState(hardware_name="", profile_sha256="", repeats=repeats, is_probed=True))
+    state = kept.begin(SuiteState(hardware_name="this machine", profile_sha256="", repeats=repeats, is_probed=True))
     if state is not None and state.profile_sha256:
         ready = scenarios(suite, str(kept.profile_file))
         measured = kept.measured(ready)
@@ -117,31 +109,47 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
     if state is None:
         state = SuiteState(hardware_name=first.name, profile_sha256="", repeats=repeats, is_probed=True)
         kept.save(state)
-    started = state
     ready = scenarios(suite, str(kept.round_profile_file(1)))
     check_models(ready, first, str(kept.round_profile_file(1)))
-    failures = {failure.case: failure for failure in state.failures}
-    rounds = SuiteRounds(suite, ready, first, kept, failures)
+    rounds, profiles = SuiteRounds(suite, ready, first, kept, state.failures), [first]
 
-    def keep() -> None:
-        kept.save(started.model_copy(update={"failures": tuple(failures.values())}))
-
-    profiles = [first]
-    for number in range(1, repeats + 1):
-        share = _share_of(report, number - 1, repeats)
+    def probe(number: int, share: Report) -> None:
         if number > 1:
             profiles.append(_probed(suite, kept, number, share))
-        rounds.run(number, share, keep)
-    whole = pool(profiles)
-    store.write_text(kept.profile_file, store.to_yaml(whole))
+
+    state = _run_all(rounds, state, kept, report, before=probe)
+    store.write_text(kept.profile_file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(kept.profile_file))
     ready = scenarios(suite, str(kept.profile_file))
     measured = beside(rounds.records(), ready, suite, first, whole)
     for name, record in measured.items():
         kept.write("measured", name, record)
-    state = state.model_copy(update={"profile_sha256": whole.sha256, "failures": tuple(failures.values())})
+    state = state.model_copy(update={"profile_sha256": whole.sha256})
     kept.save(state)
     return predict_and_score(ready, whole, measured, state, kept)
+
+
+def _run_all(
+    rounds: SuiteRounds,
+    state: SuiteState,
+    kept: SuiteFolder | None,
+    report: Report,
+    before: Callable[[int, Report], None] = lambda _number, _report: None,
+) -> SuiteState:
+    """Run every round, ``before`` each of which something else is done; the state with the cases that failed."""
+
+    def now() -> SuiteState:
+        return state.model_copy(update={"failures": tuple(rounds.failures.values())})
+
+    def keep() -> None:
+        if kept is not None:
+            kept.save(now())
+
+    for number in range(1, state.repeats + 1):
+        share = _share_of(report, number - 1, state.repeats)
+        before(number, share)
+        rounds.run(number, share, keep)
+    return now()
 
 
 def _probed(suite: Suite, kept: SuiteFolder, number: int, report: Report) -> HardwareProfile:

@@ -4,7 +4,7 @@ A machine that others share changes speed from minute to minute. A case whose re
 minute; one that is run in every round meets as many as there are rounds. Every other round goes backwards.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tiercast_runtime.probes.pace import Pace
 
 Report = Callable[[str, float], None]
-Failures = dict[str, Failure]
 
 
 class SuiteRounds:
@@ -35,7 +34,7 @@ class SuiteRounds:
         ready: every case on the machine of a profile.
         hardware: that profile, beside which the pace of the machine is timed.
         kept: where records of rounds are written, and taken from after an interruption.
-        failures: cases that could not be run; those found are added.
+        failures: cases that could not be run before; those found are added to :attr:`failures`.
     """
 
     def __init__(
@@ -44,10 +43,10 @@ class SuiteRounds:
         ready: Mapping[str, ResolvedScenario],
         hardware: HardwareProfile,
         kept: SuiteFolder | None,
-        failures: Failures,
+        failures: Sequence[Failure],
     ) -> None:
         self._suite, self._ready, self._hardware, self._kept = suite, ready, hardware, kept
-        self.failures = failures
+        self.failures = {failure.case: failure for failure in failures}
         self._found: dict[str, list[RunRecord]] = {name: [] for name in ready}
 
     def run(self, number: int, report: Report, keep_failures: Callable[[], None]) -> None:
