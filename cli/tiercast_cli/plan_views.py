@@ -124,11 +124,11 @@ def _speeds(plans: "Sequence[PlanRow]") -> None:
         "closed\nform",
     ]
     render.table("", columns, rows)
-    limited = [row.num_requests_per_replica for row in plans if row.is_at_event_limit]
+    limited = sorted({row.num_requests_per_replica for row in plans if row.is_at_event_limit})
     if limited:
         render.line(
-            f"* no more than {limited[0]} requests per replica were tried: its lookups are simulated one by one; "
-            "a larger load, as others have here, may be cheaper"
+            f"* no more than {' or '.join(map(str, limited))} requests per replica were tried: its lookups are "
+            "simulated one by one; a larger load, as others have here, may be cheaper"
         )
     render.line("closed form: how far its tokens/s, which chose the finalists, is from the simulation")
 

@@ -8,7 +8,6 @@ from tiercast_plan.cost import CostReport
 from tiercast_plan.flags import LaunchFlags, launch_flags
 from tiercast_plan.fleet import Fleet
 from tiercast_plan.search import (
-    MAX_BY_EVENTS,
     Answer,
     ParetoPoint,
     Plan,
@@ -16,10 +15,10 @@ from tiercast_plan.search import (
     ReasonKind,
     Rejection,
     largest_load,
+    most_simulated,
     search,
 )
 from tiercast_plan.sensitivity import BreakEven, Sway, break_evens, tornado
-from tiercast_plan.steady import is_by_events
 from tiercast_profiles.scenario import ResolvedPlacement
 
 
@@ -139,7 +138,7 @@ def _row(rank: int, plan: Plan, largest: int) -> PlanRow:
         placement=placement,
         num_requests_per_replica=plan.concurrency_per_replica,
         is_at_largest_load=plan.concurrency_per_replica == largest,
-        is_at_event_limit=plan.concurrency_per_replica == MAX_BY_EVENTS < largest and is_by_events(resolved),
+        is_at_event_limit=plan.concurrency_per_replica == most_simulated(resolved) < largest,
         kv_capacity_tokens_per_replica=steady.memory.kv_capacity_tokens,
         ttft_ms=steady.ttft_ms,
         tpot_ms=steady.tpot_ms,

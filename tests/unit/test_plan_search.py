@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import pytest
 
+from tiercast_plan import search as search_module
 from tiercast_plan.answer import answer
 from tiercast_plan.estimate import Estimator
 from tiercast_plan.flags import launch_flags
 from tiercast_plan.fleet import size_fleet
 from tiercast_plan.options import Load, placements, tensor_sizes, try_host_scenario
-from tiercast_plan.search import MAX_BY_EVENTS, Question, mean_tokens, search
+from tiercast_plan.search import Question, mean_tokens, search
 from tiercast_plan.sensitivity import break_evens, contenders, label, tornado, winner
 from tiercast_plan.steady import one_replica, steady_state
 from tiercast_profiles import store
@@ -228,15 +229,24 @@ def test_the_report_has_one_row_for_each_machine_and_tier_without_a_plan():
     assert len(report.plans) + len(report.rejections) == report.num_options
 
 
-def test_an_option_of_the_event_engine_wins_no_place_at_a_load_it_is_not_simulated_at():
+def test_an_option_of_the_event_engine_wins_no_place_at_a_load_it_is_not_simulated_at(monkeypatch):
+    monkeypatch.setattr(search_module, "MAX_BY_EVENTS", 256)
     large = replace(LOAD, engine=Engine(max_num_seqs=1024))
     report = answer(replace(QUESTION, hardware=QUESTION.hardware[:1], load=large, slo_tpot_ms=None))
     at = {row.placement.tier: row for row in report.plans}
     assert at["cxl"].placement.prefetch == "step_entry"
-    assert at["cxl"].num_requests_per_replica > MAX_BY_EVENTS
+    assert at["cxl"].num_requests_per_replica > 256
     assert not at["cxl"].is_at_event_limit
-    assert at["nvme"].num_requests_per_replica == MAX_BY_EVENTS
+    assert at["nvme"].num_requests_per_replica == 256
     assert at["nvme"].is_at_event_limit
+
+
+def test_a_drive_is_simulated_at_large_loads_and_a_cache_in_front_of_it_at_256():
+    large = replace(LOAD, engine=Engine(max_num_seqs=512))
+    report = answer(replace(QUESTION, hardware=QUESTION.hardware[:1], load=large, slo_tpot_ms=None, cache_gib=(1.0,)))
+    at = {row.placement.cache_gib: row for row in report.plans if row.placement.tier == "nvme"}
+    assert (at[0.0].num_requests_per_replica, at[0.0].is_at_event_limit) == (512, False)
+    assert (at[1.0].num_requests_per_replica, at[1.0].is_at_event_limit) == (256, True)
 
 
 @pytest.mark.parametrize(("max_tokens", "is_early"), [(8192, False), (64, True)])
