@@ -18,6 +18,7 @@ of memory, not by byte. Nothing is pinned, so no limit of locked memory shows.
 """
 
 import ctypes
+import inspect
 import itertools
 import operator
 import threading
@@ -329,6 +330,15 @@ class CudaTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.host.data_ptr()
 
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -628,6 +638,20 @@ def _launch_interpreted(interpret: Callable[..., None]) -> Callable[..., None]:
     return launch
 
 
+def _patch_once(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Triton's language stays patched for the interpreter, which patches it anew in every call and takes a third."""
+    done: set[frozenset[str]] = set()
+
+    def patched(kernel: Any) -> Any:
+        modules = frozenset(str(value) for value in kernel.__globals__.values() if inspect.ismodule(value))
+        if modules not in done:
+            patch(kernel)
+            done.add(modules)
+        return SimpleNamespace(restore=lambda: None)
+
+    return patched
+
+
 def _readable(tensor: torch.Tensor, kernel: str) -> _PinnedRange:
     found = GPU.pinned_range(tensor)
     if found is None:
@@ -739,4 +763,5 @@ def install() -> None:
     ctypes.CDLL = load_library
     from triton.runtime import interpreter
 
+    interpreter._patch_lang = _patch_once(interpreter._patch_lang)
     interpreter.GridExecutor.__call__ = _launch_interpreted(interpreter.GridExecutor.__call__)

@@ -1,9 +1,15 @@
 """A plugin of pytest for the child process of ``tests/unit/test_cuda_code.py``: first of all, the stand-in."""
 
+import gc
+
 import cuda_stand_in
 import pytest
 
 cuda_stand_in.install()
+
+
+def pytest_collection_finish():
+    gc.freeze()  # a collection before each group of probes goes through all of torch otherwise
 
 
 @pytest.fixture(autouse=True)

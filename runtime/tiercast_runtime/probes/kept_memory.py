@@ -30,6 +30,10 @@ class LentBlock:
         """The bytes; none once the block was given back."""
         return self.kept.array[: self.num_bytes]
 
+    def pin(self) -> None:
+        """As :meth:`HostBlock.pin`, of the whole kept block, once; it stays pinned until the lender gives it back."""
+        self.kept.pin()
+
     def huge_page_ratio(self) -> float | None:
         """As :meth:`HostBlock.huge_page_ratio`, of the whole kept block."""
         return self.kept.huge_page_ratio()

@@ -278,11 +278,24 @@ def _offloaded(engram: Engram, num_rows: int, num_layers: int, device: torch.dev
     """A table in host memory and the path the runtime reads it by: ``uva`` where a GPU can, else ``cpu_gather``."""
     try:
         require_uva(device)
-        table = HostTable(engram, 0, "packed", is_pinned=True, num_rows=num_rows)
-        return table, UvaPath([table] * num_layers, device)
-    except MissingCapability:
+        return _by_gpu(engram, num_rows, num_layers, device)
+    except (MissingCapability, RuntimeError):  # a GPU whose driver refuses the gather still has layers to time
         table = HostTable(engram, 0, "packed", num_rows=num_rows)
         return table, CpuGatherPath([table] * num_layers, device)
+
+
+def _by_gpu(engram: Engram, num_rows: int, num_layers: int, device: torch.device) -> tuple[HostTable, LookupPath]:
+    """A pinned table and its path ``uva``, once a row has been read through it."""
+    table = HostTable(engram, 0, "packed", is_pinned=True, num_rows=num_rows)
+    try:
+        path = UvaPath([table] * num_layers, device)
+        path.fetch(0, torch.zeros((1, 1), dtype=torch.int64))
+        torch.cuda.synchronize(device)
+        path.check()
+    except BaseException:
+        table.close()
+        raise
+    return table, path
 
 
 def _endless_scheduler(num_sequences: int) -> Scheduler:
