@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability
-from tiercast_runtime.kernel_aio import Int64Array, MappedFile, NativeAio, PreadPool, ShortRead
+from tiercast_runtime.kernel_aio import Int64Array, MappedFile, NativeAio, PreadPool, ShortRead, SingleReads
 
 ReadMode = Literal["aio_direct", "pread_direct", "pread_buffered", "mmap"]
 READ_MODES: tuple[ReadMode, ...] = ("aio_direct", "pread_direct", "pread_buffered")  # the best first
@@ -29,9 +29,9 @@ _PREAD_THREADS = 16
 class RowReader:
     """Reads rows of one file at random offsets.
 
-    ``depth`` reads are in flight at most. ``mode`` forces one way to read; by default it is the best this machine has.
-    ``granularity_bytes`` is the block a direct read is rounded to, 1 for reads through the page cache. One thread at a
-    time.
+    ``depth`` reads are in flight at most; with a depth of 1 each is one system call that waits. ``mode`` forces one way
+    to read; by default it is the best this machine has. ``granularity_bytes`` is the block a direct read is rounded to,
+    1 for reads through the page cache. One thread at a time.
 
     Raises:
         FileProblem: the file is missing or cannot be read.
@@ -46,7 +46,7 @@ class RowReader:
         self.num_reads = 0
         self.num_bytes_read = 0
         self._aio: NativeAio | None = None
-        self._pool: PreadPool | MappedFile | None = None
+        self._pool: PreadPool | MappedFile | SingleReads | None = None
         self._map = mmap.mmap(-1, 1 << 20)
         wanted = READ_MODES if mode is None else (mode,)
         self._descriptor, self.granularity_bytes = self._open(wanted)
@@ -69,6 +69,8 @@ class RowReader:
             except OSError as error:
                 os.close(self._descriptor)
                 raise MissingCapability(f"{path}: cannot be mapped ({error.strerror}); use pread_buffered") from None
+        elif depth == 1:
+            self._pool = SingleReads()
         elif self._aio is None:
             self._pool = PreadPool(min(depth, _PREAD_THREADS))
         self._is_open = True
@@ -153,8 +155,8 @@ class RowReader:
     def read_blocks(self, offsets: Int64Array, size: int) -> None:
         """Read blocks of ``size`` bytes at ``offsets`` into memory of this reader and leave them there.
 
-        What the drive delivers, without the copies that make rows of it. With a depth of 1 each read is one system call
-        that waits. Offsets and size are multiples of ``granularity_bytes``; blocks lie inside the file.
+        What the drive delivers, without the copies that make rows of it. With a depth of 1 every block goes to the same
+        place. Offsets and size are multiples of ``granularity_bytes``; blocks lie inside the file.
 
         Raises:
             FileProblem: a read failed or the file ends too early; names file and offset.
@@ -186,10 +188,10 @@ class RowReader:
         try:
             if wanted[-1] <= 0:
                 raise ShortRead(len(wanted) - 1, 0)
-            if self._aio is not None:
-                self._aio.read(self._descriptor, starts, lengths, wanted, int(memory.ctypes.data))
-            elif self._pool is not None:
+            if self._pool is not None:
                 self._pool.read(self._descriptor, starts, lengths, wanted, memory.data)
+            elif self._aio is not None:
+                self._aio.read(self._descriptor, starts, lengths, wanted, int(memory.ctypes.data))
         except ShortRead as short:
             offset = int(starts[short.index])
             if short.result < 0:

@@ -28,6 +28,10 @@ _IOCB = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian; opcode 0 is 
 )  # fmt: skip
 _IO_EVENT = np.dtype([("data", "i8"), ("iocb", "u8"), ("result", "i8"), ("result_2", "i8")])
 
+# The kernel starts reads that come in one call only when it has prepared the last of them, and a drive with little in
+# flight waits for that. So reads go over in pieces: a few, then each time as many as are in flight.
+_FIRST_PIECE = 4
+
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -40,6 +44,14 @@ class ShortRead(Exception):
         self.result = result
 
 
+def _system_call(library: ctypes.CDLL, number: int, *arguments: object) -> int:
+    result = int(library.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
 class NativeAio:
     """One kernel AIO context."""
 
@@ -47,20 +59,14 @@ class NativeAio:
         if sys.platform != "linux" or sys.byteorder != "little" or platform.machine() not in _SYSCALLS:
             raise OSError(errno.ENOSYS, "native AIO is known here for Linux on x86_64 and aarch64")
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc_keeping_lock = ctypes.PyDLL(None, use_errno=True)
         setup, self._destroy, self._getevents, self._submit = _SYSCALLS[platform.machine()]
         self._depth = depth
         self._events = np.zeros(depth, dtype=_IO_EVENT)
         self._make_room(depth)
         context = ctypes.c_ulong(0)
-        self._call(setup, ctypes.c_long(depth), ctypes.byref(context))
+        _system_call(self._libc, setup, ctypes.c_long(depth), ctypes.byref(context))
         self._context: ctypes.c_ulong | None = context
-
-    def _call(self, number: int, *arguments: object) -> int:
-        result = int(self._libc.syscall(ctypes.c_long(number), *arguments))
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return result
 
     def read(self, descriptor: int, offsets: Int64Array, lengths: Int64Array, wanted: Int64Array, address: int) -> None:
         """Read every span to its place at ``address``; spans lie there one after the other.
@@ -82,13 +88,10 @@ class NativeAio:
         while num_done < (num_submitted if failure else count):
             num_free = min(self._depth - (num_submitted - num_done), count - num_submitted)
             if num_free > 0 and failure is None:
-                first = ctypes.c_void_p(self._pointers_address + 8 * num_submitted)
-                try:
-                    num_submitted += self._call(self._submit, context, ctypes.c_long(num_free), first)
-                except OSError as error:
-                    if error.errno != errno.EAGAIN or num_submitted == num_done:
-                        failure = error
-                        continue
+                end = num_submitted + num_free
+                num_submitted, failure = self._submit_pieces(context, num_submitted, end, num_done)
+                if failure is not None:
+                    continue
             num_in_flight = num_submitted - num_done
             # Waiting for a quarter of the depth keeps the drive busy and wakes this thread a few times per lookup only.
             num_awaited = num_in_flight if num_submitted == count else max(1, num_in_flight // 4)
@@ -101,6 +104,30 @@ class NativeAio:
         if failure is not None:
             raise failure
 
+    def _submit_pieces(
+        self, context: ctypes.c_ulong, first: int, end: int, num_done: int
+    ) -> tuple[int, OSError | None]:
+        """Hand reads ``first … end − 1`` to the kernel until it takes no more.
+
+        Returns:
+            The first read it did not take, and why it never will; None where it will, or took all.
+        """
+        while first < end:
+            size = min(end - first, max(_FIRST_PIECE, first - num_done))
+            # The last piece alone lets go of the interpreter lock: a thread that computes in Python would take it at
+            # every piece and keep it for milliseconds.
+            library = self._libc if size == end - first else self._libc_keeping_lock
+            place = ctypes.c_void_p(self._pointers_address + 8 * first)
+            try:
+                num_taken = _system_call(library, self._submit, context, ctypes.c_long(size), place)
+            except OSError as error:
+                is_full = error.errno == errno.EAGAIN and first > num_done  # those in flight make room when they end
+                return first, None if is_full else error
+            first += num_taken
+            if num_taken < size:
+                break
+        return first, None
+
     def _make_room(self, count: int) -> None:
         """Make control blocks for ``count`` reads, with what all reads have alike filled in, and pointers to them."""
         self._control = np.zeros(count, dtype=_IOCB)
@@ -112,7 +139,8 @@ class NativeAio:
     def _reap(self, context: ctypes.c_ulong, num_awaited: int) -> int:
         while True:
             try:
-                return self._call(
+                return _system_call(
+                    self._libc,
                     self._getevents,
                     context,
                     ctypes.c_long(num_awaited),
@@ -127,8 +155,44 @@ class NativeAio:
         """Give the context back."""
         if self._context is not None:
             with contextlib.suppress(OSError):
-                self._call(self._destroy, self._context)
+                _system_call(self._libc, self._destroy, self._context)
             self._context = None
+
+
+_Span = tuple[int, int, int, int]  # offset in the file, length, bytes that must come, place in memory
+
+
+def _spans(offsets: Int64Array, lengths: Int64Array, wanted: Int64Array) -> list[_Span]:
+    places = lengths.cumsum() - lengths
+    return list(zip(offsets.tolist(), lengths.tolist(), wanted.tolist(), places.tolist(), strict=True))
+
+
+def _read_span(descriptor: int, memory: memoryview, index: int, span: _Span) -> None:
+    offset, length, least, place = span
+    try:
+        result = os.preadv(descriptor, [memory[place : place + length]], offset)
+    except OSError as error:
+        result = -(error.errno or errno.EIO)
+    if result < least:
+        raise ShortRead(index, result)
+
+
+class SingleReads:
+    """The same one at a time: a read is one system call that waits, where AIO takes two."""
+
+    def read(
+        self, descriptor: int, offsets: Int64Array, lengths: Int64Array, wanted: Int64Array, memory: memoryview
+    ) -> None:
+        """Read every span to its place in ``memory``; spans lie there one after the other.
+
+        Raises:
+            ShortRead: a read failed or ended early; later ones were not tried.
+        """
+        for index, span in enumerate(_spans(offsets, lengths, wanted)):
+            _read_span(descriptor, memory, index, span)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class PreadPool:
@@ -146,18 +210,11 @@ class PreadPool:
         Raises:
             ShortRead: a read failed or ended early.
         """
-        places = np.cumsum(lengths) - lengths
-        spans = list(zip(offsets.tolist(), lengths.tolist(), wanted.tolist(), places.tolist(), strict=True))
+        spans = _spans(offsets, lengths, wanted)
 
         def share(first: int) -> None:
             for index in range(first, len(spans), self._num_threads):
-                offset, length, least, place = spans[index]
-                try:
-                    result = os.preadv(descriptor, [memory[place : place + length]], offset)
-                except OSError as error:
-                    result = -(error.errno or errno.EIO)
-                if result < least:
-                    raise ShortRead(index, result)
+                _read_span(descriptor, memory, index, spans[index])
 
         calls = [partial(share, first) for first in range(min(self._num_threads, len(spans)))]
         pending = submit_all(self._pool, calls, "a read thread")

@@ -1,9 +1,11 @@
 """Faults: a clear error or a documented fallback, never a wrong row, and nothing left behind."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import platform
 import signal
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.errors import FileProblem, MissingCapability, TiercastError  # noqa: E402
-from tiercast_runtime import kernel_aio, memory, table, table_file  # noqa: E402
+from tiercast_runtime import aio, kernel_aio, memory, table, table_file  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
@@ -70,6 +72,122 @@ def test_what_the_kernel_reports_of_one_read_among_many_is_an_error(engram, disk
     assert str(disk.disk_tables[0].path) in str(caught.value)
     again = rows_of(disk.fetch(0, some))  # the context was left clean: the next lookup is whole
     assert np.array_equal(again, table.expected_rows(engram, 0, some.numpy().reshape(-1)))
+
+
+@pytest.fixture
+def submissions(monkeypatch):
+    """Lets ``answer(call, size)`` stand between a lookup and the kernel's taking of reads, and lists what was asked.
+
+    ``answer`` gives how many of the ``size`` reads of call number ``call`` are handed on, or raises.
+    """
+
+    def watch(answer):
+        real, sizes = kernel_aio._system_call, []
+
+        def system_call(library, number, *arguments):
+            if number != kernel_aio._SYSCALLS[platform.machine()][3]:
+                return real(library, number, *arguments)
+            context, size, pointers = arguments
+            sizes.append(size.value)
+            return real(library, number, context, ctypes.c_long(answer(len(sizes) - 1, size.value)), pointers)
+
+        monkeypatch.setattr(kernel_aio, "_system_call", system_call)
+        return sizes
+
+    return watch
+
+
+@pytest.fixture
+def scattered(tmp_path):
+    """A reader of depth 32 of a file, 100 rows far apart and what must come."""
+    content = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)
+    content.tofile(tmp_path / "data")
+    reader = aio.RowReader(tmp_path / "data", depth=32)
+    if reader.mode != "aio_direct":
+        pytest.skip("no native AIO on this machine")
+    offsets = np.arange(100) * 10_240
+    yield reader, offsets, np.stack([content[offset : offset + 264] for offset in offsets])
+    reader.close()
+
+
+def refuse(code):
+    raise OSError(code, os.strerror(code))
+
+
+def read(reader, offsets):
+    out = np.zeros((len(offsets), 264), dtype=np.uint8)
+    reader.read_rows(offsets, out)
+    return out
+
+
+def test_a_drive_with_nothing_to_do_gets_a_few_reads_first_and_then_as_many_as_it_has(scattered, submissions):
+    reader, offsets, expected = scattered
+    sizes = submissions(lambda _, size: size)
+    assert np.array_equal(read(reader, offsets), expected)
+    assert sizes[:4] == [4, 4, 8, 16]  # up to the depth; how many are given afterwards is the drive's doing
+    assert sum(sizes) == 100
+    sizes.clear()
+    assert np.array_equal(read(reader, offsets[:7]), expected[:7])
+    assert sizes == [4, 3]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda _, size: min(size, 3),
+        lambda call, size: refuse(errno.EAGAIN) if call % 2 else size,
+        lambda _call, _size: 1,
+    ],
+    ids=["three at a time", "every other call refused", "one at a time"],
+)
+def test_a_kernel_short_of_room_gets_the_rest_later(scattered, submissions, answer):
+    reader, offsets, expected = scattered
+    sizes = submissions(answer)
+    assert np.array_equal(read(reader, offsets), expected)
+    assert len(sizes) > 10
+
+
+@pytest.mark.parametrize(("code", "first"), [(errno.EBADF, 0), (errno.EBADF, 1), (errno.EBADF, 5), (errno.EAGAIN, 0)])
+def test_a_kernel_that_takes_no_more_reads_is_an_error_once_those_in_flight_have_ended(
+    scattered, submissions, monkeypatch, code, first
+):
+    reader, offsets, expected = scattered
+    with monkeypatch.context() as patch:
+        num_reaped, real = [], kernel_aio.NativeAio._reap
+        patch.setattr(
+            kernel_aio.NativeAio, "_reap", lambda *arguments: num_reaped.append(real(*arguments)) or num_reaped[-1]
+        )
+        is_broken = True
+        sizes = submissions(lambda call, size: refuse(code) if is_broken and call >= first else size)
+        with pytest.raises(FileProblem, match=f"cannot be submitted .*{os.strerror(code)}"):
+            read(reader, offsets)
+        assert sum(num_reaped) == sum(sizes[:first])
+        is_broken = False
+        assert np.array_equal(read(reader, offsets), expected)
+
+
+@pytest.mark.parametrize("mode", [None, "pread_direct", "pread_buffered"])
+def test_one_read_at_a_time_meets_the_same_faults(tmp_path, monkeypatch, mode):
+    file = tmp_path / "data"
+    file.write_bytes(bytes(range(256)) * 64)
+    try:
+        reader = aio.RowReader(file, depth=1, mode=mode)
+    except MissingCapability:
+        pytest.skip("this file system refuses direct I/O")
+    offsets = np.array([0, 5000, 12_000])
+    expected = np.stack([(np.arange(offset, offset + 264) % 256).astype(np.uint8) for offset in offsets])
+    assert np.array_equal(read(reader, offsets), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda *_: refuse(errno.EIO))
+        with pytest.raises(FileProblem, match=r"read at offset 0 failed \(Input/output error\)"):
+            read(reader, offsets)
+    os.truncate(file, 8192)
+    with pytest.raises(FileProblem, match=r"ends too early: offset 1[12],[0-9]{3} gave 0 of"):
+        read(reader, offsets)
+    assert np.array_equal(read(reader, offsets[:2]), expected[:2])
+    reader.close()
+    with pytest.raises(FileProblem, match="Bad file descriptor"):
+        read(reader, offsets[:1])
 
 
 @pytest.mark.usefixtures("one_compute_thread")
