@@ -432,21 +432,31 @@ def _warnings(engine: Engine, statistics: Sequence[SampleStatistics], others: fl
 
 
 def git_commit(start: Path) -> str | None:
-    """Commit of the checkout that holds ``start``, read from its ``.git`` folder; None outside a checkout."""
-    root = next((folder for folder in (start, *start.parents) if (folder / ".git").is_dir()), None)
+    """Commit of the checkout or worktree that holds ``start``, read from git's files; None outside of one."""
+    root = next((folder for folder in (start, *start.parents) if (folder / ".git").exists()), None)
     if root is None:
         return None
     try:
-        head = (root / ".git" / "HEAD").read_text(encoding="utf-8").strip()
+        own, shared = _git_folders(root / ".git")
+        head = (own / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
             return head
         name = head.removeprefix("ref: ")
-        loose = root / ".git" / name
+        loose = shared / name
         if loose.is_file():
             return loose.read_text(encoding="utf-8").strip()
-        for line in (root / ".git" / "packed-refs").read_text(encoding="utf-8").splitlines():
+        for line in (shared / "packed-refs").read_text(encoding="utf-8").splitlines():
             if line.endswith(f" {name}"):
                 return line.split()[0]
     except OSError:
         return None
     return None
+
+
+def _git_folders(place: Path) -> tuple[Path, Path]:
+    """Where HEAD lies and where branches do: one folder, but for a worktree, whose ``.git`` is a file that names it."""
+    if place.is_dir():
+        return place, place
+    own = place.parent / place.read_text(encoding="utf-8").strip().removeprefix("gitdir: ")
+    common = own / "commondir"
+    return own, own / common.read_text(encoding="utf-8").strip() if common.is_file() else own

@@ -180,3 +180,18 @@ def test_the_commit_is_read_from_the_checkout_or_unknown(tmp_path):
     assert git_commit(tmp_path) == "def456"
     (git / "HEAD").write_text("0123abcd\n")
     assert git_commit(tmp_path) == "0123abcd"
+
+
+def test_the_commit_of_a_worktree_is_that_of_its_own_branch(tmp_path):
+    git, tree = tmp_path / "main" / ".git", tmp_path / "tree"
+    own = git / "worktrees" / "tree"
+    for folder in (own, git / "refs" / "heads", tree):
+        folder.mkdir(parents=True)
+    (git / "HEAD").write_text("0123abcd\n")
+    (git / "refs" / "heads" / "side").write_text("def456\n")
+    (own / "HEAD").write_text("ref: refs/heads/side\n")
+    (own / "commondir").write_text("../..\n")
+    (tree / ".git").write_text(f"gitdir: {own}\n")
+    assert git_commit(tree) == "def456"
+    (tree / ".git").write_text("gitdir: ../nowhere\n")
+    assert git_commit(tree) is None
