@@ -47,7 +47,7 @@ PLAN = dataclasses.replace(
     gpu_footprints_bytes=(MIB,),
     file_bytes=MIB,
     row_bytes=(64,),
-    tokens=(1, 3),
+    tokens=(1, 2),
     grid=LayerGrid(sequences=(1, 2), contexts=(8,), chunks=(4,), starts=(0,)),
     mixes=(([8, 8], []),),
     **dict.fromkeys(EFFORTS, BRIEF),

@@ -73,6 +73,7 @@ class Gpu:
         self.default.start("default")
         self.deliveries: list[tuple[Stream, int, Callable[[], object]]] = []
         self.pinned: dict[int, _PinnedRange] = {}
+        self.pinned_by_torch: list[torch.Tensor] = []
         self.capture: Capture | None = None
         self.faults: list[str] = []
         self.log: list[tuple[str, str]] = []  # stream, operation or kernel
@@ -682,6 +683,7 @@ def _pinning(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if pin_memory:
             storage = tensor.untyped_storage()
             GPU.pin(storage.data_ptr(), max(1, storage.nbytes()))
+            GPU.pinned_by_torch.append(tensor)  # kept, as torch keeps it: else pageable memory gets its address
         return tensor
 
     return made
