@@ -64,6 +64,7 @@ def small(monkeypatch):
     monkeypatch.setattr(survey_module, "GRID_RATIOS", (0.5,))
     monkeypatch.setattr(rates, "GPU_SIDE", 64)
     monkeypatch.setattr(rates, "GPU_STREAM_SIDE", 64)
+    monkeypatch.setattr(gather, "SWEEP_ROWS", (1, 16))
     monkeypatch.setattr(copies, "copy_bytes", lambda least, cache: least)
     monkeypatch.setattr(gather, "footprint_bytes", lambda least, cache, num_caches: least)
 
