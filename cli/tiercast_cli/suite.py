@@ -9,7 +9,7 @@ from tiercast_cli.changed_profiles import Wrong, spoilt
 from tiercast_cli.measuring import CANNOT_RUN
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult
-from tiercast_cli.suite_rounds import SuiteRounds, beside
+from tiercast_cli.suite_rounds import SuiteRounds, restated
 from tiercast_cli.validation_case import predict
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting
@@ -121,7 +121,7 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
     store.write_text(kept.profile_file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(kept.profile_file))
     ready = scenarios(suite, str(kept.profile_file))
-    measured = beside(rounds.records(), ready, suite, first, whole)
+    measured = restated(rounds.records(), ready, suite, first, whole)
     for name, record in measured.items():
         kept.write("measured", name, record)
     state = state.model_copy(update={"profile_sha256": whole.sha256})

@@ -95,7 +95,7 @@ class SuiteRounds:
         return probing.pace_of(self._hardware, store.load_model(self._suite.base["model"]))
 
 
-def beside(
+def restated(
     records: Mapping[str, RunRecord],
     ready: Mapping[str, ResolvedScenario],
     suite: Suite,

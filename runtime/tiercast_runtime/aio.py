@@ -29,8 +29,8 @@ _PREAD_THREADS = 16
 class RowReader:
     """Reads rows of one file at random offsets.
 
-    ``depth`` reads are in flight at most; with a depth of 1 each is one system call that waits. ``mode`` forces one way
-    to read; by default it is the best this machine has. ``granularity_bytes`` is the block a direct read is rounded to,
+    ``depth`` reads are in flight at most. ``mode`` forces one way to read; by default it is the best this machine has,
+    which at a depth of 1 is a ``pread`` per read. ``granularity_bytes`` is the block a direct read is rounded to,
     1 for reads through the page cache. One thread at a time.
 
     Raises:
@@ -54,7 +54,7 @@ class RowReader:
         self.mode: ReadMode = "pread_buffered"
         if self.granularity_bytes > 1:
             self.mode = "pread_direct"
-            if "aio_direct" in wanted:
+            if "aio_direct" in wanted and (depth > 1 or mode is not None):
                 try:
                     self._aio = NativeAio(depth)
                     self.mode = "aio_direct"
@@ -69,7 +69,7 @@ class RowReader:
             except OSError as error:
                 os.close(self._descriptor)
                 raise MissingCapability(f"{path}: cannot be mapped ({error.strerror}); use pread_buffered") from None
-        elif depth == 1:
+        elif self._aio is None and depth == 1:
             self._pool = SingleReads()
         elif self._aio is None:
             self._pool = PreadPool(min(depth, _PREAD_THREADS))

@@ -29,7 +29,8 @@ _IOCB = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian; opcode 0 is 
 _IO_EVENT = np.dtype([("data", "i8"), ("iocb", "u8"), ("result", "i8"), ("result_2", "i8")])
 
 # The kernel starts reads that come in one call only when it has prepared the last of them, and a drive with little in
-# flight waits for that. So reads go over in pieces: a few, then each time as many as are in flight.
+# flight waits for that. So reads go over in pieces: a few, then each time as many as are in flight. On a virtual drive
+# 32 reads in one call ran at 0.78 of fio's rate, in pieces of 1 to 8 at 0.93 to 1.03 of it.
 _FIRST_PIECE = 4
 
 Int64Array = npt.NDArray[np.int64]

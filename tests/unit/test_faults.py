@@ -174,6 +174,7 @@ def test_one_read_at_a_time_meets_the_same_faults(tmp_path, monkeypatch, mode):
         reader = aio.RowReader(file, depth=1, mode=mode)
     except MissingCapability:
         pytest.skip("this file system refuses direct I/O")
+    assert reader.mode != "aio_direct", "records say how it was read"
     offsets = np.array([0, 5000, 12_000])
     expected = np.stack([(np.arange(offset, offset + 264) % 256).astype(np.uint8) for offset in offsets])
     assert np.array_equal(read(reader, offsets), expected)
