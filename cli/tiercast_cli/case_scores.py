@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tiercast_cli.run_pace import RunPace
-from tiercast_cli.validation_case import Case, penalty
+from tiercast_cli.validation_case import Case, measured_penalty, penalty
 from tiercast_profiles.compare import flat_metrics
 from tiercast_profiles.document import Strict
 from tiercast_profiles.record import Metric
@@ -125,11 +125,10 @@ def _penalty(case: Case, baseline: Case) -> MeasuredAndPredicted:
     if case.at_pace is not None and baseline.at_pace is not None:
         speed, base = (one.metrics.output_tokens_per_s for one in (case.at_pace, baseline.at_pace))
         at_pace = penalty(speed, base).value
-    measured, predicted = (
-        penalty(record.metrics.output_tokens_per_s, base.metrics.output_tokens_per_s)
-        for record, base in ((case.measured, baseline.measured), (case.predicted, baseline.predicted))
+    predicted, base = (one.predicted.metrics.output_tokens_per_s for one in (case, baseline))
+    return MeasuredAndPredicted(
+        measured=measured_penalty(case.measured, baseline.measured), predicted=penalty(predicted, base), at_pace=at_pace
     )
-    return MeasuredAndPredicted(measured=measured, predicted=predicted, at_pace=at_pace)
 
 
 def _pairs(cases: Sequence[ScoredCase], metric: str, unit: str, is_at_pace: bool) -> Iterator[Pair]:

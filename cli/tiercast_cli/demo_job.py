@@ -8,7 +8,7 @@ from pathlib import Path
 from tiercast_cli import demo_views, inputs, pricing, probing, render, validation
 from tiercast_cli.output import make_folder, to_json
 from tiercast_cli.text_locality import TextLocality, measure
-from tiercast_cli.validation_case import Case, penalty
+from tiercast_cli.validation_case import Case, measured_penalty
 from tiercast_profiles import __version__, store
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.record import Metric, RunRecord
@@ -77,7 +77,7 @@ def penalties(result: DemoResult) -> dict[str, tuple[Metric, Metric | None]]:
     found = {}
     for case in result.cases:
         if case.name != BASELINE_ARM:
-            measured = penalty(case.measured.metrics.output_tokens_per_s, baseline.measured.metrics.output_tokens_per_s)
+            measured = measured_penalty(case.measured, baseline.measured)
             found[case.name] = (measured, case.predicted.metrics.penalty_ratio.get("no_engram"))
     return found
 

@@ -7,6 +7,7 @@ from tiercast_cli.changed_profiles import at_pace
 from tiercast_cli.run_pace import RunPace, has_step_times, pace_in
 from tiercast_profiles.compare import Comparison, compare, flat_metrics
 from tiercast_profiles.record import Metric, RunRecord
+from tiercast_profiles.stats import spread_metric
 
 if TYPE_CHECKING:
     from tiercast_profiles.scenario import ResolvedScenario
@@ -55,6 +56,18 @@ def predict(name: str, resolved: "ResolvedScenario", measured: RunRecord, *, wit
         then = resolved.model_copy(update={"hardware": at_pace(resolved.hardware, pace)})
         again = simulate(then, with_baselines=False, with_bounds=False, keep_samples=False)
     return Case(name, measured, predicted, compare(measured, predicted), pace, again)
+
+
+def measured_penalty(record: RunRecord, baseline: RunRecord) -> Metric:
+    """Throughput lost against a baseline that was measured in turns with it: the median over rounds, with quartiles.
+
+    The two runs of a round are seconds apart and meet the same machine; of medians over rounds one may be a fast
+    round's and the other a slow one's. Where they were not repeated equally often, it is that of the medians.
+    """
+    pairs = [metrics.output_tokens_per_s_of_runs for metrics in (record.metrics, baseline.metrics)]
+    if not pairs[0] or len(pairs[0]) != len(pairs[1]):
+        return penalty(record.metrics.output_tokens_per_s, baseline.metrics.output_tokens_per_s)
+    return spread_metric([1 - speed / base for speed, base in zip(*pairs, strict=True)])
 
 
 def penalty(value: Metric, baseline: Metric) -> Metric:

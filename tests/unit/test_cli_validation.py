@@ -10,10 +10,11 @@ from tiercast_cli.demo_job import DemoResult
 from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
 from tiercast_cli.validation import Validation
-from tiercast_cli.validation_case import Case, penalty, predict
+from tiercast_cli.validation_case import Case, measured_penalty, penalty, predict
 from tiercast_profiles.compare import compare
 from tiercast_profiles.errors import CheckFailed, InfeasibleScenario, MissingCapability
 from tiercast_profiles.record import Metric
+from tiercast_profiles.stats import spread_metric
 from tiercast_profiles.timeline import chrome_trace
 from tiercast_sim.simulate import simulate
 
@@ -93,6 +94,22 @@ def test_a_penalty_carries_the_interval_of_both():
     found = penalty(Metric(value=80, low=70, high=90, basis="spread"), base)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 1 - 90 / 90, 1 - 70 / 110))
     assert penalty(Metric(value=80), base).low is None
+
+
+def test_a_measured_penalty_is_that_of_runs_of_the_same_round(case):
+    """The machine halves its speed in the second round and both sides with it: their medians are of no one round."""
+
+    def measured(*speeds):
+        record = case("a", 10, 10).measured
+        update = {"output_tokens_per_s": spread_metric(speeds), "output_tokens_per_s_of_runs": speeds}
+        return record.model_copy(update={"metrics": record.metrics.model_copy(update=update)})
+
+    found = measured_penalty(measured(90.0, 40.0, 99.0), measured(100.0, 50.0, 110.0))
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.15))
+    single = measured_penalty(case("a", 8, 8).measured, case("b", 10, 10).measured)
+    assert single.value == pytest.approx(0.2)
+    unequal = measured_penalty(measured(90.0, 40.0), measured(100.0, 50.0, 110.0))
+    assert unequal.value == pytest.approx(1 - 65 / 100)
 
 
 def test_the_error_is_shown_whatever_it_is(case):

@@ -1,6 +1,7 @@
 """Component times of a small model: what is called, what the points mean, what the parts add up to."""
 
 import itertools
+from itertools import groupby
 
 import pytest
 
@@ -86,6 +87,20 @@ def test_every_component_is_timed_at_every_point(bench):
         assert [point.num_sequences for point in table.settling.points] == [1, 3]
     behind = [probe for probe in times.probes if probe.name == "layers.settling"]
     assert [(probe.parameters["tokens"], len(probe.samples)) for probe in behind] == [(1, 10), (3, 10)]
+
+
+def test_batches_are_timed_without_engram_right_behind_those_with_it(bench, monkeypatch):
+    seen = []
+    walk = StepBench.walk
+
+    def noted(self, step, *, has_engram=True):
+        if step.plan.decodes and not step.plan.chunks and not step.plan.num_draft_tokens:
+            seen.append((len(step.plan.decodes), has_engram))
+        return walk(self, step, has_engram=has_engram)
+
+    monkeypatch.setattr(StepBench, "walk", noted)
+    measure_layers(bench, GRID, 1, ONCE)
+    assert [kind for kind, _ in groupby(seen)][:4] == [(1, True), (1, False), (3, True), (3, False)]
 
 
 def test_without_engram_nothing_is_looked_up_and_its_layers_do_not_run(bench):

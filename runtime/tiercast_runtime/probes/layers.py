@@ -172,14 +172,15 @@ def measure_layers(
         mixed = [bench.step([grid.typical_context] * count, beside) if beside else None for count in grid.sequences]
         typical = [bench.step([grid.typical_context] * count, []) for count in grid.sequences]
         most = max(grid.sequences, default=0)
-        cases: list[Case[LayerKey]] = [
-            _settled_case(bench, *three, wholes) for three in zip(typical, decodes, mixed, strict=True)
-        ]
+        cases: list[Case[LayerKey]] = []
+        for decode, steps, beside_chunk in zip(typical, decodes, mixed, strict=True):
+            # With and without Engram one right behind the other: what Engram costs is their difference, and in the
+            # seconds that a round takes a shared machine changes by more than that.
+            cases.append(_settled_case(bench, decode, steps, beside_chunk, wholes))
+            cases.append(_plain_settled_case(bench, decode, beside_chunk))
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, most) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes if not step.plan.decodes]
-        # Those without Engram come together: behind steps with it the caches are full of weights that they do not use.
-        cases += [_plain_settled_case(bench, *pair) for pair in zip(typical, mixed, strict=True)]
         cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
         # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
         for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
