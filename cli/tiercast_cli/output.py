@@ -124,3 +124,8 @@ def progress(title: str) -> Iterator[Callable[[str, float], None]]:
             bar.update(task, completed=ratio, description=f"{title}: {what}" if what else title)
 
         yield report
+
+
+def part_of(report: Callable[[str, float], None], number: int, count: int) -> Callable[[str, float], None]:
+    """Progress of part ``number``, from 0, of ``count`` equal parts as progress of the whole."""
+    return lambda what, ratio: report(what, (number + ratio) / count)

@@ -108,6 +108,7 @@ class PaceBetweenRuns:
         self._scenarios, self._folder = scenarios, folder
         self._stack = ExitStack()
         self._pace: Pace | None = None
+        self.model: ModelSpec | None = None  # whose steps they are, once they were timed
         self.untimed = self._reason()
 
     def measure(self) -> "Mapping[str, float]":
@@ -152,9 +153,11 @@ class PaceBetweenRuns:
         for model in {case.model.sha256: case.model for case in eager}.values():
             reads = any(case.placement.tier == "nvme" and case.model == model for case in eager)
             try:
-                return self._stack.enter_context(
+                pace = self._stack.enter_context(
                     pace_of(eager[0].hardware, model, folder=self._folder, with_drive=reads)
                 )
+                self.model = model
+                return pace
             except TiercastError as error:
                 errors.append(error)
         raise errors[0]

@@ -7,6 +7,7 @@ from tiercast_cli import inputs, probing, suite_result
 from tiercast_cli.case_scores import Failure
 from tiercast_cli.changed_profiles import Wrong, spoilt
 from tiercast_cli.measuring import CANNOT_RUN
+from tiercast_cli.output import part_of
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult
 from tiercast_cli.suite_rounds import SuiteRounds, restated
@@ -105,7 +106,7 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
         if is_whole(ready, measured, state):
             hardware = store.load_hardware(str(kept.profile_file))
             return predict_and_score(ready, hardware, measured, state, kept)
-    first = _probed(suite, kept, 1, _share_of(report, 0, repeats))
+    first = _probed(suite, kept, 1, part_of(report, 0, repeats))
     if state is None:
         state = SuiteState(hardware_name=first.name, profile_sha256="", repeats=repeats, is_probed=True)
         kept.save(state)
@@ -121,7 +122,8 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
     store.write_text(kept.profile_file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(kept.profile_file))
     ready = scenarios(suite, str(kept.profile_file))
-    measured = restated(rounds.records(), ready, suite, first, whole)
+    model = store.load_model(suite.base["model"])
+    measured = restated(rounds.records(), ready, model, first, whole)
     for name, record in measured.items():
         kept.write("measured", name, record)
     state = state.model_copy(update={"profile_sha256": whole.sha256})
@@ -146,7 +148,7 @@ def _run_all(
             kept.save(now())
 
     for number in range(1, state.repeats + 1):
-        share = _share_of(report, number - 1, state.repeats)
+        share = part_of(report, number - 1, state.repeats)
         before(number, share)
         rounds.run(number, share, keep)
     return now()
@@ -161,11 +163,6 @@ def _probed(suite: Suite, kept: SuiteFolder, number: int, report: Report) -> Har
         profile = probing.probe(models, quick=True, report=lambda what, _ratio: report(f"probes, {what}", 0.0))
         store.write_text(file, store.to_yaml(profile))
     return store.load_hardware(str(file))
-
-
-def _share_of(report: Report, number: int, count: int) -> Report:
-    """Progress of one of ``count`` parts as progress of the whole."""
-    return lambda what, ratio: report(what, (number + ratio) / count)
 
 
 def is_whole(ready: Mapping[str, ResolvedScenario], measured: Mapping[str, RunRecord], state: SuiteState) -> bool:

@@ -15,6 +15,7 @@ from tiercast_cli.measuring import measure
 from tiercast_cli.suite_folder import SuiteFolder
 from tiercast_profiles import store
 from tiercast_profiles.hardware import HardwareProfile
+from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.repeats import together
 from tiercast_profiles.scenario import ResolvedScenario
@@ -98,7 +99,7 @@ class SuiteRounds:
 def restated(
     records: Mapping[str, RunRecord],
     ready: Mapping[str, ResolvedScenario],
-    suite: Suite,
+    model: ModelSpec | None,
     first: HardwareProfile,
     whole: HardwareProfile,
 ) -> dict[str, RunRecord]:
@@ -109,11 +110,11 @@ def restated(
     Args:
         records: measured, by case.
         ready: every case on the machine of the ``whole``.
-        suite: whose model the reference steps are.
+        model: whose reference steps were timed; None where none were.
         first: the profile of the records.
         whole: the one they are to be predicted from.
     """
-    factors = _pace_factors(suite, first, whole)
+    factors = {} if model is None else _pace_factors(model, first, whole)
     found = {}
     for name, record in records.items():
         facts = {
@@ -128,9 +129,8 @@ def restated(
     return found
 
 
-def _pace_factors(suite: Suite, first: HardwareProfile, whole: HardwareProfile) -> dict[str, float]:
+def _pace_factors(model: ModelSpec, first: HardwareProfile, whole: HardwareProfile) -> dict[str, float]:
     """What a pace beside the first profile is multiplied by to be one beside the other, by fact."""
-    model = store.load_model(suite.base["model"])
     times = []
     for profile in (first, whole):
         with probing.pace_of(profile, model) as pace:

@@ -1,11 +1,15 @@
 """``tiercast validate``: is the simulator right on this machine?"""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tiercast_cli.options import JsonFlag, OutputFile, ProfileFile, Repeats, examples
 from tiercast_profiles.errors import BadInput
+
+if TYPE_CHECKING:
+    from tiercast_cli.validation import Validation
 
 EPILOG = examples(
     "tiercast validate --profile profile.yaml",
@@ -13,6 +17,7 @@ EPILOG = examples(
     "tiercast validate --suite --probe --folder out/suite --repeats 5",
     "tiercast validate --records out/suite --profile other.yaml",
     "tiercast validate my.yaml --profile profile.yaml --repeats 5 --max-error 0.2",
+    "tiercast validate my.yaml --probe --folder out/my --repeats 5",
 )
 
 
@@ -30,11 +35,17 @@ def command(
     ] = False,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="With --suite: probe the machine before every round of runs; pool the profiles."),
+        typer.Option(
+            "--probe", help="Probe the machine before every round of runs and predict from all those profiles, pooled."
+        ),
     ] = False,
     folder: Annotated[
         str | None,
-        typer.Option("--folder", metavar="DIR", help="With --suite: write all records here; run again to go on."),
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="With --suite: write all records here; run again to go on. With --probe: where the profiles go.",
+        ),
     ] = None,
     records: Annotated[
         str | None,
@@ -63,7 +74,7 @@ def command(
     check_writable(output, reads=(*(scenarios or ()), profile))
     if suite or records is not None:
         _check_suite(scenarios, profile, "--suite" if records is None else "--records", is_probed=probe)
-    _check_probe(probe, suite=suite, folder=folder, profile=profile)
+    _check_probe(probe, folder=folder, profile=profile)
     if records is not None:
         if suite or folder is not None:
             raise BadInput("--records runs nothing; leave out --suite and --folder, or leave out --records")
@@ -75,11 +86,15 @@ def command(
     if suite:
         _suite(profile, folder, repeats=repeats, max_error=max_error, output=output, as_json=as_json)
         return
-    if folder is not None:
-        raise BadInput("--folder belongs to --suite; for scenarios of your own write the result with -o FILE")
-    resolved = {name: inputs.resolve(name, profile) for name in scenarios or validation.DEMO_ARMS}
-    with progress("validate") as report:
-        found = validation.run_cases(resolved, repeats=repeats, folder=None, report=report)
+    names = scenarios or validation.DEMO_ARMS
+    if probe:
+        found = _probed(names, str(folder), repeats)
+    else:
+        if folder is not None:
+            raise BadInput("--folder belongs to --suite and --probe; write the result of these with -o FILE")
+        resolved = {name: inputs.resolve(name, profile) for name in names}
+        with progress("validate") as report:
+            found = validation.run_cases(resolved, repeats=repeats, folder=None, report=report)
     result = validation.as_json(found)
     if output is not None:
         save(output, to_json(result))
@@ -94,15 +109,23 @@ def _check_suite(scenarios: list[str] | None, profile: str | None, option: str, 
         raise BadInput(f"{option} needs --profile FILE; write one with: tiercast profile --quick -o profile.yaml")
 
 
-def _check_probe(is_probed: bool, *, suite: bool, folder: str | None, profile: str | None) -> None:
+def _check_probe(is_probed: bool, *, folder: str | None, profile: str | None) -> None:
     if not is_probed:
         return
-    if not suite:
-        raise BadInput("--probe belongs to --suite: it makes the profile that the suite is predicted from")
     if folder is None:
         raise BadInput("--probe needs --folder DIR, where the profile of every round goes")
     if profile is not None:
         raise BadInput("--probe makes its own profiles; leave out --profile, or leave out --probe")
+
+
+def _probed(names: Sequence[str], folder: str, repeats: int) -> "Validation":
+    from pathlib import Path
+
+    from tiercast_cli import probed_rounds
+    from tiercast_cli.output import progress
+
+    with progress("validate") as report:
+        return probed_rounds.run(names, rounds=repeats, folder=Path(folder), report=report)
 
 
 def _suite(

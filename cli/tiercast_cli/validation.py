@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tiercast_cli import case_scores
 from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase, scored_case
-from tiercast_cli.measuring import CANNOT_RUN, measure
+from tiercast_cli.measuring import CANNOT_RUN, Measured, measure
 from tiercast_cli.validation_case import Case, predict
 from tiercast_profiles.compare import ranking, tied_neighbours
 from tiercast_profiles.errors import CheckFailed, TiercastError
@@ -113,6 +113,23 @@ def run_cases(
             )
 
     found = measure(scenarios, bench, failing=(TiercastError,))
+    return predicted_cases(list(scenarios), scenarios, found, pace.untimed, report, needs_all=needs_all)
+
+
+def predicted_cases(
+    names: Sequence[str],
+    scenarios: "Mapping[str, ResolvedScenario]",
+    found: Measured,
+    pace_untimed: str,
+    report: Callable[[str, float], None],
+    *,
+    needs_all: bool = False,
+) -> Validation:
+    """Predict each scenario that was measured; ``names`` are all that were asked for, in order.
+
+    Raises:
+        TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
+    """
     errors = found.errors
     reasons = {name: str(error) for name, error in errors.items()}
     cases = []
@@ -122,11 +139,11 @@ def run_cases(
             cases.append(predict(name, scenarios[name], record, with_baselines=True))
         except CANNOT_RUN as error:
             errors[name], reasons[name] = error, f"not predicted: {error}"
-    failed = [name for name in scenarios if name in errors]
+    failed = [name for name in names if name in errors]
     if failed and (needs_all or not cases):
         raise errors[failed[0]]
     failures = tuple(Failure(case=name, reason=reasons[name]) for name in failed)
-    return Validation(tuple(cases), failures, pace.untimed, found.apart)
+    return Validation(tuple(cases), failures, pace_untimed, found.apart)
 
 
 def baseline_of(case: Case, cases: Sequence[Case]) -> Case | None:

@@ -138,7 +138,7 @@ def test_the_suite_takes_no_scenarios_and_needs_a_profile(fails):
     assert "--suite needs --profile FILE" in fails(2, "validate", "--suite")
     assert "--records needs --profile FILE" in fails(2, "validate", "--records", "x")
     assert "--records runs nothing" in fails(2, "validate", "--records", "x", "--suite", "--profile", "p.yaml")
-    assert "--folder belongs to --suite" in fails(2, "validate", "v41-dram", "--folder", "x")
+    assert "--folder belongs to --suite and --probe" in fails(2, "validate", "v41-dram", "--folder", "x")
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def test_other_machines_and_single_files_are_refused_and_nothing_is_written(fail
     assert not output.exists()
 
 
-def test_probing_belongs_to_the_suite(fails, tmp_path):
-    assert "--probe belongs to --suite" in fails(2, "validate", "--probe")
+def test_probing_before_every_round_needs_a_folder_and_no_profile(fails, tmp_path):
+    assert "--probe needs --folder DIR" in fails(2, "validate", "--probe")
     assert "--probe needs --folder DIR" in fails(2, "validate", "--suite", "--probe")
     both = ("validate", "--suite", "--probe", "--folder", tmp_path / "out", "--profile", XEON)
     assert "leave out --profile, or leave out --probe" in fails(2, *both)
