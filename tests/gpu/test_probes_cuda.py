@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 from tiercast_profiles.units import MIB  # noqa: E402
 from tiercast_runtime.paths.uva import require_uva  # noqa: E402
-from tiercast_runtime.probes import copies, gather, profile, profile_machine  # noqa: E402
+from tiercast_runtime.probes import gather, link_copies, profile, profile_machine  # noqa: E402
 from tiercast_runtime.probes.layers import LayerGrid  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
@@ -29,8 +29,10 @@ EFFORTS = ("copies", "rates", "gather", "reads", "disk", "layers", "overhead", "
 def test_copies_over_the_link_are_verified_and_positive():
     device = torch.device("cuda", 0)
     with Telemetry(0) as telemetry:
-        found = copies.measure_device_copies(device, 16 * MIB, BRIEF, telemetry)
-    assert {"host_to_device", "device_to_host", "host_to_device_pageable", "device"} <= set(found.rates)
+        found = link_copies.measure_device_copies(device, 16 * MIB, BRIEF, telemetry)
+    kinds = ("", "_pageable", "_bidirectional")
+    names = {f"{way}{kind}" for way in ("host_to_device", "device_to_host") for kind in kinds}
+    assert set(found.rates) == {*names, "device"}
     assert all(spread.value > 0 for spread in (*found.rates.values(), *found.latencies.values()))
 
 

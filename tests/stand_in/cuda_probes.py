@@ -26,7 +26,6 @@ from tiercast_runtime.probes.step_bench import StepBench
 from tiercast_runtime.probes.survey import survey
 from tiercast_runtime.probes.sweep_grid import SweepPlan
 from tiercast_runtime.probes.sweep_ids import RowSource
-from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import Effort
 
 BRIEF = Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1)
@@ -89,20 +88,6 @@ def surveyed(model, folder):
 
 def statuses(found):
     return {probe.name: probe.status for probe in found.probes}
-
-
-def test_copies_over_the_link_run_to_a_result():
-    with Telemetry(0) as telemetry:
-        found = copies.measure_device_copies(CUDA, 256 * KIB, BRIEF, telemetry)
-    assert {"host_to_device", "device_to_host", "host_to_device_pageable", "device"} <= set(found.rates)
-    assert all(spread.value > 0 for spread in (*found.rates.values(), *found.latencies.values()))
-
-
-def test_a_copy_that_brings_other_bytes_is_refused(monkeypatch):
-    equal = torch.equal
-    monkeypatch.setattr(torch, "equal", lambda one, other: equal(one, other) and one.numel() < 1000)
-    with Telemetry(0) as telemetry, pytest.raises(copies.CopyMismatch):
-        copies.measure_device_copies(CUDA, 256 * KIB, BRIEF, telemetry)
 
 
 @pytest.mark.parametrize("path", ["device", "uva"])

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
@@ -77,6 +77,7 @@ class Gpu:
         self.capture: Capture | None = None
         self.faults: list[str] = []
         self.log: list[tuple[str, str]] = []  # stream, operation or kernel
+        self.launched: list[Launch] | None = None  # every piece of work with its order, where a test asks for it
 
     def current(self) -> "Stream":
         return getattr(self.local, "stream", self.default)
@@ -123,6 +124,19 @@ class Gpu:
             if first <= address < first + pinned.num_bytes:
                 return pinned
         return None
+
+
+class Launch(NamedTuple):
+    """One piece of work: where it stands in its stream, and what is done before it starts."""
+
+    stream: "Stream"
+    what: str
+    count: int
+    clock: Clock
+
+    def is_after(self, other: "Launch") -> bool:
+        """Whether ``other`` is done by then, whatever the device does: by its stream, by events or by the host."""
+        return self.clock.get(other.stream, 0) >= other.count
 
 
 class _PinnedRange:
@@ -466,6 +480,8 @@ def _uses(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -
 def _start(stream: Stream, what: str, reads: Iterable[CudaTensor], writes: Iterable[CudaTensor]) -> int:
     count = stream.launch()
     GPU.log.append((stream.name, what))
+    if GPU.launched is not None:
+        GPU.launched.append(Launch(stream, what, count, dict(stream.clock)))
     capture = _capture_of(stream)
     if capture is not None:
         capture.remember([*reads, *writes])
@@ -474,6 +490,12 @@ def _start(stream: Stream, what: str, reads: Iterable[CudaTensor], writes: Itera
     for tensor in writes:
         tensor.memory.use(stream, count, writes=True, what=what)
     return count
+
+
+def _sleep(cycles: int) -> None:
+    """A kernel that only waits: it takes no time here, and has its place in the stream."""
+    with GPU.lock:
+        _start(GPU.current(), "sleep", [], [])
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor, *, is_async: bool) -> torch.Tensor:
@@ -729,7 +751,7 @@ def install() -> None:
         setattr(torch, name, _pinning(getattr(torch, name)))
     replaced = {
         "_lazy_init": lambda: None,
-        "_sleep": lambda cycles: None,
+        "_sleep": _sleep,
         "Event": Event,
         "Stream": Stream,
         "CUDAGraph": CUDAGraph,

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "stand_in"
-FILES = ["cuda_itself", "cuda_prefetch", "cuda_engine", "cuda_probes", "cuda_evidence"]  # taken in turn
+FILES = ["cuda_itself", "cuda_prefetch", "cuda_engine", "cuda_probes", "cuda_evidence", "cuda_copies"]  # taken in turn
 # Of the tests for GPUs those that are quick in Triton's interpreter.
 ON_GPU = [
     "test_hash_kernel.py::test_the_launch_is_captured_in_a_graph",

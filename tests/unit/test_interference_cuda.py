@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
-from tiercast_runtime.probes import interference  # noqa: E402
+from tiercast_runtime.probes import hold, interference  # noqa: E402
 
 LAUNCH_NS, LOOKUP_NS, COMPUTE_NS = 3_000_000, 5_000, 200_000
 
@@ -27,7 +27,7 @@ class Gpu:
         self.log.append(what)
 
     def sleep(self, cycles):
-        self.enqueue(("hold", cycles), cycles / interference.MOST_CYCLES_A_NS)
+        self.enqueue(("hold", cycles), cycles / hold.MOST_CYCLES_A_NS)
 
     def event(self):
         event = SimpleNamespace(at_ns=None)
@@ -103,7 +103,7 @@ def test_lookups_and_compute_start_together_however_long_their_launches_take(due
     assert names == ["hold", "lookups", "hold", "compute", "hold", "lookups", "compute", "hold", "compute"]
     holds = {entry[1] for entry in gpu.log if entry[0] == "hold"}
     launches_ns = LAUNCH_NS + 16 * 50_000
-    assert holds == {interference.MOST_CYCLES_A_NS * round(interference.HOLD_MARGIN * launches_ns)}
+    assert holds == {hold.MOST_CYCLES_A_NS * round(interference.HOLD_MARGIN * launches_ns)}
 
 
 def test_the_events_are_put_on_the_clock_anew_from_time_to_time(duel):

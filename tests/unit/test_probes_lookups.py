@@ -15,7 +15,7 @@ from tiercast_profiles.units import MIB  # noqa: E402
 from tiercast_runtime.aio import RowReader  # noqa: E402
 from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
-from tiercast_runtime.probes import copies, gather, numa, storage  # noqa: E402
+from tiercast_runtime.probes import copies, gather, link_copies, numa, storage  # noqa: E402
 from tiercast_runtime.probes.block_content import WrongRows  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.table import FileTable  # noqa: E402
@@ -76,7 +76,7 @@ def test_a_copy_is_larger_than_the_last_cache():
 
 
 def test_without_a_gpu_the_link_is_not_supported():
-    assert {probe.status for probe in copies.device_copies_missing()} == {"not_supported"}
+    assert {probe.status for probe in link_copies.device_copies_missing()} == {"not_supported"}
 
 
 @pytest.mark.parametrize("row_bytes", [33, 64, 128, 264, 1024, 4096])

@@ -1,9 +1,7 @@
-"""Copy bandwidth and latency: host memory, and on a GPU the link in both directions, pinned and pageable.
+"""Copy bandwidth and latency of host memory; ``link_copies`` has the link of a GPU.
 
-A rate counts the bytes copied once. In host memory the source changes before every timed copy, a word in each page of
-it, and those words are compared after it, so that yesterday's bytes cannot pass; all bytes are compared after the last.
-Device copies follow nvbandwidth: warm-up copies in the stream, then several copies between two events (facts:
-NVIDIA/nvbandwidth v0.8).
+A rate counts the bytes copied once. The source changes before every timed copy, a word in each page of it, and those
+words are compared after it, so that yesterday's bytes cannot pass; all bytes are compared after the last.
 """
 
 import time
@@ -17,21 +15,17 @@ import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import TiercastError
-from tiercast_profiles.hardware import ProbeResult, Reading
-from tiercast_profiles.units import GB, KIB, MIB, NS_PER_MS, NS_PER_S
+from tiercast_profiles.hardware import ProbeResult
+from tiercast_profiles.units import GB, KIB, MIB, NS_PER_S
 from tiercast_runtime.memory import require_bytes
 from tiercast_runtime.probes.block_content import fill_random
-from tiercast_runtime.probes.judgement import judge
 from tiercast_runtime.probes.kept_memory import KeptMemory
-from tiercast_runtime.probes.telemetry import Telemetry
 from tiercast_runtime.probes.timing import (
     Case,
     Clock,
     Effort,
     Spread,
     collect,
-    cuda_event,
-    not_measured,
     probe_result,
     to_us,
 )
@@ -40,9 +34,6 @@ MAX_COPY_BYTES = 2048 * MIB
 SMALL_COPY_BYTES = 4 * KIB
 NUM_SMALL_COPIES = 512  # per sample: one takes about as long as reading the clock
 STAMP_WORDS = 512  # one word in 4 KiB changes before every copy
-NUM_STREAM_WARM_UPS = 4
-NUM_STREAM_COPIES = 16
-
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int64]
@@ -131,7 +122,7 @@ def _host_copies(
             start_ns = clock()
             copy()
             elapsed_ns = clock() - start_ns
-            _verify(np.array_equal(stamps, arrived))
+            verify(np.array_equal(stamps, arrived))
             return [(key, num_bytes / max(1, elapsed_ns) * NS_PER_S / GB)]
 
         return case
@@ -150,63 +141,11 @@ def _host_copies(
         probes.append(
             probe_result("copy.host", rate, "GB/s", {"threads": count, "bytes": num_bytes, "verified": "yes"})
         )
-    _verify(np.array_equal(source, target))
+    verify(np.array_equal(source, target))
     (latency,) = collect([little], effort, clock)
-    _verify(torch.equal(small, small_target))
+    verify(torch.equal(small, small_target))
     latencies["small"] = to_us(latency)
     probes.append(probe_result("copy.host.small", latencies["small"], "us", {"bytes": SMALL_COPY_BYTES}))
-    return CopyRates(rates, latencies, tuple(probes))
-
-
-def measure_device_copies(
-    device: torch.device, num_bytes: int, effort: Effort, telemetry: Telemetry, clock: Clock = time.perf_counter_ns
-) -> CopyRates:
-    """Copies over the link of a GPU and within its memory, by CUDA events.
-
-    Rates: ``host_to_device`` and ``device_to_host`` (pinned), the same with ``_pageable``, and ``device`` (within the
-    GPU). Latencies: one small pinned copy each way, launch included, as the host sees it.
-
-    Raises:
-        CopyMismatch: a copy went wrong.
-    """
-    pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    pageable = torch.empty(num_bytes, dtype=torch.uint8)
-    first, second = (torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(2))
-    pattern = torch.arange(num_bytes // 8, dtype=torch.int64, device=device)
-    pairs = {
-        "host_to_device": (pinned, first),
-        "device_to_host": (first, pinned),
-        "host_to_device_pageable": (pageable, first),
-        "device_to_host_pageable": (first, pageable),
-        "device": (first, second),
-    }
-    rates, latencies, probes = {}, {}, []
-    for number, (name, (source, target)) in enumerate(pairs.items()):
-        source.copy_(pattern.add_(number + 1).view(torch.uint8))
-        target.zero_()
-        before = telemetry.read()
-        (rate,) = collect([_stream_case(name, source, target, device)], effort, clock)
-        under_load = _read_under_load(source, target, device, telemetry)
-        _verify(torch.equal(source.to(device), target.to(device)))
-        parameters: dict[str, str | int | float] = {
-            "bytes": num_bytes,
-            "copies": NUM_STREAM_COPIES,
-            "host_memory": "none" if name == "device" else "pageable" if "pageable" in name else "pinned",
-            "timer": "CUDA events",
-        }
-        result = probe_result(f"copy.{name}", rate, "GB/s", parameters).model_copy(update={"telemetry": under_load})
-        status, reason = judge(before, under_load, telemetry.read())
-        if status != "ok" and name != "device":
-            result = result.model_copy(update={"status": status, "reason": reason})
-        rates[name] = rate
-        probes.append(result)
-    for name in ("host_to_device", "device_to_host"):
-        source, target = pairs[name]
-        (latency,) = collect(
-            [_small_case(name, source[:SMALL_COPY_BYTES], target[:SMALL_COPY_BYTES], device, clock)], effort, clock
-        )
-        latencies[name] = to_us(latency)
-        probes.append(probe_result(f"copy.{name}.small", latencies[name], "us", {"bytes": SMALL_COPY_BYTES}))
     return CopyRates(rates, latencies, tuple(probes))
 
 
@@ -221,52 +160,7 @@ def _copier(source: Words, target: Words, num_threads: int) -> Iterator[Callable
         yield lambda: list(pool.map(np.copyto, *zip(*pieces, strict=True))).clear()
 
 
-def device_copies_missing() -> tuple[ProbeResult, ...]:
-    """What to say of the link where there is no GPU."""
-    reason = "no CUDA GPU that torch can use; the CPU is the device and its memory the device memory"
-    return tuple(not_measured(f"copy.{name}", reason) for name in ("host_to_device", "device_to_host"))
-
-
-def _stream_case(name: str, source: torch.Tensor, target: torch.Tensor, device: torch.device) -> Case[str]:
-    def case() -> list[tuple[str, float]]:
-        begin, end = cuda_event(), cuda_event()
-        for _ in range(NUM_STREAM_WARM_UPS):
-            target.copy_(source, non_blocking=True)
-        begin.record()
-        for _ in range(NUM_STREAM_COPIES):
-            target.copy_(source, non_blocking=True)
-        end.record()
-        torch.cuda.synchronize(device)
-        elapsed_s = begin.elapsed_time(end) * NS_PER_MS / NS_PER_S
-        return [(name, NUM_STREAM_COPIES * source.nbytes / elapsed_s / GB)]
-
-    return case
-
-
-def _small_case(
-    name: str, source: torch.Tensor, target: torch.Tensor, device: torch.device, clock: Callable[[], int]
-) -> Case[str]:
-    def case() -> list[tuple[str, float]]:
-        torch.cuda.synchronize(device)
-        start_ns = clock()
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize(device)
-        return [(name, float(clock() - start_ns))]
-
-    return case
-
-
-def _read_under_load(
-    source: torch.Tensor, target: torch.Tensor, device: torch.device, telemetry: Telemetry
-) -> dict[str, Reading]:
-    """Telemetry while copies run: an idle link drops to a lower generation."""
-    for _ in range(NUM_STREAM_COPIES):
-        target.copy_(source, non_blocking=True)
-    readings = telemetry.read()
-    torch.cuda.synchronize(device)
-    return readings
-
-
-def _verify(is_equal: bool) -> None:
+def verify(is_equal: bool) -> None:
+    """Raise ``CopyMismatch`` where a comparison of copied bytes failed."""
     if not is_equal:
         raise CopyMismatch("a copy delivered other bytes than its source holds; check the memory of this machine")

@@ -25,6 +25,7 @@ from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.prefetch import LookupTiming, Prefetcher
 from tiercast_runtime.prefetch_cuda import EventClock
 from tiercast_runtime.probes.gather import random_ids
+from tiercast_runtime.probes.hold import LEAST_HOLD_NS, MOST_HOLD_NS, hold
 from tiercast_runtime.probes.step_bench import StepBench
 from tiercast_runtime.probes.timing import (
     Clock,
@@ -53,8 +54,7 @@ CHUNK_TOKENS = 32
 MIN_OVERLAP_RATIO = 0.2  # of the compute pass; less says nothing about its speed
 OVERLAP_TO_SEE_RATIO = 0.4  # asked for where a step alone gives less
 MIN_SPEED = 0.01  # a ratio lies in (0, 1]
-HOLD_MARGIN, LEAST_HOLD_NS, MOST_HOLD_NS = 1.5, 1_000_000, 100_000_000
-MOST_CYCLES_A_NS = 2  # no GPU counts faster, so that a hold is never too short
+HOLD_MARGIN = 1.5  # times what the launches of a trial take the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ class _Duel:
     def _hold(self) -> None:
         """On a GPU, let the compute stream, and lookups issued behind this, wait for as long as launches take."""
         if self._events is not None:
-            torch.cuda._sleep(MOST_CYCLES_A_NS * self._hold_ns)  # type: ignore[no-untyped-call]  # torch's own tests' way
+            hold(self._hold_ns)
 
     def _time_of_launches(self) -> int:
         """How long to hold: what the host takes for the lookups and the compute of a trial, and half as much again."""

@@ -17,9 +17,9 @@ class ProbePlan:
     ``copy_bytes`` and ``footprint_bytes`` are least sizes, raised where the last cache is large; ``num_footprints``
     counts footprints on a CPU, each four times the one before. ``gpu_footprints_bytes`` reach past the cache of a GPU
     and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
-    models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count or direction, ``reads``
-    for each of the moments a drive is timed, ``disk`` for all of them, ``interference`` per path (``mixes``: the steps
-    it is also measured at one by one).
+    models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count, or per rate of a GPU and
+    as much again for its smaller copies together, ``reads`` for each of the moments a drive is timed, ``disk`` for all
+    of them, ``interference`` per path (``mixes``: the steps it is also measured at one by one).
     ``num_caches``: the footprint in last caches; each further one costs its first touch, seconds on a virtual machine.
     """
 

@@ -35,7 +35,7 @@ from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.paths.uva import UvaPath, require_uva
-from tiercast_runtime.probes import copies, gather, numa
+from tiercast_runtime.probes import copies, gather, link_copies, numa
 from tiercast_runtime.probes.copies import CopyRates
 from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
@@ -211,7 +211,7 @@ class _Survey:
         torch.set_num_threads(threads)
         with watched(self._telemetry, "copy.device", early, is_link_loaded=is_gpu):
             device_copies, gpu = self._device_copies(size)
-            early += copies.device_copies_missing() if device_copies is None else device_copies.probes
+            early += link_copies.device_copies_missing() if device_copies is None else device_copies.probes
         memory = host_copies.rates[f"threads_{threads}"] if device_copies is None else device_copies.rates["device"]
         self._progress("matrix products", 0.1)
         with watched(self._telemetry, "rates", early, is_device_loaded=is_gpu):
@@ -280,7 +280,7 @@ class _Survey:
     def _device_copies(self, size: int) -> tuple[CopyRates | None, dict[str, Reading]]:
         if self._device.type != "cuda":
             return None, self._telemetry.read()
-        measured = copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
+        measured = link_copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
         return measured, self._telemetry.read()
 
     def _remote_memory(self, found: Findings) -> None:
