@@ -5,19 +5,17 @@ the machine that ran them; probes and runs still see nothing of each other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiercast_cli import inputs, probing
-from tiercast_cli.measuring import Measured, measure
+from tiercast_cli.measuring import Measured
 from tiercast_cli.output import make_folder, part_of
-from tiercast_cli.suite_rounds import restated
-from tiercast_cli.validation import Validation, predicted_cases
+from tiercast_cli.pooled import predicted_from_pool
+from tiercast_cli.validation import MeasuredCases, Validation, measured_cases
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, TiercastError
 from tiercast_profiles.hardware import HardwareProfile
-from tiercast_profiles.pooling import pool
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.repeats import together
 
@@ -59,12 +57,7 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
         found.add(ready, number, share)
         if not found.records:
             raise found.errors[names[0]]
-    store.write_text(folder / POOLED, store.to_yaml(pool(profiles)))
-    whole = store.load_hardware(str(folder / POOLED))
-    again = {name: inputs.resolve(name, str(folder / POOLED)) for name in found.records}
-    together_by_name = {name: together(records) for name, records in found.records.items()}
-    records = restated(together_by_name, again, found.pace_model, profiles[0], whole)
-    return predicted_cases(names, again, Measured(records, found.errors, found.apart), found.pace_untimed, report)
+    return predicted_from_pool(names, found.whole(), profiles, folder / POOLED, report)
 
 
 class _Rounds:
@@ -78,25 +71,24 @@ class _Rounds:
 
     def add(self, ready: "Mapping[str, ResolvedScenario]", number: int, report: Report) -> None:
         """Run one round of those that have not failed yet."""
-        from tiercast_runtime.bench import bench_in_rounds
-
-        names = [name for name in (ready if number % 2 else reversed(list(ready))) if name not in self.errors]
-        pace = probing.PaceBetweenRuns([ready[name] for name in names], None)
-
-        def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:
-            with closing(pace):
-                return bench_in_rounds(
-                    chosen, repeats=1, progress=lambda ratio: report(f"round {number}", ratio), between=pace.measure
-                )
-
-        found = measure({name: ready[name] for name in names}, bench, failing=(TiercastError,))
-        for name, record in found.records.items():
+        order = list(ready) if number % 2 else list(reversed(list(ready)))
+        todo = {name: ready[name] for name in order if name not in self.errors}
+        measured = measured_cases(
+            todo, repeats=1, folder=None, report=lambda _what, ratio: report(f"round {number}", ratio)
+        )
+        for name, record in measured.found.records.items():
             self.records.setdefault(name, []).append(record)
-        for name, error in found.errors.items():
+        for name, error in measured.found.errors.items():
             self.errors[name] = error
             self.records.pop(name, None)
-        self.apart, self.pace_untimed = self.apart or found.apart, self.pace_untimed or pace.untimed
-        self.pace_model = self.pace_model or pace.model
+        self.apart = self.apart or measured.found.apart
+        self.pace_untimed = self.pace_untimed or measured.pace_untimed
+        self.pace_model = self.pace_model or measured.pace_model
+
+    def whole(self) -> MeasuredCases:
+        """All rounds as one, a record for each scenario that ran in all of them."""
+        records = {name: together(found) for name, found in self.records.items()}
+        return MeasuredCases(Measured(records, self.errors, self.apart), self.pace_untimed, self.pace_model)
 
 
 def _probed(models: Sequence[str], file: Path, report: Report) -> HardwareProfile:

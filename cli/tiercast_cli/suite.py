@@ -8,9 +8,10 @@ from tiercast_cli.case_scores import Failure
 from tiercast_cli.changed_profiles import Wrong, spoilt
 from tiercast_cli.measuring import CANNOT_RUN
 from tiercast_cli.output import part_of
+from tiercast_cli.pooled import restated
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult
-from tiercast_cli.suite_rounds import SuiteRounds, restated
+from tiercast_cli.suite_rounds import SuiteRounds
 from tiercast_cli.validation_case import predict
 from tiercast_plan.documents import Documents
 from tiercast_plan.settings import apply, document_setting

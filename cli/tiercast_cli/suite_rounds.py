@@ -15,7 +15,6 @@ from tiercast_cli.measuring import measure
 from tiercast_cli.suite_folder import SuiteFolder
 from tiercast_profiles import store
 from tiercast_profiles.hardware import HardwareProfile
-from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.repeats import together
 from tiercast_profiles.scenario import ResolvedScenario
@@ -94,45 +93,3 @@ class SuiteRounds:
 
     def _pace(self) -> "AbstractContextManager[Pace]":
         return probing.pace_of(self._hardware, store.load_model(self._suite.base["model"]))
-
-
-def restated(
-    records: Mapping[str, RunRecord],
-    ready: Mapping[str, ResolvedScenario],
-    model: ModelSpec | None,
-    first: HardwareProfile,
-    whole: HardwareProfile,
-) -> dict[str, RunRecord]:
-    """Records of runs on the machine of one profile as of the machine of another that is the same one's.
-
-    The pace around the runs was timed beside the ``first``; beside the ``whole`` it is another number.
-
-    Args:
-        records: measured, by case.
-        ready: every case on the machine of the ``whole``.
-        model: whose reference steps were timed; None where none were.
-        first: the profile of the records.
-        whole: the one they are to be predicted from.
-    """
-    factors = {} if model is None else _pace_factors(model, first, whole)
-    found = {}
-    for name, record in records.items():
-        facts = {
-            key: round(float(value) * factors[key], 4) if key in factors else value
-            for key, value in record.provenance.facts.items()
-        }
-        resolved = ready[name]
-        machine = {"hardware_name": whole.name, "hardware_sha256": resolved.hardware.sha256}
-        provenance = record.provenance.model_copy(update={"facts": facts, **machine})
-        update = {"scenario": resolved.scenario, "scenario_sha256": resolved.sha256, "provenance": provenance}
-        found[name] = record.model_copy(update=update)
-    return found
-
-
-def _pace_factors(model: ModelSpec, first: HardwareProfile, whole: HardwareProfile) -> dict[str, float]:
-    """What a pace beside the first profile is multiplied by to be one beside the other, by fact."""
-    times = []
-    for profile in (first, whole):
-        with probing.pace_of(profile, model) as pace:
-            times.append(pace.profile_us())
-    return {name: us / times[1][name] for name, us in times[0].items() if times[1].get(name)}

@@ -17,6 +17,7 @@ from tiercast_profiles.scores import Score
 from tiercast_profiles.stats import relative_error
 
 if TYPE_CHECKING:
+    from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.scenario import ResolvedScenario
 
 DEMO_ARMS = ("demo-resident", "demo-prefetch", "demo-no-prefetch", "demo-no-engram")
@@ -50,6 +51,15 @@ class Validation:
         if any(case.pace is not None for case in scored):
             found[AT_PACE] = case_scores.scores(scored, len(self.failures), is_at_pace=True)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCases:
+    """Scenarios that were run; ``pace_model`` is the model whose reference steps were timed around the runs, if any."""
+
+    found: Measured
+    pace_untimed: str = ""
+    pace_model: "ModelSpec | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,18 @@ def run_cases(
     Raises:
         TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
     """
+    measured = measured_cases(scenarios, repeats=repeats, folder=folder, report=report)
+    return predicted_cases(list(scenarios), scenarios, measured, report, needs_all=needs_all)
+
+
+def measured_cases(
+    scenarios: "Mapping[str, ResolvedScenario]",
+    *,
+    repeats: int,
+    folder: Path | None,
+    report: Callable[[str, float], None],
+) -> MeasuredCases:
+    """Bench every scenario in rounds, the machine's pace timed around each run; one that cannot be run is named."""
     from tiercast_cli.probing import PaceBetweenRuns
     from tiercast_runtime.bench import bench_in_rounds
 
@@ -113,14 +135,13 @@ def run_cases(
             )
 
     found = measure(scenarios, bench, failing=(TiercastError,))
-    return predicted_cases(list(scenarios), scenarios, found, pace.untimed, report, needs_all=needs_all)
+    return MeasuredCases(found, pace.untimed, pace.model)
 
 
 def predicted_cases(
     names: Sequence[str],
     scenarios: "Mapping[str, ResolvedScenario]",
-    found: Measured,
-    pace_untimed: str,
+    measured: MeasuredCases,
     report: Callable[[str, float], None],
     *,
     needs_all: bool = False,
@@ -130,7 +151,7 @@ def predicted_cases(
     Raises:
         TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
     """
-    errors = found.errors
+    found, errors = measured.found, measured.found.errors
     reasons = {name: str(error) for name, error in errors.items()}
     cases = []
     for name, record in found.records.items():
@@ -143,7 +164,7 @@ def predicted_cases(
     if failed and (needs_all or not cases):
         raise errors[failed[0]]
     failures = tuple(Failure(case=name, reason=reasons[name]) for name in failed)
-    return Validation(tuple(cases), failures, pace_untimed, found.apart)
+    return Validation(tuple(cases), failures, measured.pace_untimed, found.apart)
 
 
 def baseline_of(case: Case, cases: Sequence[Case]) -> Case | None:
