@@ -9,6 +9,7 @@ from tiercast_cli import inputs, render
 from tiercast_profiles import store
 from tiercast_profiles.document import Document, Source
 from tiercast_profiles.head_sizes import table_rows
+from tiercast_profiles.layer_parts import LayerParts, layer_parts
 from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
@@ -190,6 +191,10 @@ def profile_summary(profile: "HardwareProfile") -> None:
         for table in profile.compute
     ]
     render.table("layer times", ["model", "graph mode", "components", "points"], tables, left=2)
+    layers = [_layer_row(parts) for parts in layer_parts(profile)]
+    if layers:
+        columns = ["model, graph mode", "step", "without\nattention", "of it\nMLP", "attention", "Engram\nmodule"]
+        render.table("one layer, us", columns, layers, left=2)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
     cases = [probe for probe in profile.probes if not probe.name.startswith("telemetry.")]
@@ -204,6 +209,13 @@ def profile_summary(profile: "HardwareProfile") -> None:
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
         render.line(f"  unstable (quartiles too far apart): {names}")
+
+
+def _layer_row(parts: LayerParts) -> list[str]:
+    count, context = parts.num_tokens, parts.context_tokens
+    step = f"chunk of {count:,}" if parts.is_chunk else f"{count:,} at context {context:,}"
+    times = (parts.linear_us, parts.mlp_us, parts.attention_us, parts.engram_module_us)
+    return [f"{parts.model_name}, {parts.graph_mode}", step, *map(render.number, times)]
 
 
 def _score_cell(sweep: "GatherSweep") -> str:

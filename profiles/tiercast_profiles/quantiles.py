@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 PROBE_UNSTABLE_RATIO = 0.05  # interquartile range over median above which a probe is flagged
+MAX_MEDIANS = 3.0  # a sample beyond is another process having the core, which a run of seconds sees as rarely
 
 
 def quantile(values: Sequence[float], ratio: float) -> float:
@@ -35,6 +36,12 @@ def quantile_places(count: int, ratio: float) -> tuple[int, int, float]:
 def median(values: Sequence[float]) -> float:
     """Middle value."""
     return quantile(values, 0.5)
+
+
+def capped_mean(values: Sequence[float]) -> float:
+    """Mean, in which no value counts for more than ``MAX_MEDIANS`` medians."""
+    most = MAX_MEDIANS * median(values)
+    return sum(min(value, most) for value in values) / len(values)
 
 
 def is_unstable(values: Sequence[float], limit_ratio: float = 0.10) -> bool:

@@ -180,15 +180,34 @@ class Backbone:
         """One decoder layer; updates ``hidden`` in place and returns it."""
         self._project(index, hidden, plan)
         self.attention_only(index, plan)
-        return self._finish(index, hidden)
+        self._add_attention(index, hidden, plan)
+        return self.mlp_only(index, hidden)
 
     def linear_only(self, index: int, hidden: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
-        """The layer without its attention: norms, projections, rotation, KV write, MLP, residuals; for probes.
+        """The layer without its attention: :meth:`projections_only` and :meth:`mlp_only`; for probes."""
+        self.projections_only(index, hidden, plan)
+        return self.mlp_only(index, hidden)
 
-        The attention output is whatever the buffer holds.
+    def projections_only(self, index: int, hidden: torch.Tensor, plan: BatchPlan) -> None:
+        """What a layer computes around its attention: norm, projections, rotation, KV write, residual; for probes.
+
+        Updates ``hidden`` in place; the attention output it adds is whatever the buffer holds.
         """
         self._project(index, hidden, plan)
-        return self._finish(index, hidden)
+        self._add_attention(index, hidden, plan)
+
+    def mlp_only(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The second half of a layer: norm, MLP and its residual; updates ``hidden`` in place and returns it."""
+        num_tokens, weights = hidden.shape[0], self._layers[index]
+        gate_up = self._gate_up_buffer[:num_tokens]
+        torch.mm(self._normed_input(hidden), weights.gate_up, out=gate_up)
+        inner = self._inner_buffer[:num_tokens]
+        if self._kernels is not None:
+            self._kernels.silu_mul(gate_up, inner)
+        else:
+            torch.mul(functional.silu(gate_up[:, : self._inner]), gate_up[:, self._inner :], out=inner)
+        self._add_product(hidden, inner, weights.down)
+        return hidden
 
     def attention_only(self, index: int, plan: BatchPlan) -> torch.Tensor:
         """Attention of one layer over queries already projected; ``[num_tokens, heads × head_dim]``.
@@ -277,19 +296,9 @@ class Backbone:
         fresh = qkv[:, self._q_width :].view(plan.num_tokens, -1, self._head_dim)
         self._kv_writes[index].index_put_((plan.slots, plan.positions), fresh)
 
-    def _finish(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Attention output projection, MLP, and both residual additions."""
-        num_tokens, weights = hidden.shape[0], self._layers[index]
-        self._add_product(hidden, self._attention_buffer[:num_tokens], weights.attention_out)
-        gate_up = self._gate_up_buffer[:num_tokens]
-        torch.mm(self._normed_input(hidden), weights.gate_up, out=gate_up)
-        inner = self._inner_buffer[:num_tokens]
-        if self._kernels is not None:
-            self._kernels.silu_mul(gate_up, inner)
-        else:
-            torch.mul(functional.silu(gate_up[:, : self._inner]), gate_up[:, self._inner :], out=inner)
-        self._add_product(hidden, inner, weights.down)
-        return hidden
+    def _add_attention(self, index: int, hidden: torch.Tensor, plan: BatchPlan) -> None:
+        """Attention output projection and its residual addition."""
+        self._add_product(hidden, self._attention_buffer[: plan.num_tokens], self._layers[index].attention_out)
 
     def _add_product(self, hidden: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Add ``inputs @ weights`` to every branch; with one branch on a GPU the product itself adds."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tiercast_cli import catalogue_views, render
-from tiercast_profiles.hardware import ProbeResult
+from tiercast_profiles.hardware import ComputePoint, ComputeTable, ProbeResult
 
 KINDS = ("hardware", "models", "prices")
 
@@ -104,6 +104,29 @@ def test_a_telemetry_envelope_is_no_case_of_its_own(cpu_hardware):
     profile = cpu_hardware.model_copy(update={"probes": probes})
     text = render.to_text(lambda: catalogue_views.profile_summary(profile), 120)
     assert "cases measured: 1 (1 invalid)\n  invalid: copy, 2 link replays\n" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_parts_of_a_layer_stand_beside_each_other(cpu_hardware, width):
+    def at(count, context, us):
+        return ComputePoint(num_tokens=count, context_tokens=context, time_us=us, low_us=us, high_us=us)
+
+    components = {"linear": (at(2, 0, 41.5),), "attention_decode": (at(2, 112, 7),), "engram_module": (at(2, 0, 19),)}
+    table = ComputeTable(
+        model_name="tiny-wide",
+        shape_sha256="0" * 64,
+        engram_sha256="1" * 64,
+        graph_mode="eager",
+        context_statistic="max",
+        components=components,
+    )
+    at_two = {"model": "tiny-wide", "tokens": 2}
+    probe = ProbeResult(name="layers.mlp", parameters=at_two, unit="us", samples=(24.25,), status="ok")
+    profile = cpu_hardware.model_copy(update={"compute": (table,), "probes": (probe,)})
+    text = render.to_text(lambda: catalogue_views.profile_summary(profile), width)
+    row = next(line.split() for line in text.splitlines() if "24.25" in line)
+    assert row == ["tiny-wide,", "eager", "2", "at", "context", "112", "41.50", "24.25", "7", "19"]
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fails):

@@ -135,6 +135,7 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
     curves = {(curve.tier, curve.path) for curve in found.curves}
     assert curves == {("hbm", "device"), ("dram", "uva"), ("dram", "cpu_gather"), ("nvme", "disk")}
     assert {table.graph_mode for table in found.tables} == {"eager", "full", "piecewise"}
+    assert {"layers.mlp", "layers.plain.mlp", "layers.graph.mlp"} <= set(statuses(found))
     assert not {name for name, status in statuses(found).items() if status in ("failed", "invalid")}
     assert {probe.name.rsplit(".", 1)[0] for probe in found.probes if probe.name.startswith("interference.dram.uva")}
     profile = assemble(found)

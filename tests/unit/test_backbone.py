@@ -191,7 +191,12 @@ def test_parts_of_a_layer_add_up_to_the_layer(mini_model):
     # linear_only leaves the queries behind; with attention over them the second pass has all it needs.
     backbone.linear_only(0, backbone.embed(plan), plan)
     backbone.attention_only(0, plan)
-    torch.testing.assert_close(backbone.linear_only(0, backbone.embed(plan), plan), whole)
+    second = backbone.linear_only(0, backbone.embed(plan), plan)
+    torch.testing.assert_close(second, whole)
+    halves = backbone.embed(plan)
+    backbone.projections_only(0, halves, plan)
+    assert not torch.allclose(halves, whole)
+    assert torch.equal(backbone.mlp_only(0, halves), second)
 
 
 def test_weights_follow_the_seed_and_bytes_are_counted(mini_model):

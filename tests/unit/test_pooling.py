@@ -84,6 +84,24 @@ def test_probes_keep_all_samples_and_are_judged_over_all_times(profile):
     assert names == ["a", "gpu", "b"]
 
 
+def test_times_of_the_mlp_are_pooled_by_their_number_of_tokens(profile):
+    def timed(*samples_by_tokens: tuple[int, float]):
+        probes = tuple(
+            ProbeResult(
+                name="layers.mlp", parameters={"model": "tiny", "tokens": count}, unit="us", samples=(us,), status="ok"
+            )
+            for count, us in samples_by_tokens
+        )
+        return profile.model_copy(update={"probes": probes})
+
+    found = pool([timed((1, 30.0), (8, 50.0)), timed((1, 34.0), (8, 52.0))])
+    assert [(probe.parameters["tokens"], probe.samples) for probe in found.probes] == [
+        (1, (30.0, 34.0)),
+        (8, (50.0, 52.0)),
+    ]
+    assert found.compute == profile.compute
+
+
 def test_what_one_probe_missed_is_pooled_over_the_others(profile):
     assert profile.interference
     without = profile.model_copy(update={"interference": ()})

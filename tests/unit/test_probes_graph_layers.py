@@ -63,8 +63,8 @@ def test_graph_tables_know_every_component_of_the_eager_one(mini_model, dialect)
     assert pieces.components["hash"] == eager.components["hash"]
     assert pieces.components["linear"] == full.components["linear"]
     assert full.components["linear"][2:] == tuple(p for p in eager.components["linear"] if p.num_tokens > 3)
-    # per batch: embed, hash, linear, module, module with copy, two attentions, head; and the whole step
-    assert backend.num_captures == 2 * (8 + 1)
+    # per batch: embed, hash, linear, module, module with copy, two attentions, head, MLP; and the whole step
+    assert backend.num_captures == 2 * (9 + 1)
     assert full.shape_sha256 == eager.shape_sha256
     assert full.engram_sha256 == eager.engram_sha256
 
@@ -78,6 +78,13 @@ def test_a_layer_is_its_share_of_all_layers_and_overhead_is_what_is_left(mini_mo
     # the clock is read some times within a step; four parts of 6 µs are not overhead
     assert points["step_overhead"] > 0
     assert points["step_overhead"] % 6 == 0
+
+
+def test_the_mlp_of_a_graph_is_a_probe_and_no_component(mini_model):
+    with StepBench(mini_model("v41"), CPU, GRID.geometry) as bench:
+        graphs = measure_graphs(bench, GRID, ONCE, Replays(), itertools.count(0, 6_000).__next__)
+    mlp = {p.parameters["sequences"]: p.samples for p in graphs.probes if p.name == "layers.graph.mlp"}
+    assert mlp == {1: (1.0,) * 3, 3: (1.0,) * 3}  # six layers in one lap of 6 µs, in every round
 
 
 def test_a_refused_capture_says_so(mini_model, monkeypatch):

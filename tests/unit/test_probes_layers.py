@@ -24,6 +24,7 @@ from tiercast_runtime.probes.layers import (  # noqa: E402
     COMPONENT_ORDER,
     PLAIN_COMPONENTS,
     LayerGrid,
+    _compute_ns,
     grids_that_fit,
     joined,
     measure_layers,
@@ -80,7 +81,7 @@ def test_every_component_is_timed_at_every_point(bench):
     assert plain == {name: points[name] for name in ("linear", "embed", "head", "step_overhead", *ATTENTION)}
     assert times.plain.engram_sha256 is None
     names = {f"layers.{c}" for c in COMPONENT_ORDER} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
-    names |= {"layers.settling", "layers.plain.settling", "layers.sum_of_parts"}
+    names |= {"layers.settling", "layers.plain.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp"}
     assert {probe.name for probe in times.probes} == names
     for table in (times.table, times.plain):
         assert table.settling.chunk_tokens == 20
@@ -106,7 +107,7 @@ def test_batches_are_timed_without_engram_right_behind_those_with_it(bench, monk
 def test_without_engram_nothing_is_looked_up_and_its_layers_do_not_run(bench):
     step = bench.step([16], [])
     found = {key[0] for key, _ in bench.walk(step, has_engram=False)}
-    assert found == {"embed", "linear", "attention_decode", "head", "step_overhead"}
+    assert found == {"embed", "linear", "mlp", "attention_decode", "head", "step_overhead"}
 
 
 def test_a_chunk_no_larger_than_a_batch_gives_its_attention_only(bench):
@@ -124,14 +125,37 @@ def test_a_layers_time_is_the_mean_over_the_layers(bench):
     bench.walk(bench.step([16], []))  # the engine's own clocks are read in between: only laps count
     found = dict(bench.walk(bench.step([16, 16], [])))
     laps = {key[0]: value for key, value in found.items()}
-    assert laps["linear"] == laps["attention_decode"] == laps["engram_module"] == laps["embed"] == 1_000
+    assert laps["mlp"] == laps["attention_decode"] == laps["engram_module"] == laps["embed"] == 1_000
+    assert laps["linear"] == 2_000, "the projections, and the MLP behind them"
+
+
+def test_the_mlp_is_timed_apart_within_its_layer(bench):
+    times = measure_layers(bench, GRID, 1, ONCE)
+    for prefix, table in (("layers", times.table), ("layers.plain", times.plain)):
+        mlp, linear = (
+            {probe.parameters["tokens"]: probe for probe in times.probes if probe.name == f"{prefix}.{part}"}
+            for part in ("mlp", "linear")
+        )
+        assert set(mlp) == set(linear) == {1, 3, 4, 20}
+        assert "mlp" not in table.components
+        for count, probe in mlp.items():
+            assert (probe.unit, probe.parameters["model"]) == ("us", bench.model.name)
+            pairs = list(zip(probe.samples, linear[count].samples, strict=True))
+            assert all(0 < part < whole for part, whole in pairs)
+
+
+def test_a_step_counts_the_mlp_once(bench):
+    bench.clock = steady(1_000)
+    walked = bench.walk(bench.step([16], []))
+    # embed, head, two Engram modules, and of each layer its projections, its MLP and its attention
+    assert _compute_ns(bench, walked) == 1_000 * (1 + 1 + 2 + 6 * 3)
 
 
 def test_a_step_leaves_the_worker_idle_for_the_next(bench):
     step = bench.step([], [(0, 4)])
     for _ in range(3):
         others = {"attention_decode", "attention_verify", "step_overhead"}
-        assert {key[0] for key, _ in bench.walk(step)} == set(COMPONENT_ORDER) - others
+        assert {key[0] for key, _ in bench.walk(step)} == {*COMPONENT_ORDER, "mlp"} - others
         assert bench.whole(step) > 0
 
 

@@ -3,7 +3,7 @@
 Each component is captured for all layers at once, as a step walks through them, and divided by their number: weights
 and cached tokens come from memory as they do in a step. Replays are enqueued behind work that keeps the device busy, so
 that between two events lies device time alone. What a step takes beside, from scheduling to the sampled tokens on the
-host, is a whole step less its parts.
+host, is a whole step less its parts. The MLP, a part of ``linear``, is captured once more by itself; no table has it.
 
 Assumption A92: steps with prompt tokens run without a graph, so beyond the largest decode batch the tables of graph
 modes hold the times of single calls, and so does attention of steps that verify drafts. ``piecewise`` differs from
@@ -194,6 +194,10 @@ class _Captured:
             for index in layers:
                 backbone.linear_only(index, hidden, batch)
 
+        def mlp() -> None:
+            for index in layers:
+                backbone.mlp_only(index, hidden)
+
         def module(*, is_placed: bool) -> None:
             for target, staged, layer in zip(rows, self._staged, bench.engram_layers, strict=True):
                 if is_placed:
@@ -218,6 +222,8 @@ class _Captured:
             context = step.plan.decodes[0].decode_position + 1
             works.append((("attention_decode", self._count, context), attend(number), len(layers)))
         works.append((("head", self._count, 0), lambda: backbone.head(hidden, batch), 1))
+        # Last: it runs a second time a part of the layer, and no other time may change by that.
+        works.append((("mlp", self._count, 0), mlp, len(layers)))
         self._graphs: list[tuple[GraphKey, Graph, int]] = [
             (key, backend.capture(cast(Callable[[], None], work)), share) for key, work, share in works
         ]

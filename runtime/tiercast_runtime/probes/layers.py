@@ -19,7 +19,7 @@ from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.probes.settling import MAX_CHUNK_TOKENS, NUM_SETTLING_STEPS, settling_of
-from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, StepBench
+from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, Part, PartKey, StepBench
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded
 
 COMPONENT_ORDER: tuple[Component, ...] = (
@@ -37,12 +37,13 @@ COMPONENT_ORDER: tuple[Component, ...] = (
 NUM_PLAIN_SAMPLES = 3  # of a decode batch without Engram, at the typical context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
+PLAIN_PARTS: tuple[Part, ...] = (*PLAIN_COMPONENTS, "mlp")  # what is kept of a walk without Engram
 SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_decode", "engram_module", "head")
 
 WholeKey = tuple[Literal["whole"], int, int]
-PlainKey = tuple[Literal["plain"], Component, int]
+PlainKey = tuple[Literal["plain"], Part, int]
 SettlingKey = tuple[Literal["settling", "plain settling"], int, int]  # sequences, steps behind a chunk
-LayerKey = ComponentKey | WholeKey | PlainKey | SettlingKey
+LayerKey = PartKey | WholeKey | PlainKey | SettlingKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,7 @@ def measure_layers(
             probes.append(probe_result(f"layers.plain.{component}", spread, "us", parameters))
         if points:
             plain[component] = tuple(points)
+    probes += _mlp_probes(bench.model.name, spreads)
     with_engram = _settling(bench, grid, spreads, "settling", components)
     without_engram = _settling(bench, grid, spreads, "plain settling", plain)
     probes += [*with_engram[1], *without_engram[1]]
@@ -229,6 +231,18 @@ def measure_layers(
     without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_engram[0]})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
+
+
+def _mlp_probes(model: str, spreads: dict[LayerKey, Spread[LayerKey]]) -> list[ProbeResult]:
+    """The MLP of one layer by tokens, with and without Engram, in µs.
+
+    It is a part of ``linear``, so no table has it: a step added up from one would count it twice.
+    """
+    probes = []
+    for key in sorted(key for key in spreads if key[0] == "mlp" or key[:2] == ("plain", "mlp")):
+        name, count = ("layers.plain.mlp", key[2]) if key[0] == "plain" else ("layers.mlp", key[1])
+        probes.append(probe_result(name, spreads[key].scaled(1 / NS_PER_US), "us", {"model": model, "tokens": count}))
+    return probes
 
 
 def _is_component(key: LayerKey) -> TypeGuard[ComponentKey]:
@@ -282,9 +296,7 @@ def _plain_chunk_case(bench: StepBench, step: BenchStep, most_sequences: int) ->
 
 def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
     return [
-        (("plain", key[0], key[1]), value)
-        for key, value in bench.walk(step, has_engram=False)
-        if key[0] in PLAIN_COMPONENTS
+        (("plain", key[0], key[1]), value) for key, value in bench.walk(step, has_engram=False) if key[0] in PLAIN_PARTS
     ]
 
 
@@ -335,7 +347,7 @@ def _in_a_row(
     return [((name, count, number + 1), time_ns) for number, time_ns in enumerate(times) if mixed is not None]
 
 
-def _compute_ns(bench: StepBench, walked: list[tuple[ComponentKey, float]]) -> float:
+def _compute_ns(bench: StepBench, walked: list[tuple[PartKey, float]]) -> float:
     """Compute of a whole step that was walked through."""
     return sum(bench.times_a_step(key[0]) * value for key, value in walked if key[0] in SETTLING_COMPONENTS)
 

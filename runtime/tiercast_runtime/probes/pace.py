@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import Component, ComputeTable, HardwareProfile
+from tiercast_profiles.hardware import ComputeTable, HardwareProfile
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.rng import stream
 from tiercast_profiles.units import NS_PER_US
@@ -23,7 +23,7 @@ from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.layers import settling_steps
 from tiercast_runtime.probes.lookup_timer import NUM_DISTURBING_A_DRIVE, LookupTimer
-from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, StepBench
+from tiercast_runtime.probes.step_bench import BenchStep, Geometry, PartKey, StepBench
 from tiercast_runtime.probes.timing import Clock, Spread
 from tiercast_runtime.table import FileTable
 
@@ -100,7 +100,7 @@ class Pace:
             found[DISK] = self._disk.known_us
         return found
 
-    def _known(self, walked: Sequence[tuple[ComponentKey, float]]) -> float:
+    def _known(self, walked: Sequence[tuple[PartKey, float]]) -> float:
         """Time in the profile of the components of a step."""
         return sum(self._bench.times_a_step(key[0]) * self._known_us.get(key, 0.0) for key, _ in walked)
 
@@ -174,7 +174,8 @@ def _table(model: ModelSpec, hardware: HardwareProfile) -> ComputeTable:
     )
 
 
-def _known_us(table: ComputeTable) -> Mapping[tuple[Component, int, int], float]:
+def _known_us(table: ComputeTable) -> Mapping[PartKey, float]:
+    """Times of the components; of the MLP, which one of them holds, the profile's table says nothing."""
     return {
         (component, point.num_tokens, point.context_tokens): point.time_us
         for component, points in table.components.items()

@@ -7,7 +7,7 @@ them: a layer timed in a loop by itself would find its weights where it left the
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 
@@ -37,6 +37,8 @@ STAGING_TABLE_BYTES = 64 * MIB  # rows are staged from a table this large: more 
 ENDLESS_TOKENS = 1 << 40
 
 ComponentKey = tuple[Component, int, int]  # component, tokens or sequences, context
+Part = Component | Literal["mlp"]  # the MLP is a part of ``linear``: whoever adds up a step counts it there
+PartKey = tuple[Part, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,11 @@ class StepBench:
         plan, tokens = synthetic_step(self.model, contexts, [], num_draft_tokens=num_drafts)
         return BenchStep(plan, tokens, None)
 
-    def times_a_step(self, component: Component) -> int:
-        """How often a step runs a component."""
-        if component in ("linear", "attention_decode", "attention_prefill", "attention_verify"):
+    def times_a_step(self, part: Part) -> int:
+        """How often a step runs a component, or the MLP in one."""
+        if part in ("linear", "mlp", "attention_decode", "attention_prefill", "attention_verify"):
             return self.model.backbone.num_layers
-        return len(self.engram_layers) if component == "engram_module" else 1
+        return len(self.engram_layers) if part == "engram_module" else 1
 
     def batch(self, step: "BenchStep") -> BatchPlan:
         """The step's tensors."""
@@ -147,8 +149,10 @@ class StepBench:
         """Row ids of the step, folded onto the rows the staging table has."""
         return self.hasher.row_ids(batch.windows).remainder_(self.table.num_rows)
 
-    def walk(self, step: "BenchStep", *, has_engram: bool = True) -> list[tuple[ComponentKey, float]]:
+    def walk(self, step: "BenchStep", *, has_engram: bool = True) -> list[tuple[PartKey, float]]:
         """Run the step once and time each component; a layer's components are means over all layers.
+
+        The key ``mlp`` has the MLP's share of ``linear``: a step is the sum of its components, without that.
 
         Without Engram (``has_engram`` false) nothing is looked up and its layers do not run.
 
@@ -162,7 +166,7 @@ class StepBench:
         batch = self.batch(step)
         built_ns = clock()
         watch.lap()
-        names: list[Component | None] = []
+        names: list[Part | None] = []
         staged: list[StagedRows] = []
         if has_engram:
             row_ids = self.hasher.row_ids(batch.windows)
@@ -177,18 +181,7 @@ class StepBench:
         hidden = self.backbone.embed(batch)
         watch.lap()
         names.append("embed")
-        attention = _attention_of(planned)
-        for index in range(self.model.backbone.num_layers):
-            engram_index = self._engram_at.get(index)
-            if engram_index is not None and has_engram:
-                hidden = self.engram_layers[engram_index].forward(hidden, staged[engram_index], batch)
-                watch.lap()
-                names.append("engram_module")
-            hidden = self.backbone.linear_only(index, hidden, batch)
-            watch.lap()
-            self.backbone.attention_only(index, batch)
-            watch.lap()
-            names += ("linear", attention)
+        names += self._walk_layers(hidden, batch, staged, _attention_of(planned), watch)
         sampled = self.backbone.head(hidden, batch).tolist()
         watch.lap()
         names.append("head")
@@ -206,7 +199,30 @@ class StepBench:
         means = _means(names, watch.laps_ns())
         if step.scheduler is not None:
             means["step_overhead"] = float(built_ns - start_ns + recorded_ns - computed_ns)
-        return [(self._key(component, step, batch, len(outputs)), value) for component, value in means.items()]
+        return [(self._key(part, step, batch, len(outputs)), value) for part, value in means.items()]
+
+    def _walk_layers(
+        self, hidden: torch.Tensor, batch: BatchPlan, staged: list[StagedRows], attention: Component, watch: Stopwatch
+    ) -> list[Part]:
+        """Run all layers, which update ``hidden`` in place, with a lap after each part; the parts in order.
+
+        Engram layers run where their rows are ``staged``. The attention of a layer comes behind its MLP.
+        """
+        names: list[Part] = []
+        for index in range(self.model.backbone.num_layers):
+            engram_index = self._engram_at.get(index)
+            if engram_index is not None and staged:
+                hidden = self.engram_layers[engram_index].forward(hidden, staged[engram_index], batch)
+                watch.lap()
+                names.append("engram_module")
+            self.backbone.projections_only(index, hidden, batch)
+            watch.lap()
+            hidden = self.backbone.mlp_only(index, hidden)
+            watch.lap()
+            self.backbone.attention_only(index, batch)
+            watch.lap()
+            names += ("linear", "mlp", attention)
+        return names
 
     def whole(self, step: "BenchStep") -> float:
         """Time in ns of the same step without laps in between: what the sum of the parts should be."""
@@ -249,20 +265,20 @@ class StepBench:
     def _take_timings(self) -> list[LookupTiming]:
         return self._prefetcher.take_timings()
 
-    def _key(self, component: Component, step: "BenchStep", batch: BatchPlan, num_samples: int) -> ComponentKey:
+    def _key(self, part: Part, step: "BenchStep", batch: BatchPlan, num_samples: int) -> PartKey:
         num_decodes = len(step.plan.decodes)
-        if component in ("attention_decode", "attention_verify"):
+        if part in ("attention_decode", "attention_verify"):
             assert batch.decode is not None, "a decode step has decoding rows"
             if isinstance(batch.decode, IndexedDecode):
-                return component, num_decodes, batch.decode.context
-            return component, num_decodes, batch.decode.context - CONTEXT_ALIGNMENT_TOKENS // 2
-        if component == "attention_prefill":
-            return component, batch.chunks[0].count, batch.chunks[0].start
-        if component == "head":
-            return component, num_samples, 0
-        if component == "step_overhead":
-            return component, len(step.plan.decodes), 0
-        return component, batch.num_tokens, 0
+                return part, num_decodes, batch.decode.context
+            return part, num_decodes, batch.decode.context - CONTEXT_ALIGNMENT_TOKENS // 2
+        if part == "attention_prefill":
+            return part, batch.chunks[0].count, batch.chunks[0].start
+        if part == "head":
+            return part, num_samples, 0
+        if part == "step_overhead":
+            return part, len(step.plan.decodes), 0
+        return part, batch.num_tokens, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,9 +343,12 @@ def _with_inverse(staged: StagedRows) -> StagedRows:
     return StagedRows(staged.rows, places, staged.num_rows, staged.num_rows_read)
 
 
-def _means(names: list[Component | None], laps_ns: list[float]) -> dict[Component, float]:
-    grouped: dict[Component, list[float]] = {}
+def _means(names: list[Part | None], laps_ns: list[float]) -> dict[Part, float]:
+    """Mean lap of each part; ``linear``, whose own laps end where those of the MLP begin, with the MLP."""
+    grouped: dict[Part, list[float]] = {}
     for name, lap in zip(names, laps_ns, strict=True):
         if name is not None:
             grouped.setdefault(name, []).append(lap)
-    return {name: sum(laps) / len(laps) for name, laps in grouped.items()}
+    means: dict[Part, float] = {name: sum(laps) / len(laps) for name, laps in grouped.items()}
+    means["linear"] += means["mlp"]
+    return means

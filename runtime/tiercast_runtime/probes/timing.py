@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tiercast_profiles.hardware import ProbeResult
-from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median, quantile
+from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, capped_mean, is_unstable, median, quantile
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ Case = Callable[[], Iterable[tuple[KeyT, float]]]
 """One pass of something: prepares itself untimed, does the work once, and returns what it timed as (key, value)."""
 
 SIGNIFICANT_DIGITS = 5
-MAX_MEDIANS = 3.0  # a sample beyond is another process having the core, which a run of seconds sees as rarely
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +59,12 @@ class Spread(Generic[KeyT]):
 
     @property
     def mean(self) -> float:
-        """Mean, in which no sample counts for more than ``MAX_MEDIANS`` medians.
+        """Mean, in which no sample counts for more than three medians.
 
         What is added up must be means: a step is a sum of some thirty parts, the mean of a sum is the sum of the means,
         and a sum of medians leaves out whatever disturbs one part in ten.
         """
-        most = MAX_MEDIANS * self.value
-        return sum(min(sample, most) for sample in self.samples) / len(self.samples)
+        return capped_mean(self.samples)
 
     @property
     def low(self) -> float:
