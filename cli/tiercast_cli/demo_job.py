@@ -1,8 +1,4 @@
-"""The main job: probe, look at real text, run and predict the same work, compare, then price a large model.
-
-The machine is probed before the runs and again behind them, and predicted from both: one profile of a machine that
-others share knows one minute of it.
-"""
+"""The main job: probe, look at real text, run and predict the same work, compare, then price a large model."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +7,6 @@ from pathlib import Path
 
 from tiercast_cli import demo_views, inputs, pricing, probing, render, validation
 from tiercast_cli.output import make_folder, to_json
-from tiercast_cli.pooled import predicted_from_pool
 from tiercast_cli.text_locality import TextLocality, measure
 from tiercast_cli.validation_case import Case, measured_penalty
 from tiercast_profiles import __version__, store
@@ -34,17 +29,9 @@ Show = Callable[[str, "DemoResult"], None]
 
 @dataclass(slots=True)
 class DemoResult:
-    """What the demo has found so far; parts are added as they are done.
-
-    ``profile`` is that of the probes before the runs, ``later`` that of those behind them, ``pooled`` both in one;
-    ``errors_of_first`` are the throughput errors, by arm, of what the first alone predicts.
-    """
+    """What the demo has found so far; parts are added as they are done."""
 
     profile: HardwareProfile | None = None
-    later: HardwareProfile | None = None
-    pooled: HardwareProfile | None = None
-    measured: validation.MeasuredCases | None = None
-    errors_of_first: dict[str, float] = field(default_factory=dict)
     localities: list[TextLocality] = field(default_factory=list)
     validated: validation.Validation = field(default_factory=validation.Validation)
     priced: list[pricing.PricedRow] = field(default_factory=list)
@@ -71,9 +58,7 @@ def run(folder: Path, repeats: int, report: Report, *, show: Show | None) -> Dem
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         ("profile", lambda: _profile(result, folder, profile_file)),
         ("locality", lambda: _locality(result)),
-        ("runs", lambda: _runs(result, profile_file, folder, repeats, report)),
-        ("profile again", lambda: _profile_again(result, folder)),
-        ("validation", lambda: _validation(result, profile_file, report)),
+        ("validation", lambda: _validation(result, profile_file, folder, repeats, report)),
         ("prediction", lambda: _prediction(result, report)),
     )
     for index, (name, part) in enumerate(parts):
@@ -100,7 +85,6 @@ def penalties(result: DemoResult) -> dict[str, tuple[Metric, Metric | None]]:
 def summary(result: DemoResult) -> dict[str, object]:
     """Everything a page about this run needs, as data."""
     assert result.profile is not None, "the summary is made after the profile"
-    assert result.pooled is not None, "and after the prediction from both"
     host, device = result.profile.host, result.profile.device
     return {
         "schema_version": 1,
@@ -111,7 +95,7 @@ def summary(result: DemoResult) -> dict[str, object]:
             "memory_gb": host.memory_capacity_gb.value,
             "device": device.product_name,
             "device_kind": device.kind,
-            "profile_sha256": result.pooled.sha256,
+            "profile_sha256": result.profile.sha256,
         },
         "locality": result.localities,
         "validation": validation.as_json(result.validated),
@@ -119,7 +103,6 @@ def summary(result: DemoResult) -> dict[str, object]:
             name: {"measured": measured, "predicted": predicted}
             for name, (measured, predicted) in penalties(result).items()
         },
-        "throughput_error_from_first_probes": result.errors_of_first,
         "predictions": result.priced,
         "elapsed_s": result.elapsed_s,
     }
@@ -165,29 +148,11 @@ def _locality(result: DemoResult) -> None:
         )
 
 
-def _runs(result: DemoResult, profile_file: Path, folder: Path, repeats: int, report: Report) -> None:
-    """Measure the arms, and note what the first profile alone says of them: it is replaced by the pooled one."""
+def _validation(result: DemoResult, profile_file: Path, folder: Path, repeats: int, report: Report) -> None:
     arms = {name: inputs.resolve(name, str(profile_file)) for name in validation.DEMO_ARMS}
-    result.measured = validation.measured_cases(arms, repeats=repeats, folder=folder / "tables", report=report)
-    alone = validation.predicted_cases(list(arms), arms, result.measured, report, needs_all=True)
-    for case in alone.cases:
-        metric = case.comparison.metric(validation.RANKED_BY)
-        if metric is not None and metric.error_ratio is not None:
-            result.errors_of_first[case.name] = metric.error_ratio
-
-
-def _profile_again(result: DemoResult, folder: Path) -> None:
-    result.later = probing.probe(["tiny"], quick=True, folder=folder)
-
-
-def _validation(result: DemoResult, profile_file: Path, report: Report) -> None:
-    assert result.measured is not None, "the runs come before"
-    assert result.profile is not None, "and the probes before them"
-    assert result.later is not None, "and the probes behind them"
-    result.validated = predicted_from_pool(
-        validation.DEMO_ARMS, result.measured, [result.profile, result.later], profile_file, report, needs_all=True
+    result.validated = validation.run_cases(
+        arms, repeats=repeats, folder=folder / "tables", report=report, needs_all=True
     )
-    result.pooled = store.load_hardware(str(profile_file))
 
 
 def _prediction(result: DemoResult, report: Report) -> None:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 def show(part: str, result: "DemoResult") -> None:
     """Print one part as soon as it is done."""
-    views_of = {"profile": profile, "locality": locality, "validation": validation, "prediction": prediction}
-    if part in views_of:  # runs and the second probes are shown with what is predicted from both
-        views_of[part](result)
+    {"profile": profile, "locality": locality, "validation": validation, "prediction": prediction}[part](result)
 
 
 def page(result: "DemoResult") -> None:
@@ -40,7 +38,6 @@ def locality(result: "DemoResult") -> None:
 def validation(result: "DemoResult") -> None:
     """Measured, predicted and error of every arm."""
     render.heading("3. The same work, measured by the runtime and predicted by the simulator from the probes alone")
-    render.line("probed before the runs and again behind them; predicted from both profiles, pooled")
     for case in result.cases:
         render.line(f"{case.name}: {views.placement_words(case.measured.placement)}")
     validation_views.summary(result.cases)
@@ -48,9 +45,6 @@ def validation(result: "DemoResult") -> None:
     validation_views.ranking(result.cases)
     prefetch_verdict(result)
     validation_views.pace_line(result.validated)
-    if result.errors_of_first:
-        errors = ", ".join(f"{name} {render.percent(e, signed=True)}" for name, e in result.errors_of_first.items())
-        render.line(f"from the probes before the runs alone the throughput errors are: {errors}")
 
 
 def penalty_table(result: "DemoResult") -> None:

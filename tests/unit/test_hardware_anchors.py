@@ -95,8 +95,8 @@ def test_products_differ_by_a_word():
 
 
 def test_a_profile_from_before_the_newer_fields_loads_and_hashes_the_same():
-    """The committed record was written before parts, sweeps and telemetry envelopes existed."""
-    path = Path(__file__).parents[2] / "validation" / "two-core-epyc" / "profile.yaml"
+    """The profile in the data was written before parts, sweeps and telemetry envelopes existed."""
+    path = Path(__file__).parent / "data" / "profile-of-2026-11-24.yaml"
     profile = store.load_hardware(str(path))
     old = yaml.safe_load(path.read_text(encoding="utf-8"))
     again = yaml.safe_load(store.to_yaml(profile))
