@@ -64,7 +64,7 @@ def measured_penalty(record: RunRecord, baseline: RunRecord) -> Metric:
     The two runs of a round are seconds apart and meet the same machine; of medians over rounds one may be a fast
     round's and the other a slow one's. Where they were not repeated equally often, it is that of the medians.
     """
-    pairs = [metrics.output_tokens_per_s_of_runs for metrics in (record.metrics, baseline.metrics)]
+    pairs = [metrics.runs_output_tokens_per_s for metrics in (record.metrics, baseline.metrics)]
     if not pairs[0] or len(pairs[0]) != len(pairs[1]):
         return penalty(record.metrics.output_tokens_per_s, baseline.metrics.output_tokens_per_s)
     return spread_metric([1 - speed / base for speed, base in zip(*pairs, strict=True)])

@@ -183,7 +183,7 @@ class Metrics(Grown):
     ``wasted_row_ratio`` is the share of rows asked for that rejected drafts took,
     ``prefix_hit_ratio`` that of prompt tokens whose KV was there at admission,
     ``kv_transfer_ms`` the mean time a prompt's KV takes from a prefill replica to a decode replica.
-    ``output_tokens_per_s_of_runs`` is the throughput of each repeat in the order they were run, empty for a single one
+    ``runs_output_tokens_per_s`` is the throughput of each repeat in the order they were run, empty for a single one
     and in predictions: what ran in the same round can be compared pair by pair.
     """
 
@@ -194,7 +194,7 @@ class Metrics(Grown):
             "prefix_hit_ratio",
             "kv_transfer_ms",
             "page_cache",
-            "output_tokens_per_s_of_runs",
+            "runs_output_tokens_per_s",
         }
     )
 
@@ -224,7 +224,7 @@ class Metrics(Grown):
     start_up: StartUp | None = None
     page_cache: PageCacheUse | None = None
     replicates: Replicates | None = None
-    output_tokens_per_s_of_runs: tuple[float, ...] = ()
+    runs_output_tokens_per_s: tuple[float, ...] = ()
 
 
 class RequestSamples(Strict):

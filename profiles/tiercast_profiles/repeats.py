@@ -56,7 +56,7 @@ def _metrics(records: Sequence[RunRecord]) -> Metrics:
     found = {name: _merged([getattr(record.metrics, name) for record in records]) for name in Metrics.model_fields}
     # What the machine has room for is not measured, and is the same in every run.
     found["kv_capacity_tokens"] = records[0].metrics.kv_capacity_tokens
-    found["output_tokens_per_s_of_runs"] = tuple(record.metrics.output_tokens_per_s.value for record in records)
+    found["runs_output_tokens_per_s"] = tuple(record.metrics.output_tokens_per_s.value for record in records)
     return Metrics(**found)
 
 

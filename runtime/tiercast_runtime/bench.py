@@ -309,7 +309,7 @@ def _metrics(
         if has_tables and resolved.scenario.speculative.draft_tokens
         else None,
         layers=_layer_windows(resolved, runs) if has_tables else (),
-        output_tokens_per_s_of_runs=tuple(s.output_tokens_per_s for s in statistics) if len(runs) > 1 else (),
+        runs_output_tokens_per_s=tuple(s.output_tokens_per_s for s in statistics) if len(runs) > 1 else (),
     )
 
 

@@ -101,7 +101,7 @@ def test_a_measured_penalty_is_that_of_runs_of_the_same_round(case):
 
     def measured(*speeds):
         record = case("a", 10, 10).measured
-        update = {"output_tokens_per_s": spread_metric(speeds), "output_tokens_per_s_of_runs": speeds}
+        update = {"output_tokens_per_s": spread_metric(speeds), "runs_output_tokens_per_s": speeds}
         return record.model_copy(update={"metrics": record.metrics.model_copy(update=update)})
 
     found = measured_penalty(measured(90.0, 40.0, 99.0), measured(100.0, 50.0, 110.0))

@@ -36,7 +36,7 @@ def machine(monkeypatch):
         done.append(tuple(models))
         return now[-1]
 
-    def bench_in_rounds(scenarios, *, repeats, progress, between):
+    def bench_in_rounds(scenarios, *, repeats, folder, progress, between):
         assert repeats == 1
         done.append(tuple(scenario.scenario.placement.tier for scenario in scenarios))
         found = []
@@ -68,7 +68,7 @@ def test_probes_and_runs_take_turns_and_the_machine_of_all_rounds_is_predicted(m
     whole = store.load_hardware(str(tmp_path / "out" / "profile.yaml"))
     assert all(case.predicted.provenance.hardware_sha256 == whole.sha256 for case in found.cases)
     for case in found.cases:
-        assert len(case.measured.metrics.output_tokens_per_s_of_runs) == 3
+        assert len(case.measured.metrics.runs_output_tokens_per_s) == 3
         error = case.comparison.metric("output_tokens_per_s").error_ratio
         assert error == pytest.approx(0, abs=0.005), "the middle round, from the middle probes"
     assert len({store.load_hardware(str(file)).sha256 for file in (tmp_path / "out").glob("profile-*.yaml")}) == 3

@@ -27,7 +27,7 @@ def test_metrics_are_medians_with_quartiles_and_the_rest_is_of_the_middle_run(re
     found = together(runs)
     speed = found.metrics.output_tokens_per_s
     assert (speed.value, speed.low, speed.high, speed.basis) == (101, 100.5, 102.5, "spread")
-    assert found.metrics.output_tokens_per_s_of_runs == (100, 104, 101)
+    assert found.metrics.runs_output_tokens_per_s == (100, 104, 101)
     assert found.metrics.cache_hit_ratio is None
     assert found.provenance.facts == {
         "repeats": 3,
