@@ -1,6 +1,7 @@
 """One measured record out of several of the same scenario, each of a run at another time."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,11 +35,19 @@ def together(records: Sequence[RunRecord]) -> RunRecord:
         return records[0]
     speeds = [record.metrics.output_tokens_per_s.value for record in records]
     middle = records[sorted(range(len(records)), key=lambda place: speeds[place])[len(records) // 2]]
-    warnings = dict.fromkeys(warning for record in records for warning in record.provenance.warnings)
-    if is_unstable(speeds):
-        warnings[UNSTABLE_THROUGHPUT] = None
+    warnings = _distinct(warning for record in records for warning in record.provenance.warnings)
+    if is_unstable(speeds) and UNSTABLE_THROUGHPUT not in warnings:
+        warnings.append(UNSTABLE_THROUGHPUT)
     provenance = middle.provenance.model_copy(update={"facts": _facts(records, middle), "warnings": tuple(warnings)})
     return middle.model_copy(update={"provenance": provenance, "metrics": _metrics(records)})
+
+
+def _distinct(warnings: Iterable[str]) -> list[str]:
+    """Each warning once, the first of those that differ in their numbers only."""
+    first: dict[str, str] = {}
+    for warning in warnings:
+        first.setdefault(re.sub(r"\d+(\.\d+)?", "#", warning), warning)
+    return list(first.values())
 
 
 def _facts(records: Sequence[RunRecord], middle: RunRecord) -> dict[str, str | int | float | bool]:

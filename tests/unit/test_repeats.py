@@ -50,6 +50,12 @@ def test_a_pace_that_was_not_timed_in_every_run_is_left_out(record):
     assert "pace_disk" not in found.provenance.facts
 
 
+def test_a_warning_that_differs_in_its_numbers_only_is_said_once(record):
+    busy = ("others used 0.41 of 2 cores", "others used 1.2 of 2 cores")
+    runs = [run_of(record, 100, warnings=(warning, "a")) for warning in busy]
+    assert together(runs).provenance.warnings == ("others used 0.41 of 2 cores", "a")
+
+
 def test_runs_far_apart_say_so(record):
     assert UNSTABLE_THROUGHPUT in together([run_of(record, 100), run_of(record, 140)]).provenance.warnings
 
