@@ -36,8 +36,11 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
     Raises:
         BadInput: fewer than two rounds, or the folder holds a profile already.
         FileProblem: the folder cannot be written, or a scenario file cannot be read.
+        MissingCapability: the runtime cannot compute a model that is named; nothing is probed for it.
         TiercastError: why the first scenario failed, where all did.
     """
+    from tiercast_runtime.backbone import check_runnable
+
     if rounds < 2:
         raise BadInput(f"--repeats {rounds}; probing in every round takes two or more, whose profiles are pooled")
     taken = next((file for file in (folder / POOLED, _file(folder, 1)) if file.exists()), None)
@@ -45,6 +48,8 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
         raise BadInput(f"{taken} is there already; give --probe a --folder without profiles")
     names = list(dict.fromkeys(wanted))
     models = list(dict.fromkeys(inputs.load_scenario(name).model for name in names))
+    for model in models:
+        check_runnable(store.load_model(model))
     make_folder(folder)
     ready: Mapping[str, ResolvedScenario] = {}
     profiles: list[HardwareProfile] = []
@@ -53,7 +58,7 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
         share = part_of(report, number - 1, rounds)
         profiles.append(_probed(models, _file(folder, number), share))
         if number == 1:
-            ready = {name: inputs.resolve(name, str(_file(folder, 1))) for name in names}
+            ready = _resolved(names, _file(folder, 1))
         found.add(ready, number, share)
         if not found.records:
             raise found.errors[names[0]]
@@ -95,6 +100,15 @@ def _probed(models: Sequence[str], file: Path, report: Report) -> HardwareProfil
     profile = probing.probe(models, quick=True, report=lambda what, _ratio: report(f"probes, {what}", 0.0))
     store.write_text(file, store.to_yaml(profile))
     return store.load_hardware(str(file))
+
+
+def _resolved(names: Sequence[str], file: Path) -> "Mapping[str, ResolvedScenario]":
+    """The scenarios on the machine of the first profile, which is not left behind where one does not fit it."""
+    try:
+        return {name: inputs.resolve(name, str(file)) for name in names}
+    except TiercastError:
+        file.unlink()
+        raise
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -98,6 +98,20 @@ def test_where_nothing_runs_the_reason_is_the_error(machine, tmp_path, monkeypat
     assert len(machine) == 1, "the machine is not probed again for nothing"
 
 
+def test_what_cannot_run_here_leaves_nothing_behind(machine, tmp_path):
+    with pytest.raises(MissingCapability, match=r"'deepseek-v4\.1-flash' .*simulate this one"):
+        run(tmp_path / "out", ("demo-prefetch", "v41-dram"))
+    assert not machine, "no minute of probes is spent on it"
+    wide = tmp_path / "wide.yaml"
+    wide.write_text(
+        "{schema_version: 1, hardware: this.yaml, model: tiny, parallel: {tensor: 2}, placement: {tier: dram},"
+        " workload: {kind: closed_loop, concurrency: 1, num_requests: 1, prompt_tokens: {fixed: 8}, output_tokens: {fixed: 8}}}"
+    )
+    with pytest.raises(BadInput, match=r"parallel\.tensor=2 exceeds the 1 devices"):
+        run(tmp_path / "out", (str(wide),))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_one_round_and_a_folder_with_a_profile_are_refused(machine, tmp_path):
     with pytest.raises(BadInput, match="--repeats 1; probing in every round takes two or more"):
         run(tmp_path, rounds=1)
