@@ -105,7 +105,8 @@ def test_what_cannot_run_here_leaves_nothing_behind(machine, tmp_path):
     wide = tmp_path / "wide.yaml"
     wide.write_text(
         "{schema_version: 1, hardware: this.yaml, model: tiny, parallel: {tensor: 2}, placement: {tier: dram},"
-        " workload: {kind: closed_loop, concurrency: 1, num_requests: 1, prompt_tokens: {fixed: 8}, output_tokens: {fixed: 8}}}"
+        " workload: {kind: closed_loop, concurrency: 1, num_requests: 1,"
+        " prompt_tokens: {fixed: 8}, output_tokens: {fixed: 8}}}"
     )
     with pytest.raises(BadInput, match=r"parallel\.tensor=2 exceeds the 1 devices"):
         run(tmp_path / "out", (str(wide),))
