@@ -23,22 +23,20 @@ def predicted_from_pool(
     profiles: "Sequence[HardwareProfile]",
     file: Path,
     report: Callable[[str, float], None],
-    *,
-    needs_all: bool = False,
 ) -> Validation:
     """Pool the profiles into a file and predict from it what was measured beside the first of them.
 
     Raises:
         BadInput: the profiles are not of one machine.
         FileProblem: the file cannot be written.
-        TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
+        TiercastError: why the first scenario failed, where all did.
     """
     store.write_text(file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(file))
     again = {name: inputs.resolve(name, str(file)) for name in measured.found.records}
     records = restated(measured.found.records, again, measured.pace_model, profiles[0], whole)
     found = replace(measured.found, records=records)
-    return predicted_cases(names, again, replace(measured, found=found), report, needs_all=needs_all)
+    return predicted_cases(names, again, replace(measured, found=found), report)
 
 
 def restated(
