@@ -27,14 +27,13 @@ from tiercast_runtime.lookup_process import (
     FILL_CACHE,
     HEADER_BYTES,
     IDS,
-    INVERSE,
     LAYER,
     MAX_JOBS,
     NUM_HIT,
     NUM_READ,
     NUM_UNIQUE,
+    OUTCOME_FIELDS,
     READY_NS,
-    ROWS,
     STARTED_NS,
     STATUS,
     STATUS_DONE,
@@ -56,14 +55,14 @@ def is_supported() -> bool:
     return hasattr(os, "memfd_create") and hasattr(os, "eventfd")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Slot:
-    """Room for one lookup: ids, inverse and rows at fixed places of the shared memory."""
+    """Room for one lookup: ids, inverse and rows ``[capacity, row_bytes]``, and their places in the shared memory."""
 
-    capacity_ids: int = 0
-    ids: int = 0
-    inverse: int = 0
-    rows: int = 0
+    ids: npt.NDArray[np.int64]
+    inverse: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.uint8]
+    places: tuple[int, int, int]
 
 
 @dataclass(slots=True)
@@ -88,13 +87,14 @@ class ProcessLane:
     def __init__(self, path: DiskPath) -> None:
         self._row_bytes = [table.row_bytes for table in path.disk_tables]
         self._cache_slots = path.cache_slots
-        # Slots of a step's own lookups, then those of lookups made ahead: each kind takes turns of its own.
-        self._slots = [[[_Slot() for _ in range(_SLOTS_PER_LAYER)] for _ in path.disk_tables] for _ in range(2)]
+        # By layer, whether a lookup is made ahead, and turn: each kind takes turns of its own.
+        self._slots: dict[tuple[int, bool, int], _Slot] = {}
         self._turns = [[0] * len(path.disk_tables) for _ in range(2)]
         self._memory_fd = os.memfd_create("tiercast-lookups")
         os.ftruncate(self._memory_fd, HEADER_BYTES)
         self._end = HEADER_BYTES
         self._memory = SharedMemory(self._memory_fd)
+        self._jobs = self._memory.jobs()
         self._go_fd = os.eventfd(0, os.EFD_SEMAPHORE)
         self._done_fd = os.eventfd(0, os.EFD_SEMAPHORE)
         descriptors = (self._memory_fd, self._go_fd, self._done_fd)
@@ -154,18 +154,18 @@ class ProcessLane:
         # Two lookups of the last step, two of this one.
         assert 4 * len(row_ids) <= MAX_JOBS, "more lookups in a step than there are places for jobs"
         issued_ns, flights = time.perf_counter_ns(), list[_Flight]()
-        for layer_index in range(len(row_ids)):
-            ids = host_ids(row_ids[layer_index])
-            slot = self._next_slot(layer_index, len(ids), is_early)
-            self._memory.int64(slot.ids, len(ids))[:] = ids
-            job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
-            job[:] = 0
-            job[LAYER], job[COUNT], job[CAPACITY] = layer_index, len(ids), self._end
-            job[IDS], job[INVERSE], job[ROWS] = slot.ids, slot.inverse, slot.rows
-            shape = (int(row_ids.shape[1]), int(row_ids.shape[2]))
+        num_layers, num_tokens, rows_per_token = row_ids.shape
+        num_ids = num_tokens * rows_per_token
+        ids = host_ids(row_ids).reshape(num_layers, num_ids)
+        for layer_index in range(num_layers):
+            slot = self._next_slot(layer_index, num_ids, is_early)
+            slot.ids[:num_ids] = ids[layer_index]
+            where = (layer_index, num_ids, *slot.places, self._end)
+            self._jobs[self._num_jobs % MAX_JOBS] = where + (0,) * len(OUTCOME_FIELDS)
+            shape = (num_tokens, rows_per_token)
             flights.append(_Flight(self._num_jobs, layer_index, slot, shape, issued_ns, is_early))
             self._num_jobs += 1
-            os.eventfd_write(self._go_fd, 1)
+        os.eventfd_write(self._go_fd, num_layers)  # one call: each would wake the process, and that takes the caller
         return flights
 
     def early_rows_for(self, layer_index: int) -> StagedRows:
@@ -185,22 +185,20 @@ class ProcessLane:
             while self._num_done <= flight.number:
                 self._collect(None)
             stall_ns = time.perf_counter_ns() - arrived_ns
-        job = self._memory.jobs()[flight.number % MAX_JOBS]
+        job: list[int] = self._jobs[flight.number % MAX_JOBS].tolist()
         if job[STATUS] != STATUS_DONE:
-            text, status = self._memory.read_error(), int(job[STATUS])
+            text = self._memory.read_error()
             self._abandon()
-            raise ERRORS.get(status, RuntimeError)(text)
-        num_rows, num_unique = int(job[COUNT]), int(job[NUM_UNIQUE])
-        num_read, num_hit = int(job[NUM_READ]), int(job[NUM_HIT])
-        width = self._row_bytes[flight.layer_index]
-        rows = self._memory.uint8(flight.slot.rows, num_unique * width).reshape(num_unique, width)
-        inverse = self._memory.int64(flight.slot.inverse, num_rows).reshape(flight.shape)
+            raise ERRORS.get(job[STATUS], RuntimeError)(text)
+        num_rows, num_read, num_hit = job[COUNT], job[NUM_READ], job[NUM_HIT]
+        rows = torch.from_numpy(flight.slot.rows[: job[NUM_UNIQUE]])
+        inverse = torch.from_numpy(flight.slot.inverse[:num_rows].reshape(flight.shape))
         self._timings.append(
             LookupTiming(
                 flight.layer_index,
                 flight.issued_ns,
-                int(job[STARTED_NS]),
-                int(job[READY_NS]),
+                job[STARTED_NS],
+                job[READY_NS],
                 stall_ns,
                 num_rows,
                 num_read,
@@ -208,7 +206,7 @@ class ProcessLane:
                 flight.is_early,
             )
         )
-        return StagedRows(torch.from_numpy(rows), torch.from_numpy(inverse), num_rows, num_read, num_hit)
+        return StagedRows(rows, inverse, num_rows, num_read, num_hit)
 
     def clear_cache(self) -> None:
         """Have the process forget the rows its caches hold; returns when it has."""
@@ -231,7 +229,7 @@ class ProcessLane:
         os.ftruncate(self._memory_fd, self._end)
         self._memory.remap()
         self._memory.int64(place, len(ids))[:] = ids
-        job = self._memory.jobs()[self._num_jobs % MAX_JOBS]
+        job = self._jobs[self._num_jobs % MAX_JOBS]
         job[:] = 0
         job[LAYER], job[COUNT], job[CAPACITY], job[IDS] = what, len(ids), self._end, place
         self._num_jobs += 1
@@ -248,17 +246,26 @@ class ProcessLane:
 
     def _next_slot(self, layer_index: int, num_ids: int, is_early: bool) -> _Slot:
         """The layer's slot whose turn it is; one that is too small is given a new place at the end of the memory."""
-        turns, slots = self._turns[is_early], self._slots[is_early]
+        turns = self._turns[is_early]
         turns[layer_index] = (turns[layer_index] + 1) % _SLOTS_PER_LAYER
-        slot = slots[layer_index][turns[layer_index]]
-        if num_ids > slot.capacity_ids:
-            slot.capacity_ids = 1 << (num_ids - 1).bit_length()
-            slot.ids = self._reserve(slot.capacity_ids * 8)
-            slot.inverse = self._reserve(slot.capacity_ids * 8)
-            slot.rows = self._reserve(slot.capacity_ids * self._row_bytes[layer_index])
-            os.ftruncate(self._memory_fd, self._end)
-            self._memory.remap()
+        key = (layer_index, is_early, turns[layer_index])
+        slot = self._slots.get(key)
+        if slot is None or num_ids > len(slot.ids):
+            slot = self._slots[key] = self._new_slot(1 << (max(1, num_ids) - 1).bit_length(), layer_index)
         return slot
+
+    def _new_slot(self, capacity: int, layer_index: int) -> _Slot:
+        """Room for so many ids and as many rows at the end of the memory."""
+        width = self._row_bytes[layer_index]
+        ids, inverse, rows = (self._reserve(capacity * size) for size in (8, 8, width))
+        os.ftruncate(self._memory_fd, self._end)
+        self._memory.remap()
+        return _Slot(
+            self._memory.int64(ids, capacity),
+            self._memory.int64(inverse, capacity),
+            self._memory.uint8(rows, capacity * width).reshape(capacity, width),
+            (ids, inverse, rows),
+        )
 
     def _reserve(self, num_bytes: int) -> int:
         place = self._end
@@ -314,7 +321,9 @@ class ProcessLane:
     def _close_descriptors(self) -> None:
         for descriptor in (self._memory_fd, self._go_fd, self._done_fd):
             os.close(descriptor)
-        del self._memory  # the mapping holds a descriptor of its own until the last rows are let go
+        # The mapping holds a descriptor of its own until the last rows are let go.
+        self._slots.clear()
+        del self._memory, self._jobs
 
 
 def _not_started(error: Exception) -> MissingCapability:
