@@ -266,20 +266,36 @@ class InterferencePoint(Strict):
     lookup_speed_ratio: Quantity
 
 
+class LookupOverhead(Strict):
+    """What lookups by the host take from the thread that computes, beside the time it waits for them.
+
+    ``issue_us``: handing the lookups of a step over. A lookup made beside compute takes ``beside_us`` from it; one that
+    the thread made itself between layers runs at ``inline_speed_ratio`` of its curve, and what is computed behind it
+    takes ``after_us`` more.
+    """
+
+    issue_us: Quantity
+    beside_us: Quantity
+    after_us: Quantity
+    inline_speed_ratio: Quantity
+
+
 class Interference(Grown):
     """How much a running lookup and the compute beside it slow each other (1 = not at all).
 
     The ratios are those of the runtime's own sizes. ``points`` say how they move with the size of the lookup, the step
-    and the grid; absent: measured at one size only.
+    and the grid; absent: measured at one size only. ``overhead`` is there where the device is a CPU: a time for each
+    lookup, however long it runs, and the speed of compute is 1.
     """
 
-    added_fields = frozenset({"points"})
+    added_fields = frozenset({"points", "overhead"})
 
     tier: Tier
     path: LookupPath
     compute_speed_ratio: Quantity
     lookup_speed_ratio: Quantity
     points: tuple[InterferencePoint, ...] = ()
+    overhead: LookupOverhead | None = None
 
 
 class Reading(Strict):

@@ -10,6 +10,7 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import NS_PER_US
 from tiercast_sim.breakdown import Ledger
 from tiercast_sim.compute_table import TableTimes
+from tiercast_sim.overheads import LookupOverheads
 from tiercast_sim.roofline import Roofline
 from tiercast_sim.settling import SettlingShares, Unsettled
 from tiercast_sim.work import StepPlan
@@ -123,6 +124,9 @@ class ComputeModel:
         self.warnings = tuple(warnings)
         settling = None if table is None else table.settling
         self.settling = None if settling is None else SettlingShares(settling)
+        placement, overhead = resolved.placement, LookupOverheads.of(resolved, bound)
+        self._hands_over = placement.prefetch != "off" and placement.path != "device"
+        self._issue_ns = None if overhead is None else overhead.issue_ns
         self._linear_ns: dict[tuple[int, bool], float] = {}
         self._by_tokens: dict[tuple[Component, int], float] = {}
         self.largest_step_tokens = 0
@@ -166,7 +170,7 @@ class ComputeModel:
         pre_ns = overhead_ns + draft_ns
         hash_ns = issue_ns = module_ns = over_ranks_ns = 0.0
         if self.has_engram:
-            hash_ns, issue_ns = self.tokenwise_ns("hash", num_tokens), self.tokenwise_ns("lookup_issue", num_tokens)
+            hash_ns, issue_ns = self.tokenwise_ns("hash", num_tokens), self.issue_ns(num_tokens)
             pre_ns += hash_ns + issue_ns
             module_ns, over_ranks_ns = self.module_ns(num_tokens), self.over_ranks_ns(num_tokens)
         segments = [
@@ -201,6 +205,16 @@ class ComputeModel:
             )
         )
         return StepCompute(pre_ns, tuple(segments))
+
+    def issue_ns(self, num_tokens: int) -> float:
+        """Handing the lookups of a step over.
+
+        Assumption A98: what is looked up where it is needed (``off``, path ``device``) is not handed over; its curve
+        has all it takes. A profile that timed the hand-over of the path says it, else the component ``lookup_issue``.
+        """
+        if not self._hands_over:
+            return 0.0
+        return self.tokenwise_ns("lookup_issue", num_tokens) if self._issue_ns is None else self._issue_ns
 
     def linear_ns(self, num_tokens: int, *, is_late: bool) -> float:
         """One decoder layer without attention; ``is_late``: behind the prefill layers."""

@@ -81,7 +81,7 @@ class ComputePrices:
         self.linear = CountPrices(lambda count: compute.linear_ns(count, is_late=False))
         self.late_linear = CountPrices(lambda count: compute.linear_ns(count, is_late=True))
         self.overhead, self.embed, self.head = tokenwise("step_overhead"), tokenwise("embed"), tokenwise("head")
-        self.hash, self.issue = tokenwise("hash"), tokenwise("lookup_issue")
+        self.hash, self.issue = tokenwise("hash"), CountPrices(compute.issue_ns)
         self.module, self.over_ranks = tokenwise("engram_module"), CountPrices(compute.over_ranks_ns)
         self.reduce = CountPrices(lambda count: compute.reduce_ns(count, 0))
         self.late_reduce = CountPrices(lambda count: compute.reduce_ns(0, count))

@@ -91,6 +91,9 @@ class StepCosts:
         early: tuple[LookupWork, ...] = ()
         if self._is_early:
             early = self._lookups(self._take_upcoming(upcoming), 0)
+        for lookups in (own, early):
+            for index, lookup in enumerate(lookups):
+                segments[index + 1] += lookup.taken_ns
         return StepWork(pre_ns, tuple(segments), own, early, num_rows=num_rows)
 
     def _not_yet_fetched(self, plan: StepPlan) -> TokenBatch:

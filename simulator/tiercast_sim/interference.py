@@ -22,7 +22,7 @@ def interference_speeds(resolved: ResolvedScenario, bound: Bound) -> tuple[int, 
     says how many sequences decode at once, they are those of such a decode step, in every step; else those of the
     profile's own size.
     """
-    entry = _entry(resolved)
+    entry = entry_of(resolved)
     if entry is None:
         return SPEED_ONE, SPEED_ONE, False
     label = f"interference {entry.tier}/{entry.path}"
@@ -42,7 +42,7 @@ def interference_speeds(resolved: ResolvedScenario, bound: Bound) -> tuple[int, 
 
 def interference_warning(resolved: ResolvedScenario) -> str | None:
     """What to say where a decode step's lookups are smaller or larger than any that were measured beside compute."""
-    entry, rows = _entry(resolved), _decode_rows(resolved)
+    entry, rows = entry_of(resolved), _decode_rows(resolved)
     series = [] if entry is None else _series(resolved, entry)
     if not series or rows is None or series[0].num_rows <= rows <= series[-1].num_rows:
         return None
@@ -52,7 +52,8 @@ def interference_warning(resolved: ResolvedScenario) -> str | None:
     )
 
 
-def _entry(resolved: ResolvedScenario) -> Interference | None:
+def entry_of(resolved: ResolvedScenario) -> Interference | None:
+    """What the profile says of lookups by the scenario's path beside compute."""
     wanted = (resolved.placement.tier, resolved.placement.path)
     return next((entry for entry in resolved.hardware.interference if (entry.tier, entry.path) == wanted), None)
 

@@ -22,6 +22,7 @@ class PricedLookups:
     service_ns: Column
     rows_read: Column
     bytes_per_rank: Column
+    taken_ns: Column
 
 
 class LookupPrices:
@@ -41,10 +42,10 @@ class LookupPrices:
         prices = np.array([self.prices(count) for count in distinct.tolist()], dtype=np.int64)
         found = prices[where]  # [num_steps, first or other, number]
         index = np.minimum(np.arange(num_layers), 1)
-        return PricedLookups(*(np.ascontiguousarray(found[:, index, number].T) for number in range(6)))
+        return PricedLookups(*(np.ascontiguousarray(found[:, index, number].T) for number in range(7)))
 
     def prices(self, num_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The six numbers of :class:`PricedLookups`, of the first lookup and of the others."""
+        """The seven numbers of :class:`PricedLookups`, of the first lookup and of the others."""
         known = self._known.get(num_tokens)
         if known is None:
             num_rows = num_tokens * self._lookups.rows_per_token
@@ -78,4 +79,4 @@ class LookupPrices:
         elif self._beside != SPEED_ONE:
             beside = lone_speed(work.usage, work.rate_bytes_per_s, self._capacities, self._beside)
         service_ns = -(-work.duration_ns * SPEED_ONE // alone)
-        return (work.duration_ns, alone, beside, service_ns, work.rows_read, work.bytes_per_rank)
+        return (work.duration_ns, alone, beside, service_ns, work.rows_read, work.bytes_per_rank, work.taken_ns)

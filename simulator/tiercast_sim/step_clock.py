@@ -72,6 +72,7 @@ class StepClock:
         lookups = (first, *([rest] * (num_layers - 1)))
         if self._is_device_path:
             return pre_ns + sum(segments_ns) + sum(numbers[0] for numbers in lookups)
+        segments_ns = [segments_ns[0], *(ns + found[6] for ns, found in zip(segments_ns[1:], lookups, strict=True))]
         if self._compute_speed is not None:
             return interfering_step(pre_ns, segments_ns, lookups, self._compute_speed)
         times = StepTimes(pre_ns, tuple(segments_ns), tuple(numbers[3] for numbers in lookups))
@@ -82,7 +83,7 @@ class StepClock:
         pre = compute.tokenwise_ns("step_overhead", num_sequences)
         module = 0.0
         if compute.has_engram:
-            pre += compute.tokenwise_ns("hash", num_tokens) + compute.tokenwise_ns("lookup_issue", num_tokens)
+            pre += compute.tokenwise_ns("hash", num_tokens) + compute.issue_ns(num_tokens)
             module = compute.module_ns(num_tokens)
         late_linear = compute.linear_ns(num_samples, is_late=True) if compute.has_late_layers else 0.0
         linear, embed = compute.linear_ns(num_tokens, is_late=False), compute.tokenwise_ns("embed", num_tokens)

@@ -93,12 +93,14 @@ class StepPricer:
         pre_ns, segments_ns, tokens = compute.pre_ns, compute.segments_ns, batches.num_tokens
         nothing = np.zeros((self.num_layers, last - first), dtype=np.int64)
         rows_read = bytes_per_rank = nothing
+        taken_ns = 0
         if self._lookups is None:
             timed: tuple[StepColumns, Column] | None
             timed = (maxplus_columns(pre_ns, segments_ns, nothing, "off"), nothing)
         else:
             columns = self._lookups.columns(tokens, self.num_layers)
             rows_read, bytes_per_rank = columns.rows_read, columns.bytes_per_rank
+            taken_ns = int(columns.taken_ns.sum())
             timed = self._timed(pre_ns, segments_ns, columns)
         if timed is None:
             return None
@@ -124,7 +126,8 @@ class StepPricer:
             ),
             replica=self.replica,
         )
-        return PricedSteps(table, compute.parts_ns, int(pre_ns.sum()) + int(segments_ns.sum()), gather_ns)
+        priced_ns = int(pre_ns.sum()) + int(segments_ns.sum()) - taken_ns
+        return PricedSteps(table, compute.parts_ns, priced_ns, gather_ns)
 
     def used_units(self) -> dict[str, float]:
         """Units of each shared resource that the lookups of a run take, by how often each token count comes."""
@@ -140,6 +143,7 @@ class StepPricer:
         if self._is_device_path:
             segments_ns[1:] += lookups.duration_ns
             return _gathered(pre_ns, segments_ns, lookups.duration_ns), lookups.duration_ns
+        segments_ns[1:] += lookups.taken_ns
         if self._interferes:
             columns = LookupColumns(lookups.duration_ns, lookups.speed_alone, lookups.speed_beside)
             return interfering_columns(pre_ns, segments_ns, columns, self._compute_speed)

@@ -13,6 +13,7 @@ from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.checked import non_negative, positive, speed_ratio
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
+from tiercast_sim.overheads import LookupOverheads
 from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
 from tiercast_sim.work import NO_LOOKUP, LookupWork
@@ -57,6 +58,7 @@ class LookupCosts:
             raise MissingCapability(f"{hardware.name!r} has no curve for {placement.tier}/{placement.path}")
         self.footprint_bytes = max(table_rows(engram)) * engram.stored_row_bytes(placement.row_layout) // self._tensor
         self._curve = CurveTimes(curve, bound, self.footprint_bytes)
+        self._overheads = LookupOverheads.of(resolved, bound)
         self._tier_times = PartlyResident(resolved, bound, self._curve, self.footprint_bytes)
         self.removes_duplicates = curve.removes_duplicates
         self._hit_curve = self._hit_times(bound)
@@ -119,6 +121,8 @@ class LookupCosts:
             if num_tokens_of_ids:
                 latency_ns, ns_per_byte = self._ids_ns
                 tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
+        if self._overheads is not None:
+            tier_ns /= self._overheads.lookup_speed_ratio
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:
@@ -131,7 +135,9 @@ class LookupCosts:
             per_rank = min(rows * demand.units_per_row * NS_PER_S / duration_ns, most)
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
-        return LookupWork(duration_ns, tuple(usage), size * NS_PER_S / duration_ns, rows_read, size, rows_hit)
+        rate = size * NS_PER_S / duration_ns
+        taken_ns = 0 if self._overheads is None else self._overheads.taken_ns
+        return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns)
 
     def _on_slowest_rank(self, rows: int) -> int:
         return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)

@@ -10,14 +10,11 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_profiles.hardware import VERIFY_TOKENS  # noqa: E402
 from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS  # noqa: E402
-from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
 from tiercast_runtime.probes.interference import (  # noqa: E402
-    Contender,
-    _ratio,
-    measure_interference,
-    measure_sizes,
+    has_room,
     overlap_ns,
+    speed_quantity,
     speeds,
 )
 from tiercast_runtime.probes.layers import (  # noqa: E402
@@ -224,44 +221,13 @@ def test_speeds_by_hand():
 
 
 def test_ratios_lie_in_zero_to_one_and_samples_stay_raw():
-    ratio = _ratio(Spread("compute", (0.8, 1.2, 1.3, -0.1)))
+    ratio = speed_quantity(Spread("compute", (0.8, 1.2, 1.3, -0.1)))
     assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.575, 1.0, 1.0))
 
 
-def test_a_path_is_measured_beside_compute(bench):
-    with torch.inference_mode():
-        path = CpuGatherPath([bench.table] * 40, CPU)
-    contender = Contender("dram", "cpu_gather", path, 40, bench.table.num_rows)
-    entry, probes = measure_interference(bench, contender, ONCE)
-    path.close()
-    assert all(probe.name.startswith("interference.dram.cpu_gather") for probe in probes)
-    if entry is None:
-        assert probes[0].status == "not_supported"  # on a busy machine the two may miss each other
-    else:
-        assert 0 < entry.compute_speed_ratio.value <= 1
-        assert 0 < entry.lookup_speed_ratio.value <= 1
-
-
-def test_interference_by_size_has_a_point_for_each_mix_that_has_room(bench):
-    with torch.inference_mode():
-        path = CpuGatherPath([bench.table] * 40, CPU)
-    contender = Contender("dram", "cpu_gather", path, 40, bench.table.num_rows, num_threads=1)
-    mixes = (
-        ([16], []),
-        ([16, 16], []),
-        ([16] * 9, []),
-        ([], [(0, 20)]),
-        ([], [(0, 24)]),
-    )  # 9 slots, 24 tokens: no room
-    points, probes = measure_sizes(bench, contender, mixes, ONCE)
-    path.close()
-    rows_per_token = bench.model.engram.num_rows_per_token
-    assert {point.num_tokens for point in points} <= {1, 2, 20}
-    assert all(point.num_rows == point.num_tokens * rows_per_token and point.num_threads == 1 for point in points)
-    # on a busy machine the two may miss each other: then a probe says so in place of the point's two
-    refused = [probe for probe in probes if probe.status == "not_supported"]
-    assert len(points) + len(refused) == 3
-    assert len(probes) == 2 * len(points) + len(refused)
+def test_a_bench_has_room_for_what_fits_slots_contexts_and_steps(bench):
+    mixes = [([16], []), ([16, 16], []), ([16] * 10, []), ([], [(0, 20)]), ([], [(0, 25)])]
+    assert [has_room(bench, *mix) for mix in mixes] == [True, True, False, True, False]
 
 
 def test_rates_are_shares_of_what_was_measured(monkeypatch):

@@ -1,12 +1,13 @@
-"""How much a running lookup and the compute beside it slow each other: measured together, not guessed from each alone.
+"""How much a lookup and the compute of a GPU beside it slow each other: measured together, not guessed from each alone.
 
-The compute thread runs decoder layers while the prefetcher's own worker, or side stream, serves lookups one after the
-other. Lookups are timed alone right before, compute alone right before and right after. With overlap ``O`` of a compute
-pass that takes ``C`` and took ``C0`` alone, compute ran at speed ``1 − (C − C0) ÷ O`` while the lookups ran; a lookup
-that ran wholly beside compute had the speed ``L0 ÷ L``. On a GPU all is enqueued behind a kernel that only waits:
-launches take longer than the lookups of a decode step, which would all be over before the compute beside them began.
-Samples stay as they come, noise above 1 included; only median
-and quartiles are brought into (0, 1].
+The GPU runs decoder layers while the prefetcher's side stream serves lookups one after the other. Lookups are timed
+alone right before, compute alone right before and right after. With overlap ``O`` of a compute pass that takes ``C``
+and took ``C0`` alone, compute ran at speed ``1 − (C − C0) ÷ O`` while the lookups ran; a lookup that ran wholly beside
+compute had the speed ``L0 ÷ L``. All is enqueued behind a kernel that only waits: launches take longer than the lookups
+of a decode step, which would all be over before the compute beside them began. Samples stay as they come, noise above 1
+included; only median and quartiles are brought into (0, 1].
+
+What lookups take from compute on a CPU is no speed: see ``lookup_overhead``.
 """
 
 import math
@@ -76,7 +77,7 @@ class Contender:
 def measure_interference(
     bench: StepBench, contender: Contender, effort: Effort, clock: Clock = time.perf_counter_ns
 ) -> tuple[Interference | None, tuple[ProbeResult, ...]]:
-    """Speeds of compute and of lookups beside each other, pooled over a decode batch and a chunk.
+    """Speeds of a GPU's compute and of lookups beside each other, pooled over a decode batch and a chunk.
 
     Returns:
         The entry, or None where lookups and compute never overlapped enough; and the probes.
@@ -104,8 +105,8 @@ def measure_interference(
     entry = Interference(
         tier=contender.tier,
         path=contender.name,
-        compute_speed_ratio=_ratio(compute),
-        lookup_speed_ratio=_ratio(lookup),
+        compute_speed_ratio=speed_quantity(compute),
+        lookup_speed_ratio=speed_quantity(lookup),
     )
     return entry, probes
 
@@ -130,7 +131,7 @@ def measure_sizes(
     try:
         with torch.inference_mode():
             for decode_contexts, chunks in mixes:
-                if not _has_room(bench, decode_contexts, chunks):
+                if not has_room(bench, decode_contexts, chunks):
                     continue
                 batch = bench.batch(bench.step(decode_contexts, chunks))
                 duel = _Duel(bench, batch, contender, prefetcher, clock)
@@ -146,8 +147,8 @@ def measure_sizes(
                     row_bytes=bench.model.engram.row_bytes,
                     num_programs=contender.num_programs,
                     num_threads=contender.num_threads,
-                    compute_speed_ratio=_ratio(compute),
-                    lookup_speed_ratio=_ratio(lookup),
+                    compute_speed_ratio=speed_quantity(compute),
+                    lookup_speed_ratio=speed_quantity(lookup),
                 )
                 points.append(point)
                 parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": batch.num_tokens}
@@ -159,7 +160,8 @@ def measure_sizes(
     return tuple(points), tuple(probes)
 
 
-def _has_room(bench: StepBench, decode_contexts: Sequence[int], chunks: Sequence[tuple[int, int]]) -> bool:
+def has_room(bench: StepBench, decode_contexts: Sequence[int], chunks: Sequence[tuple[int, int]]) -> bool:
+    """Whether a bench has room for a step."""
     room = bench.geometry
     num_tokens = len(decode_contexts) + sum(count for _, count in chunks)
     longest = max([*decode_contexts, *(start + count for start, count in chunks)])
@@ -204,32 +206,27 @@ class _Duel:
         self._hidden = bench.backbone.embed(batch)
         self._generator = stream(0, f"interference/{contender.name}/{batch.num_tokens}")
         self._num_rows = batch.num_tokens * bench.model.engram.num_rows_per_token
-        self._events: EventClock | None = None
+        self._events = EventClock(clock)
         self._hold_ns = LEAST_HOLD_NS
         self._num_lookups = 1
-        if bench.device.type == "cuda":
-            self._events = EventClock(clock)
-            self._compute()  # compiles, and makes library handles
-            self._lookup_alone()
-            self._hold_ns = self._time_of_launches()
+        self._compute()  # compiles, and makes library handles
+        self._lookup_alone()
+        self._hold_ns = self._time_of_launches()
         first_compute = self._compute()
         first_lookup = self._lookup_alone()
         # The duty of a real step, one lookup per Engram layer, or as much more as it takes to see an effect at all.
-        # A worker kept busy all the time would find what both cores at full load do, which no step asks for.
         seen = math.ceil(OVERLAP_TO_SEE_RATIO * (first_compute[1] - first_compute[0]) / max(1.0, first_lookup))
         wanted = max(len(bench.model.engram.layer_ids), seen)
         self._num_lookups = min(wanted, MAX_LOOKUPS, contender.num_tables)
-        if self._events is not None:
-            self._hold_ns = self._time_of_launches()
+        self._hold_ns = self._time_of_launches()
 
     def run(self) -> list[tuple[str, float]]:
         """One trial."""
-        if self._events is not None:
-            self._events.refresh_if_old()
+        self._events.refresh_if_old()
         lookup_alone_ns = self._lookup_alone()
         before_begin_ns, before_end_ns = self._compute()
         ids = self._fresh_ids()
-        self._hold()
+        hold(self._hold_ns)
         self._prefetcher.begin_step(ids)
         begin_ns, end_ns = self._compute(is_held=True)
         timings = self._drain()
@@ -240,11 +237,6 @@ class _Duel:
         compute, lookups = speeds(alone_ns, end_ns - begin_ns, overlapped, lookup_alone_ns, inside)
         observed = [("lookup", speed) for speed in lookups]
         return observed if compute is None else [("compute", compute), *observed]
-
-    def _hold(self) -> None:
-        """On a GPU, let the compute stream, and lookups issued behind this, wait for as long as launches take."""
-        if self._events is not None:
-            hold(self._hold_ns)
 
     def _time_of_launches(self) -> int:
         """How long to hold: what the host takes for the lookups and the compute of a trial, and half as much again."""
@@ -258,23 +250,18 @@ class _Duel:
 
     def _compute(self, *, is_held: bool = False) -> tuple[int, int]:
         """Begin and end of one pass over the layers, on the host's clock; ``is_held``: the stream waits already."""
-        device = self._bench.device
-        if self._events is None:
-            begin_ns = self._clock()
-            self._bench.layers_pass(self._hidden, self._batch)
-            return begin_ns, self._clock()
         if not is_held:
-            self._hold()
+            hold(self._hold_ns)
         begin, end = cuda_event(), cuda_event()
         begin.record()
         self._bench.layers_pass(self._hidden, self._batch)
         end.record()
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(self._bench.device)
         return self._events.ns(begin), self._events.ns(end)
 
     def _lookup_alone(self) -> float:
         ids = self._fresh_ids()
-        self._hold()
+        hold(self._hold_ns)
         self._prefetcher.begin_step(ids)
         return median([float(t.ready_ns - t.started_ns) for t in self._drain()])
 
@@ -293,6 +280,7 @@ def _clipped(speed: float) -> float:
     return min(1.0, max(MIN_SPEED, speed))
 
 
-def _ratio(spread: Spread[str]) -> Quantity:
+def speed_quantity(spread: Spread[str]) -> Quantity:
+    """Median and quartiles of speed ratios, brought into (0, 1]."""
     low, value, high = (rounded(_clipped(speed)) for speed in (spread.low, spread.value, spread.high))
     return Quantity(value=value, low=low, high=high)

@@ -70,9 +70,9 @@ QUICK = ProbePlan(
     ),
     reads=Effort(seconds(0.8), num_warm_ups=1, min_rounds=3, max_rounds=20),
     disk=Effort(seconds(3.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
-    layers=Effort(seconds(24.0), num_warm_ups=1, min_rounds=3, max_rounds=40),  # four rounds, in slow hours three
+    layers=Effort(seconds(23.0), num_warm_ups=1, min_rounds=3, max_rounds=40),  # four rounds, in slow hours three
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=7, max_rounds=60),
-    interference=Effort(seconds(1.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    interference=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=60),
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
 )
 FULL = ProbePlan(

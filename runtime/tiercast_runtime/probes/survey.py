@@ -50,6 +50,7 @@ from tiercast_runtime.probes.interference import (
 )
 from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
+from tiercast_runtime.probes.lookup_overhead import measure_overhead
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
@@ -477,10 +478,6 @@ class _Survey:
         for tier, name in pairs:
             if not self._was_measured(found, tier, name):
                 continue
-            if name == "device" and not is_gpu:
-                reason = "the compute thread gathers these rows itself, so nothing runs beside it"
-                found.probes.append(not_measured(f"interference.{tier}.{name}", reason))
-                continue
 
             def stage(tier: Tier = tier, name: LookupPath = name) -> None:
                 with ExitStack() as stack:
@@ -499,6 +496,11 @@ class _Survey:
                         table, path = pinned, UvaPath([pinned] * num_tables, device)
                     stack.callback(path.close)
                     contender = Contender(tier, name, path, num_tables, table.num_rows)
+                    if not is_gpu:
+                        overheads, probes = measure_overhead(bench, contender, self._plan.interference)
+                        found.probes += probes
+                        found.interference.append(overheads)
+                        return
                     entry, probes = measure_interference(bench, contender, self._plan.interference)
                     found.probes += probes
                     if entry is None:

@@ -1,0 +1,196 @@
+"""What lookups take from the thread that computes, beside the time it waits for them.
+
+On a CPU a hidden lookup is not free. The thread hands it over, a worker thread wants the interpreter lock, a drive's
+interrupts need a core, and a thread that made a lookup itself computes more slowly for a while. Each is the difference
+of two passes over the same decoder layers right behind each other, of which one has the lookups of a step beside it, or
+behind it those it made itself. A pass is little longer than the lookups: in the noise of a whole step what they take
+would be lost. For the same reason only decode steps are timed.
+
+Curves are timed by the worker of a path (``lookup_timer``). How much slower a thread is that makes a lookup between
+layers, whose code and buffers the layers took out of its caches, shows beside the worker's own.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tiercast_profiles.document import Quantity
+from tiercast_profiles.hardware import Interference, LookupOverhead, ProbeResult
+from tiercast_profiles.rng import stream
+from tiercast_profiles.stats import median
+from tiercast_profiles.units import NS_PER_US
+from tiercast_runtime.batch import BatchPlan
+from tiercast_runtime.prefetch import Prefetcher
+from tiercast_runtime.probes.gather import random_ids
+from tiercast_runtime.probes.interference import Contender, Mix, has_room, speed_quantity
+from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.timing import Clock, Effort, Spread, collect, probe_result, rounded
+
+MIXES: tuple[Mix, ...] = (([128], []), ([128] * 8, []))
+COVER_RATIO = 1.3  # a pass is so much longer than the lookups of a step
+NUM_CALIBRATIONS = 3
+
+Part = Literal["issue", "beside", "after", "lookup_speed", "inline_speed"]
+Key = tuple[Part, int]  # rows of a lookup
+
+
+def measure_overhead(
+    bench: StepBench, contender: Contender, effort: Effort, clock: Clock = time.perf_counter_ns
+) -> tuple[Interference, tuple[ProbeResult, ...]]:
+    """What a path of the host takes from compute on a CPU, and how fast its lookups are beside compute.
+
+    Args:
+        bench: whose layers compute.
+        contender: the path, driven by the host.
+        effort: for all sizes together.
+        clock: ns.
+
+    Returns:
+        The entry, whose speed of compute is 1 because ``overhead`` has all that lookups take; and the probes.
+    """
+    spreads: dict[Key, Spread[Key]] = {}
+    lanes = _Lanes(Prefetcher(contender.path, "step_entry", clock), Prefetcher(contender.path, "off", clock))
+    try:
+        with torch.inference_mode():
+            mixes = [mix for mix in MIXES if has_room(bench, *mix)] or [([1], [])]
+            for mix in mixes:
+                trial = _Trial(bench, bench.batch(bench.step(*mix)), contender, lanes, clock)
+                found = collect([trial.run], effort.shared(len(mixes)), clock)
+                spreads |= {spread.key: spread for spread in found}
+    finally:
+        lanes.ahead.close()
+    name = f"interference.{contender.tier}.{contender.name}"
+    parameters: dict[str, str | int | float] = {"model": bench.model.name, "threads": torch.get_num_threads()}
+    probes = [
+        probe_result(
+            f"{name}.{part}",
+            spread if part.endswith("speed") else spread.scaled(1 / NS_PER_US),
+            "ratio" if part.endswith("speed") else "us",
+            parameters | {"rows": num_rows},
+        )
+        for (part, num_rows), spread in spreads.items()
+    ]
+    by_part: dict[Part, list[Spread[Key]]] = {}
+    for (part, _), spread in spreads.items():
+        by_part.setdefault(part, []).append(spread)
+    speed, inline_speed = (
+        speed_quantity(Spread(part, tuple(sample for spread in by_part[part] for sample in spread.samples)))
+        for part in ("lookup_speed", "inline_speed")
+    )
+    entry = Interference(
+        tier=contender.tier,
+        path=contender.name,
+        compute_speed_ratio=Quantity(value=1.0),
+        lookup_speed_ratio=speed,
+        overhead=LookupOverhead(
+            issue_us=weighted_us(by_part["issue"]),
+            beside_us=weighted_us(by_part["beside"]),
+            after_us=weighted_us(by_part["after"]),
+            inline_speed_ratio=inline_speed,
+        ),
+    )
+    return entry, tuple(probes)
+
+
+def weighted_us(spreads: Sequence[Spread[Key]]) -> Quantity:
+    """One time out of those of several sizes, in ns, each weighted by how well it is known; below zero counts as zero.
+
+    The band is the standard error of the weighted mean.
+    """
+    weights = [standard_error(spread) ** -2 for spread in spreads]
+    middle = sum(weight * spread.value for weight, spread in zip(weights, spreads, strict=True)) / sum(weights)
+    error = sum(weights) ** -0.5
+    low, value, high = (rounded(max(0.0, ns) / NS_PER_US) for ns in (middle - error, middle, middle + error))
+    return Quantity(value=value, low=low, high=high)
+
+
+def standard_error(spread: Spread[Key]) -> float:
+    """Of the median: √(π/2) times that of a mean whose spread the quartiles give; 1 ns at least."""
+    sigma = (spread.high - spread.low) / 1.349
+    return max(1.0, math.sqrt(math.pi / 2 / len(spread.samples)) * sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lanes:
+    """The same path twice: served by a worker beside compute, and by the thread that computes."""
+
+    ahead: Prefetcher
+    inline: Prefetcher
+
+
+class _Trial:
+    """One batch: passes over layers alone, beside the lookups of a step, and behind lookups the thread made itself."""
+
+    def __init__(self, bench: StepBench, batch: BatchPlan, contender: Contender, lanes: "_Lanes", clock: Clock) -> None:
+        self._bench, self._batch, self._contender, self._clock = bench, batch, contender, clock
+        self._ahead, self._inline = lanes.ahead, lanes.inline
+        self._hidden = bench.backbone.embed(batch)
+        self._num_lookups = min(len(bench.model.engram.layer_ids), contender.num_tables)
+        self._num_rows = batch.num_tokens * bench.model.engram.num_rows_per_token
+        self._generator = stream(0, f"lookup overhead/{contender.name}/{batch.num_tokens}")
+        most = bench.model.backbone.num_layers
+        self._num_layers = self._most_layers = most
+        self._next_layer = 0
+        layer_ns = median([self._pass() / most for _ in range(NUM_CALIBRATIONS)])
+        lookups_ns = median([self._lookups(self._ahead, self._fresh_ids()) for _ in range(NUM_CALIBRATIONS)])
+        self._num_layers = min(most, max(1, math.ceil(COVER_RATIO * lookups_ns / layer_ns)))
+
+    def run(self) -> list[tuple[Key, float]]:
+        """One trial. A pass nobody times stands before each that is timed, so that a wait is over and forgotten."""
+        first, second, third = (self._fresh_ids() for _ in range(3))
+        self._pass()
+        alone_ns = self._pass()
+        self._bench.hasher.row_ids(self._batch.windows)  # as a step does right before it hands its lookups over
+        begin_ns = self._clock()
+        self._ahead.begin_step(first)
+        issue_ns = self._clock() - begin_ns
+        beside_ns = self._pass()
+        lookups_beside_ns, take_ns = self._taken(self._ahead)
+        self._pass()
+        inline_ns = self._lookups(self._inline, second)
+        after_ns = self._pass()
+        lookups_alone_ns = self._lookups(self._ahead, third)
+        rows, count = self._num_rows, self._num_lookups
+        return [
+            (("issue", rows), float(issue_ns)),
+            (("beside", rows), (beside_ns + take_ns - alone_ns) / count),
+            (("after", rows), (after_ns - alone_ns) / count),
+            (("lookup_speed", rows), lookups_alone_ns / max(1, lookups_beside_ns)),
+            (("inline_speed", rows), lookups_alone_ns / max(1, inline_ns)),
+        ]
+
+    def _pass(self) -> int:
+        """Time in ns of the next layers, behind those of the pass before: their weights come from memory, as in a step.
+
+        Layers whose weights a pass has just used lose nothing to lookups that make memory slower.
+        """
+        layers = [(self._next_layer + place) % self._most_layers for place in range(self._num_layers)]
+        self._next_layer = (layers[-1] + 1) % self._most_layers
+        begin_ns = self._clock()
+        for index in layers:
+            self._bench.backbone.layer(index, self._hidden, self._batch)
+        return self._clock() - begin_ns
+
+    def _lookups(self, prefetcher: Prefetcher, row_ids: torch.Tensor) -> int:
+        """Time in ns of a step's lookups while the thread waits for them."""
+        prefetcher.begin_step(row_ids)
+        return self._taken(prefetcher)[0]
+
+    def _taken(self, prefetcher: Prefetcher) -> tuple[int, int]:
+        """Take the rows of all lookups: the time of the lookups in ns, and of taking rows that are there."""
+        begin_ns = self._clock()
+        for index in range(self._num_lookups):
+            prefetcher.rows_for(index)
+        taken_ns = self._clock() - begin_ns
+        timings = prefetcher.take_timings()
+        lookups_ns = sum(timing.ready_ns - timing.started_ns for timing in timings)
+        return lookups_ns, taken_ns - sum(timing.stall_ns for timing in timings)
+
+    def _fresh_ids(self) -> torch.Tensor:
+        """``[lookups, 1, rows]``: fresh random rows for every lookup."""
+        ids = [random_ids(self._generator, self._contender.num_rows, self._num_rows) for _ in range(self._num_lookups)]
+        return torch.stack(ids)

@@ -1,0 +1,113 @@
+"""What lookups take from compute on a CPU: the arithmetic by hand, and every part measured for real."""
+
+from itertools import count
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
+from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
+from tiercast_runtime.probes import lookup_overhead  # noqa: E402
+from tiercast_runtime.probes.interference import Contender  # noqa: E402
+from tiercast_runtime.probes.lookup_overhead import _Trial, measure_overhead, weighted_us  # noqa: E402
+from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
+from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
+from tiercast_runtime.table import FileTable, HostTable  # noqa: E402
+
+CPU = torch.device("cpu")
+THREE = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
+
+
+class ByHand(_Trial):
+    """A trial whose passes and lookups take what is written down."""
+
+    def __init__(self, passes_ns, lookups_ns, taken):
+        self._passes, self._lookups_ns, self._taken_of = iter(passes_ns), iter(lookups_ns), taken
+        self._num_rows, self._num_lookups = 24, 2
+        ticks = count(0, 70)  # the hand-over is all that lies between two looks at the clock
+        self._clock = lambda: next(ticks)
+        self._ahead = self._inline = self._bench = self
+        self.hasher, self._batch = self, self
+        self.windows = None
+
+    def row_ids(self, _windows):
+        return None
+
+    def begin_step(self, _ids):
+        return None
+
+    def _fresh_ids(self):
+        return None
+
+    def _pass(self):
+        return next(self._passes)
+
+    def _lookups(self, _prefetcher, _ids):
+        return next(self._lookups_ns)
+
+    def _taken(self, _prefetcher):
+        return self._taken_of
+
+
+def test_a_trial_by_hand():
+    # passes: unkept, alone, beside, unkept, behind an inline lookup; lookups: inline, then the worker's alone
+    trial = ByHand([999, 1000, 1100, 999, 1300], [500, 400], (320, 20))
+    assert trial.run() == [
+        (("issue", 24), 70.0),
+        (("beside", 24), (1100 + 20 - 1000) / 2),
+        (("after", 24), (1300 - 1000) / 2),
+        (("lookup_speed", 24), 400 / 320),
+        (("inline_speed", 24), 400 / 500),
+    ]
+
+
+def test_the_size_that_is_known_better_weighs_more():
+    steady = Spread(("beside", 12), (1000.0, 1000.0, 1000.0))  # 1 ns of error: 0 is never assumed
+    shaky = Spread(("beside", 96), (-50_000.0, 9000.0, 90_000.0))
+    found = weighted_us([steady, shaky])
+    assert found.value == pytest.approx(1.0, abs=1e-3)
+    assert found.low == pytest.approx(0.999, abs=1e-3)
+    assert weighted_us([Spread(("after", 12), (-30.0, -20.0, -10.0))]).value == 0.0, "lookups do not speed compute up"
+
+
+@pytest.fixture(scope="module")
+def bench(mini_model):
+    with StepBench(mini_model("v41"), CPU, Geometry(9, 192, 24)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ["cpu_gather", "disk"])
+def test_every_part_is_measured_by_size(bench, name, tmp_path):
+    engram, num_layers = bench.model.engram, len(bench.model.engram.layer_ids)
+    if name == "disk":
+        table = FileTable(engram, 0, "packed", tmp_path)
+        path, tier = DiskPath([table] * num_layers, CPU), "nvme"
+    else:
+        table = HostTable(engram, 0, "packed")
+        path, tier = CpuGatherPath([table] * num_layers, CPU), "dram"
+    contender = Contender(tier, name, path, num_layers, table.num_rows)
+    entry, probes = measure_overhead(bench, contender, THREE)
+    path.close()
+    rows = engram.num_rows_per_token
+    prefix, parts = f"interference.{tier}.{name}.", ("issue", "beside", "after", "lookup_speed", "inline_speed")
+    found = {(probe.name.removeprefix(prefix), probe.parameters["rows"]) for probe in probes}
+    assert found == {(part, size) for part in parts for size in (rows, 8 * rows)}
+    assert {len(probe.samples) for probe in probes} == {3}
+    overhead = entry.overhead
+    assert entry.compute_speed_ratio.value == 1.0
+    assert overhead.issue_us.value > 0
+    assert overhead.beside_us.value >= 0
+    assert overhead.after_us.value >= 0
+    assert 0 < overhead.inline_speed_ratio.value <= 1
+    assert 0 < entry.lookup_speed_ratio.value <= 1
+
+
+def test_where_no_size_has_room_one_short_sequence_does(bench, monkeypatch):
+    monkeypatch.setattr(lookup_overhead, "has_room", lambda *_: False)
+    num_layers = len(bench.model.engram.layer_ids)
+    path = CpuGatherPath([bench.table] * num_layers, CPU)
+    contender = Contender("dram", "cpu_gather", path, num_layers, bench.table.num_rows)
+    _, probes = measure_overhead(bench, contender, THREE)
+    path.close()
+    assert {probe.parameters["rows"] for probe in probes} == {bench.model.engram.num_rows_per_token}
