@@ -270,14 +270,14 @@ class LookupOverhead(Strict):
     """What lookups by the host take from the thread that computes, beside the time it waits for them.
 
     ``issue_us``: handing the lookups of a step over. A lookup made beside compute takes ``beside_us`` from it; one that
-    the thread made itself between layers runs at ``inline_speed_ratio`` of its curve, and what is computed behind it
-    takes ``after_us`` more.
+    the thread makes itself between layers takes ``inline_us`` more than its curve says, and what is computed behind it
+    ``after_us`` more.
     """
 
     issue_us: Quantity
     beside_us: Quantity
     after_us: Quantity
-    inline_speed_ratio: Quantity
+    inline_us: Quantity
 
 
 class Interference(Grown):

@@ -122,7 +122,7 @@ class LookupCosts:
                 latency_ns, ns_per_byte = self._ids_ns
                 tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
         if self._overheads is not None:
-            tier_ns /= self._overheads.lookup_speed_ratio
+            tier_ns += self._overheads.lookup_ns
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:

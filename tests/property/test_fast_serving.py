@@ -52,6 +52,14 @@ def same_run(resolved, bound="nominal"):
         assert fast.lookups.largest_rows_per_rank == events.lookups.largest_rows_per_rank
 
 
+OVERHEAD = {
+    "issue_us": {"value": 12.5, "low": 10, "high": 20},
+    "beside_us": {"value": 7.25, "low": 0, "high": 9},
+    "after_us": 31.5,
+    "inline_us": {"value": 40, "low": 30, "high": 55},
+}
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     placement=placements,
@@ -70,6 +78,8 @@ def same_run(resolved, bound="nominal"):
             None,
             {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6},
             {"compute_speed_ratio": 0.333333333, "lookup_speed_ratio": 1.0},
+            {"compute_speed_ratio": 1.0, "lookup_speed_ratio": 0.9, "overhead": OVERHEAD},
+            {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 1.0, "overhead": OVERHEAD},
         ]
     ),
     bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
@@ -130,7 +140,13 @@ def test_random_closed_loops(
     window=st.sampled_from([None, 1, 16, 70]),
     num_early=st.sampled_from([3, 6]),
     reservation=st.sampled_from(["full", "on_demand"]),
-    interference=st.sampled_from([None, {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6}]),
+    interference=st.sampled_from(
+        [
+            None,
+            {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6},
+            {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 0.9, "overhead": OVERHEAD},
+        ]
+    ),
     data=st.sampled_from([1, 1, 2, 3]),
     bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
     seed=st.integers(0, 1000),

@@ -57,8 +57,8 @@ def test_a_trial_by_hand():
         (("issue", 24), 70.0),
         (("beside", 24), (1100 + 20 - 1000) / 2),
         (("after", 24), (1300 - 1000) / 2),
+        (("inline", 24), (500 - 400) / 2),
         (("lookup_speed", 24), 400 / 320),
-        (("inline_speed", 24), 400 / 500),
     ]
 
 
@@ -90,7 +90,7 @@ def test_every_part_is_measured_by_size(bench, name, tmp_path):
     entry, probes = measure_overhead(bench, contender, THREE)
     path.close()
     rows = engram.num_rows_per_token
-    prefix, parts = f"interference.{tier}.{name}.", ("issue", "beside", "after", "lookup_speed", "inline_speed")
+    prefix, parts = f"interference.{tier}.{name}.", ("issue", "beside", "after", "inline", "lookup_speed")
     found = {(probe.name.removeprefix(prefix), probe.parameters["rows"]) for probe in probes}
     assert found == {(part, size) for part in parts for size in (rows, 8 * rows)}
     assert {len(probe.samples) for probe in probes} == {3}
@@ -99,7 +99,7 @@ def test_every_part_is_measured_by_size(bench, name, tmp_path):
     assert overhead.issue_us.value > 0
     assert overhead.beside_us.value >= 0
     assert overhead.after_us.value >= 0
-    assert 0 < overhead.inline_speed_ratio.value <= 1
+    assert overhead.inline_us.value >= 0
     assert 0 < entry.lookup_speed_ratio.value <= 1
 
 

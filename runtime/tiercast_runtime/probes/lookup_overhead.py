@@ -6,8 +6,8 @@ of two passes over the same decoder layers right behind each other, of which one
 behind it those it made itself. A pass is little longer than the lookups: in the noise of a whole step what they take
 would be lost. For the same reason only decode steps are timed.
 
-Curves are timed by the worker of a path (``lookup_timer``). How much slower a thread is that makes a lookup between
-layers, whose code and buffers the layers took out of its caches, shows beside the worker's own.
+Curves are timed by the worker of a path (``lookup_timer``). How much longer a thread takes that makes a lookup between
+layers, which took its code and buffers out of the caches, shows beside the worker's own.
 """
 
 import math
@@ -34,7 +34,7 @@ MIXES: tuple[Mix, ...] = (([128], []), ([128] * 8, []))
 COVER_RATIO = 1.3  # a pass is so much longer than the lookups of a step
 NUM_CALIBRATIONS = 3
 
-Part = Literal["issue", "beside", "after", "lookup_speed", "inline_speed"]
+Part = Literal["issue", "beside", "after", "inline", "lookup_speed"]
 Key = tuple[Part, int]  # rows of a lookup
 
 
@@ -68,8 +68,8 @@ def measure_overhead(
     probes = [
         probe_result(
             f"{name}.{part}",
-            spread if part.endswith("speed") else spread.scaled(1 / NS_PER_US),
-            "ratio" if part.endswith("speed") else "us",
+            spread if part == "lookup_speed" else spread.scaled(1 / NS_PER_US),
+            "ratio" if part == "lookup_speed" else "us",
             parameters | {"rows": num_rows},
         )
         for (part, num_rows), spread in spreads.items()
@@ -77,20 +77,17 @@ def measure_overhead(
     by_part: dict[Part, list[Spread[Key]]] = {}
     for (part, _), spread in spreads.items():
         by_part.setdefault(part, []).append(spread)
-    speed, inline_speed = (
-        speed_quantity(Spread(part, tuple(sample for spread in by_part[part] for sample in spread.samples)))
-        for part in ("lookup_speed", "inline_speed")
-    )
+    speeds = tuple(sample for spread in by_part["lookup_speed"] for sample in spread.samples)
     entry = Interference(
         tier=contender.tier,
         path=contender.name,
         compute_speed_ratio=Quantity(value=1.0),
-        lookup_speed_ratio=speed,
+        lookup_speed_ratio=speed_quantity(Spread("lookup", speeds)),
         overhead=LookupOverhead(
             issue_us=weighted_us(by_part["issue"]),
             beside_us=weighted_us(by_part["beside"]),
             after_us=weighted_us(by_part["after"]),
-            inline_speed_ratio=inline_speed,
+            inline_us=weighted_us(by_part["inline"]),
         ),
     )
     return entry, tuple(probes)
@@ -159,8 +156,8 @@ class _Trial:
             (("issue", rows), float(issue_ns)),
             (("beside", rows), (beside_ns + take_ns - alone_ns) / count),
             (("after", rows), (after_ns - alone_ns) / count),
+            (("inline", rows), (inline_ns - lookups_alone_ns) / count),
             (("lookup_speed", rows), lookups_alone_ns / max(1, lookups_beside_ns)),
-            (("inline_speed", rows), lookups_alone_ns / max(1, inline_ns)),
         ]
 
     def _pass(self) -> int:
