@@ -103,17 +103,7 @@ def _near(hardware: HardwareProfile) -> HardwareProfile:
 
 
 def _undisturbed(hardware: HardwareProfile) -> HardwareProfile:
-    whole = {"compute_speed_ratio": WHOLE, "lookup_speed_ratio": WHOLE, "points": ()}
-    return hardware.model_copy(
-        update={"interference": tuple(entry.model_copy(update=whole) for entry in hardware.interference)}
-    )
-
-
-def _free_lookups(hardware: HardwareProfile) -> HardwareProfile:
-    free = {"overhead": None}
-    return hardware.model_copy(
-        update={"interference": tuple(entry.model_copy(update=free) for entry in hardware.interference)}
-    )
+    return hardware.model_copy(update={"interference": ()})
 
 
 def _instant_hops(hardware: HardwareProfile) -> HardwareProfile:
@@ -193,7 +183,6 @@ ABLATIONS: tuple[Without, ...] = (
     Without("A85", "a serial read takes the drive's time alone", hardware=_drive_alone),
     Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
     Without("A98", "decode batches are settled right behind a prompt", hardware=_settled),
-    Without("A100", "lookups by the host take nothing from compute", hardware=_free_lookups),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 
@@ -223,6 +212,7 @@ FIXED: dict[str, str] = {
     "A91": f"{NOT_IN_THE_CASES}: none is predicted from a transferred profile",
     "A92": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A96": f"{NOT_IN_THE_CASES}: shipped profiles hold no gather sweep",
+    "A100": f"{NOT_IN_THE_CASES}: the profile of the measured arms is older than this measurement",
     "A99": "a curve holds what a lookup takes from its start, hand-over included: nothing to leave out",
     **dict.fromkeys(("A20", "A21", "A22", "A23", "A24"), "cost alone"),
     **dict.fromkeys(("A30", "A31", "A35", "A36", "A37"), "the runtime's own; a prediction does not run it"),

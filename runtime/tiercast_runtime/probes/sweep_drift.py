@@ -57,6 +57,8 @@ def _drifted(same: list[GatherSweep], model: ModelSpec, effort: Effort, memory: 
     try:
         with placed_block(largest, Arm(pages, is_remote=is_remote), memory) as block:
             for index, (sweep, spots) in enumerate(zip(same, chosen, strict=True)):
+                if not spots:  # not one point was stable: there is nothing to compare with
+                    continue
                 arm = Arm(pages, sweep.order, is_remote=is_remote, num_threads=sweep.num_threads or 1)
                 source = RowSource(arm.order, text_rows(model) if arm.order == "text" else None)
                 times = time_again(block, arm, spots, effort, source)
