@@ -375,6 +375,17 @@ def test_a_sweep_that_did_not_hold_until_the_end_says_so(mini_model, monkeypatch
     assert list(with_drift([on_gpu], mini_model("v41"), ONCE)) == [on_gpu]
 
 
+def test_a_sweep_without_one_stable_point_states_no_drift(mini_model, monkeypatch):
+    monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp"), Arm("thp", num_threads=2)])
+    stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
+    steady, shaky = sweep_stage.sweep_arms(stage, mini_model("v41"), 2 * MIB, lambda _: None)
+    points = tuple(point.model_copy(update={"is_unstable": True}) for point in shaky.points)
+    shaky = shaky.model_copy(update={"points": points})
+    first, second = with_drift([steady, shaky], mini_model("v41"), ONCE)
+    assert first.drift_ratio is not None
+    assert second == shaky
+
+
 def test_memory_that_is_gone_at_the_end_leaves_the_drift_unknown(mini_model, monkeypatch):
     stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
     monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp")])

@@ -102,6 +102,9 @@ class StagingRing:
 
 
 def host_ids(row_ids: torch.Tensor) -> npt.NDArray[np.int64]:
-    """Row ids ``[T, R]`` as a flat NumPy array; ids on a GPU are copied here and the current stream is waited for."""
+    """Row ids, ``[T, R]`` or of several layers, as a flat NumPy array.
+
+    Ids on a GPU are copied here, and the current stream is waited for.
+    """
     ids: npt.NDArray[np.int64] = row_ids.detach().to("cpu").reshape(-1).numpy()
     return ids

@@ -76,7 +76,7 @@ QUICK = ProbePlan(
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
 )
 FULL = ProbePlan(
-    copy_bytes=256 * MIB,
+    copy_bytes=512 * MIB,  # nvbandwidth's own size, so that both can be read side by side
     footprint_bytes=256 * MIB,
     num_footprints=2,
     gpu_footprints_bytes=(1 * GIB, 8 * GIB, 32 * GIB),
