@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from tiercast_cli import inputs, render
 from tiercast_profiles import store
-from tiercast_profiles.document import Document, Source
+from tiercast_profiles.document import Document, Quantity, Source
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.layer_parts import LayerParts, layer_parts
 from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
     from tiercast_profiles.gather import GatherSweep
-    from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.hardware import HardwareProfile, LookupOverhead
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
 
@@ -195,6 +195,14 @@ def profile_summary(profile: "HardwareProfile") -> None:
     if layers:
         columns = ["model, graph mode", "step", "without\nattention", "of it\nMLP", "attention", "Engram\nmodule"]
         render.table("one layer, us", columns, layers, left=2)
+    overheads = [
+        [f"{entry.tier} by {entry.path}", *(render.number(time.value) for time in _times_of(entry.overhead))]
+        for entry in profile.interference
+        if entry.overhead is not None
+    ]
+    if overheads:
+        columns = ["tier and path", "hand-over\nof a step", "beside\nlayers", "made inline", "layers\nbehind it"]
+        render.table("what lookups take beside their time, us", columns, overheads, left=1)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
     cases = [probe for probe in profile.probes if not probe.name.startswith("telemetry.")]
@@ -209,6 +217,10 @@ def profile_summary(profile: "HardwareProfile") -> None:
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
         render.line(f"  unstable (quartiles too far apart): {names}")
+
+
+def _times_of(overhead: "LookupOverhead") -> tuple[Quantity, ...]:
+    return overhead.issue_us, overhead.beside_us, overhead.inline_us, overhead.after_us
 
 
 def _layer_row(parts: LayerParts) -> list[str]:

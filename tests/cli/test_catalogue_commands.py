@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tiercast_cli import catalogue_views, render
-from tiercast_profiles.hardware import ComputePoint, ComputeTable, ProbeResult
+from tiercast_profiles.hardware import ComputePoint, ComputeTable, Interference, ProbeResult
 
 KINDS = ("hardware", "models", "prices")
 
@@ -127,6 +127,20 @@ def test_the_parts_of_a_layer_stand_beside_each_other(cpu_hardware, width):
     row = next(line.split() for line in text.splitlines() if "24.25" in line)
     assert row == ["tiny-wide,", "eager", "2", "at", "context", "112", "41.50", "24.25", "7", "19"]
     assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_lookups_take_stands_beside_each_path(cpu_hardware, width):
+    times = {"issue_us": 133.25, "beside_us": 67.5, "after_us": 37.75, "inline_us": 112.5}
+    ratios = {"compute_speed_ratio": 1, "lookup_speed_ratio": 1}
+    entries = [{"tier": "dram", "path": "uva"}, {"tier": "nvme", "path": "disk", "overhead": times}]
+    interference = tuple(Interference.model_validate(entry | ratios) for entry in entries)
+    profile = cpu_hardware.model_copy(update={"interference": interference})
+    text = render.to_text(lambda: catalogue_views.profile_summary(profile), width)
+    rows = [line.split() for line in text[text.index("what lookups take beside") :].splitlines() if " by " in line]
+    assert rows == [["nvme", "by", "disk", "133.2", "67.50", "112.5", "37.75"]]
+    bare = cpu_hardware.model_copy(update={"interference": interference[:1]})
+    assert "what lookups take" not in render.to_text(lambda: catalogue_views.profile_summary(bare), width)
 
 
 def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fails):

@@ -8,7 +8,7 @@ from tiercast_cli.suite import scenarios
 from tiercast_profiles import store
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import ProbeResult
+from tiercast_profiles.hardware import LookupOverhead, ProbeResult
 from tiercast_profiles.pooling import UNSTABLE_OVER_TIME, pool
 from tiercast_sim.simulate import simulate
 
@@ -106,6 +106,20 @@ def test_what_one_probe_missed_is_pooled_over_the_others(profile):
     assert profile.interference
     without = profile.model_copy(update={"interference": ()})
     assert pool([without, profile, profile]).interference == profile.interference
+
+
+def test_what_lookups_take_is_pooled_over_the_profiles_that_say_it(profile):
+    def taking(us):
+        overhead = LookupOverhead(
+            issue_us=us, beside_us={"value": us, "low": us - 1, "high": us}, after_us=0, inline_us=us
+        )
+        entry = profile.interference[0].model_copy(update={"overhead": overhead})
+        return profile.model_copy(update={"interference": (entry,)})
+
+    found = pool([taking(10), taking(40), profile, taking(20)]).interference[0].overhead
+    assert found.beside_us == Quantity(value=20, low=9, high=40)
+    assert found.issue_us == Quantity(value=20, low=10, high=40)
+    assert found.after_us == Quantity(value=0)
 
 
 def test_of_the_gather_sweeps_the_one_with_the_middle_error_stands(profile):
