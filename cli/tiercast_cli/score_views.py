@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tiercast_cli import render, run_pace
 from tiercast_cli.case_scores import AT_PACE, Failure, ScoredCase
+from tiercast_profiles.compare import EXPECTED_DIFFERENCES
 from tiercast_profiles.quantiles import median
 from tiercast_profiles.scores import Score
 
@@ -44,8 +45,8 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
 
 
 def inputs_line(cases: Sequence[ScoredCase]) -> str:
-    """The resolved inputs that differ between the two records of any case."""
-    differing = sorted({path for case in cases for path in case.differing_inputs})
+    """The resolved inputs that differ between the two records of any case, but for those that have to."""
+    differing = sorted({path for case in cases for path in case.differing_inputs} - set(EXPECTED_DIFFERENCES))
     return f"resolved inputs that differ: {', '.join(differing) if differing else 'none'}"
 
 

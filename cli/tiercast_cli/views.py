@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tiercast_cli import answer_views, render
-from tiercast_profiles.compare import Comparison, flat_metrics
+from tiercast_profiles.compare import EXPECTED_DIFFERENCES, Comparison, flat_metrics
 from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ BASIS = {
 RATIOS = ("hidden_ratio", "unique_row_ratio", "cache_hit_ratio")
 TABLES_OF_THEIR_OWN = ("layers.", "memory_bytes.")
 SETTLED_BY_THE_SCENARIO = ("rows_per_token",)
-EXPECTED_DIFFERENCES = ("scenario.hardware", "provenance.git_commit")
 WARNING_SIGN = "warning: "
 
 

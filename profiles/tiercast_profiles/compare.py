@@ -47,6 +47,10 @@ class MetricComparison(Strict):
     intervals_meet: bool | None
 
 
+EXPECTED_DIFFERENCES = ("scenario.hardware", "provenance.git_commit")
+"""Paths that a measured and a predicted record of one scenario do not share: a simulated one has no commit."""
+
+
 class InputDifference(Strict):
     """A resolved input the two records do not share, as text."""
 
