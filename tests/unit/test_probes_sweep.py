@@ -379,7 +379,7 @@ def test_a_sweep_without_one_stable_point_states_no_drift(mini_model, monkeypatc
     monkeypatch.setattr(sweep_stage.SweepStage, "arms", lambda _: [Arm("thp"), Arm("thp", num_threads=2)])
     stage = sweep_stage.SweepStage(TINY, ONCE, is_quick=True)
     steady, shaky = sweep_stage.sweep_arms(stage, mini_model("v41"), 2 * MIB, lambda _: None)
-    points = tuple(point.model_copy(update={"is_unstable": True}) for point in shaky.points)
+    points = tuple(point.model_copy(update={"samples_us": (1.0, 2.0, 4.0)}) for point in shaky.points)
     shaky = shaky.model_copy(update={"points": points})
     first, second = with_drift([steady, shaky], mini_model("v41"), ONCE)
     assert first.drift_ratio is not None
