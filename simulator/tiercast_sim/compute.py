@@ -209,7 +209,7 @@ class ComputeModel:
     def issue_ns(self, num_tokens: int) -> float:
         """Handing the lookups of a step over.
 
-        Assumption A98: what is looked up where it is needed (``off``, path ``device``) is not handed over; its curve
+        Assumption A99: what is looked up where it is needed (``off``, path ``device``) is not handed over; its curve
         has all it takes. A profile that timed the hand-over of the path says it, else the component ``lookup_issue``.
         """
         if not self._hands_over:

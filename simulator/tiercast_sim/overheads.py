@@ -25,9 +25,9 @@ class LookupOverheads:
 
     @classmethod
     def of(cls, resolved: ResolvedScenario, bound: Bound) -> Self | None:
-        """Those of the scenario's path; None where the profile has none."""
+        """Those of the scenario's path; None where the profile has none, or the path is itself compute (A9)."""
         entry = entry_of(resolved)
-        if entry is None or entry.overhead is None:
+        if entry is None or entry.overhead is None or resolved.placement.path == "device":
             return None
         found, label = entry.overhead, f"overhead of {entry.tier}/{entry.path}"
         issue_ns = non_negative(found.issue_us, bound, f"{label} issue_us") * NS_PER_US

@@ -41,6 +41,17 @@ def test_numbers_follow_the_prefetch_mode_and_the_bound(sim_scenario):
     assert LookupOverheads.of(resolved(sim_scenario, "off", None), "nominal") is None
 
 
+def test_a_gather_by_the_device_has_none_whatever_the_profile_says(sim_scenario):
+    entry = ENTRY | {"tier": "hbm", "path": "device"}
+    placement = {"tier": "hbm", "path": "device"}
+    taking, bare = (
+        sim_scenario(placement, hardware={"interference": [one]}, workload=CLOSED)
+        for one in (entry | {"overhead": OVERHEAD}, entry)
+    )
+    assert LookupOverheads.of(taking, "nominal") is None
+    assert spent_on(taking) == spent_on(bare)
+
+
 @pytest.mark.parametrize(("prefetch", "layer_ns"), [("step_entry", 40_000), ("off", 60_000 + 200_000)])
 def test_each_step_grows_by_what_its_lookups_take(sim_scenario, prefetch, layer_ns):
     free = dict.fromkeys(OVERHEAD, 0) | {"issue_us": OVERHEAD["issue_us"]}
