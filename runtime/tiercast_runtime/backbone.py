@@ -76,6 +76,37 @@ class _LayerWeights:
     down: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """``embedding [vocabulary, hidden]``, the layers, ``head [hidden, vocabulary]``."""
+
+    embedding: torch.Tensor
+    layers: list[_LayerWeights]
+    head: torch.Tensor
+
+
+def _random_weights(
+    spec: BackboneSpec, qkv_width: int, device: torch.device, dtype: torch.dtype, seed: int
+) -> _Weights:
+    generator = torch.Generator(device=device).manual_seed(seed)
+    hidden, inner, q_width = spec.hidden_size, spec.intermediate_size, spec.num_attention_heads * spec.head_dim
+
+    def matrix(rows: int, columns: int, scale: float) -> torch.Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device=device).normal_(0.0, scale, generator=generator)
+
+    embedding = matrix(spec.vocab_size, hidden, 1.0)
+    layers = [
+        _LayerWeights(
+            qkv=matrix(hidden, qkv_width, hidden**-0.5),
+            attention_out=matrix(q_width, hidden, q_width**-0.5),
+            gate_up=matrix(hidden, 2 * inner, hidden**-0.5),
+            down=matrix(inner, hidden, inner**-0.5),
+        )
+        for _ in range(spec.num_layers)
+    ]
+    return _Weights(embedding, layers, matrix(hidden, spec.vocab_size, hidden**-0.5))
+
+
 class Backbone:
     """A decoder whose parts can be called one by one, by the engine in order and by a probe apart.
 
@@ -87,12 +118,15 @@ class Backbone:
         max_context_tokens: most tokens of one sequence.
         max_step_tokens: most tokens of one step; decides the size of the work buffers.
         seed: decides the random weights.
+        weights_of: a backbone of the same model, device, type and seed, whose weights this one uses too.
 
     The hidden state is ``[num_tokens, num_branches, hidden_size]``; :meth:`layer` updates it in place.
 
     Raises:
         MissingCapability: the model is not a dense decoder marked runnable.
     """
+
+    weights: _Weights
 
     def __init__(
         self,
@@ -104,6 +138,7 @@ class Backbone:
         max_context_tokens: int,
         max_step_tokens: int,
         seed: int = 0,
+        weights_of: "Backbone | None" = None,
     ) -> None:
         check_runnable(model)
         settle_attention(device)
@@ -117,22 +152,9 @@ class Backbone:
         self._q_width = self._num_heads * self._head_dim
         self._rotated_width = self._q_width + self._num_kv_heads * self._head_dim
         qkv_width = self._q_width + 2 * self._num_kv_heads * self._head_dim
-        generator = torch.Generator(device=device).manual_seed(seed)
-
-        def matrix(rows: int, columns: int, scale: float) -> torch.Tensor:
-            return torch.empty(rows, columns, dtype=dtype, device=device).normal_(0.0, scale, generator=generator)
-
-        self._embedding = matrix(spec.vocab_size, self._hidden, 1.0)
-        self._layers = [
-            _LayerWeights(
-                qkv=matrix(self._hidden, qkv_width, self._hidden**-0.5),
-                attention_out=matrix(self._q_width, self._hidden, self._q_width**-0.5),
-                gate_up=matrix(self._hidden, 2 * self._inner, self._hidden**-0.5),
-                down=matrix(self._inner, self._hidden, self._inner**-0.5),
-            )
-            for _ in range(spec.num_layers)
-        ]
-        self._head = matrix(self._hidden, spec.vocab_size, self._hidden**-0.5)
+        made = _random_weights(spec, qkv_width, device, dtype, seed) if weights_of is None else weights_of.weights
+        self.weights = made
+        self._embedding, self._layers, self._head = made.embedding, made.layers, made.head
         # Keys and values of a layer share one tensor so that one write stores both. Zeros, not empty: a masked
         # position still meets its value with weight 0, and 0 × NaN would spread.
         kv_shape = (spec.num_layers, num_slots, 2 * self._num_kv_heads, aligned_context(max_context_tokens))

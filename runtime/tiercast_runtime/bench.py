@@ -8,7 +8,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from tiercast_runtime.other_load import OtherLoad
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
 from tiercast_runtime.table import FileTable, MemoryTable, Table
+from tiercast_runtime.turns import RunInTurns, run_in_turns
 
 MAX_REPEATS = 1000
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
@@ -137,11 +138,12 @@ def bench_in_rounds(
     memory: MemoryRequest | None = None,
     between: Callable[[], Mapping[str, float]] | None = None,
 ) -> tuple[RunRecord, ...]:
-    """Serve several scenarios, each once per round: a drift of the machine then touches all of them alike.
+    """Serve several scenarios, each once per round, in turns of a fraction of a second: all meet the same machine.
 
-    Every other round goes backwards, so that none is always measured after the same one. All of them are in memory at
-    once. Arguments and errors are those of :func:`bench`, which alone runs several ranks; ``between`` is called before
-    every run and after the last, and what it returned around a scenario's runs is averaged into the record's facts.
+    What the others take is in no scenario's time (:mod:`tiercast_runtime.turns`). Every other round goes backwards. All
+    of them are in memory at once. Arguments and errors are those of :func:`bench`, which alone runs several ranks;
+    ``between`` is called before every round, between turns every two seconds, and at the end, and what it returned is
+    averaged into the facts of all records.
     """
     check_repeats(repeats)
     for resolved in scenarios:
@@ -152,69 +154,62 @@ def bench_in_rounds(
     devices = [device_of(resolved) for resolved in scenarios]
     previous_threads = torch.get_num_threads()
     num_threads = set_compute_threads()
-    total = repeats * len(scenarios)
     try:
         with contextlib.ExitStack() as stack:
-            engines = [
-                stack.enter_context(
-                    Engine(resolved, device, _prepared(folder, resolved), tables=tables, checkpoint=rows, memory=memory)
-                )
-                for resolved, device, rows in zip(scenarios, devices, opened, strict=True)
-            ]
-            runs: list[list[EngineRun]] = [[] for _ in engines]
-            loads = [OtherLoad() for _ in engines]
-            around = _Around(between, len(engines))
-            num_done = 0
+            engines: list[Engine] = []
+            for resolved, device, rows in zip(scenarios, devices, opened, strict=True):
+                place = _prepared(folder, resolved)
+                engine = Engine(resolved, device, place, tables=tables, checkpoint=rows, memory=memory, others=engines)
+                engines.append(stack.enter_context(engine))
+            runs: list[list[RunInTurns]] = [[] for _ in engines]
+            load, around = OtherLoad(), _Around(between)
             for index in range(repeats):
-                places = range(len(engines))
-                for place in places if index % 2 == 0 else reversed(places):
+                order = list(range(len(engines)))[:: 1 if index % 2 == 0 else -1]
 
-                    def report(share: float, done: int = num_done) -> None:
-                        if progress is not None:
-                            progress((done + share) / total)
+                def report(share: float, done: int = index) -> None:
+                    if progress is not None:
+                        progress((done + share) / repeats)
 
-                    with around.run_of(place), loads[place]:
-                        runs[place].append(engines[place].run(report))
-                    num_done += 1
+                around.begin()
+                with load:
+                    found = run_in_turns([engines[at] for at in order], report, look=around.look)
+                around.look()
+                for at, run in zip(order, found, strict=True):
+                    runs[at].append(run)
+            facts = around.facts() | _others(load.num_cores)
             return tuple(
-                _record(resolved, engine, done, num_threads, facts | _others(load.num_cores))
-                for resolved, engine, done, load, facts in zip(
-                    scenarios, engines, runs, loads, around.facts(), strict=True
-                )
+                _record(resolved, engine, [each.run for each in done], num_threads, facts | _turns(done, engines))
+                for resolved, engine, done in zip(scenarios, engines, runs, strict=True)
             )
     finally:
         torch.set_num_threads(previous_threads)
 
 
 class _Around:
-    """Figures taken between runs, averaged per scenario over those before and after each of its runs."""
+    """Figures taken around and amid rounds, averaged."""
 
-    def __init__(self, take: Callable[[], Mapping[str, float]] | None, num_scenarios: int) -> None:
+    def __init__(self, take: Callable[[], Mapping[str, float]] | None) -> None:
         self._take = take
-        self._latest: Mapping[str, float] | None = None
-        self._found: list[list[Mapping[str, float]]] = [[] for _ in range(num_scenarios)]
+        self._found: list[Mapping[str, float]] = []
 
-    @contextlib.contextmanager
-    def run_of(self, place: int) -> Iterator[None]:
-        """Around a run of the scenario at ``place``."""
-        if self._take is None:
-            yield
-            return
-        before = self._take() if self._latest is None else self._latest
-        yield
-        self._latest = self._take()
-        self._found[place] += [before, self._latest]
+    def begin(self) -> None:
+        """A round begins: the end of one is the begin of the next."""
+        if not self._found:
+            self.look()
 
-    def facts(self) -> list[dict[str, float]]:
-        """Per scenario the averages of those that were there every time."""
-        return [
-            {
-                name: round(sum(each[name] for each in found) / len(found), 4)
-                for name in (found[0] if found else ())
-                if all(name in each for each in found)
-            }
-            for found in self._found
-        ]
+    def look(self) -> None:
+        """Take them now."""
+        if self._take is not None:
+            self._found.append(self._take())
+
+    def facts(self) -> dict[str, float]:
+        """The averages of those that were there every time."""
+        found = self._found
+        return {
+            name: round(sum(each[name] for each in found) / len(found), 4)
+            for name in (found[0] if found else ())
+            if all(name in each for each in found)
+        }
 
 
 def table_folder(folder: Path | None) -> Path:
@@ -241,6 +236,11 @@ def _prepared(folder: Path | None, resolved: ResolvedScenario) -> Path:
 def _others(num_cores_used: float | None) -> dict[str, float]:
     """What other processes used of the machine, as a fact; none where the kernel does not say."""
     return {} if num_cores_used is None else {OTHERS: round(num_cores_used, 3)}
+
+
+def _turns(runs: Sequence[RunInTurns], engines: Sequence[Engine]) -> dict[str, float]:
+    """In how many turns with others a scenario was served, as a fact; none where it ran alone."""
+    return {"turns": min(each.num_turns for each in runs)} if len(engines) > 1 else {}
 
 
 def _record(
@@ -402,6 +402,9 @@ def _facts(engine: Engine, run: EngineRun, repeats: int, num_threads: int) -> di
     held = next((table.obtained for table in engine.tables if isinstance(table, MemoryTable)), None)
     if held is not None:
         facts.update(held.facts)
+    if engine.compute_cores is not None:
+        facts["compute_cores"] = ", ".join(map(str, sorted(engine.compute_cores)))
+        facts["compute_cores_reason"] = "the drive's interrupts go to the others"
     if engine.checkpoint is not None:
         facts["checkpoint_sha256"] = engine.checkpoint.identity
         facts["rows_read_in_checkpoint"] = any(

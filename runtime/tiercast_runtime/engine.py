@@ -14,12 +14,12 @@ the next token looks at.
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Series
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 
@@ -39,11 +39,13 @@ from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.hot_rows import hot_row_ids
+from tiercast_runtime.interrupts import clear_cores, on_cores
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network
 from tiercast_runtime.paths import open_path
 from tiercast_runtime.paths.base import LookupPath
+from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.recorder import LayerStep, Recorder, StepTimes
 from tiercast_runtime.scheduler import Scheduler, StepOutcome
@@ -92,11 +94,14 @@ class Engine:
         checkpoint: where the rows and the Engram layers' weights come from; computed and random ones without.
         memory: what tables in host memory are made of.
         team: the ranks that share the lookups out, all of which serve these requests; one process alone without.
+        others: open engines of the same checkpoint; weights that one of them has are used and not made again.
 
     Raises:
         MissingCapability: the model is not a dense runnable decoder, or this machine lacks the path.
         InfeasibleScenario: tables or the KV cache of the longest request do not fit.
     """
+
+    backbone: Backbone
 
     def __init__(
         self,
@@ -112,6 +117,7 @@ class Engine:
         checkpoint: Checkpoint | None = None,
         memory: MemoryRequest | None = None,
         team: "Team | None" = None,
+        others: Series["Engine"] = (),
     ) -> None:
         model, seed = resolved.model, resolved.scenario.seed
         check_runnable(model)
@@ -144,13 +150,14 @@ class Engine:
             self.kv: KvPlan = plan_kv(
                 resolved, self.requests, device, self.dtype, self.table_bytes, num_spare_slots=num_pad_slots
             )
-            num_slots = self.kv.num_slots + num_pad_slots
             shape = {
-                "num_slots": num_slots,
+                "num_slots": self.kv.num_slots + num_pad_slots,
                 "max_context_tokens": self.kv.max_context_tokens,
                 "max_step_tokens": self.kv.max_step_tokens,
             }
-            self.backbone = Backbone(model, device, self.dtype, seed=seed, **shape)
+            alike = [other for other in others if other.has_weights_of(resolved, device)]
+            twin = alike[0].backbone if alike else None
+            self.backbone = Backbone(model, device, self.dtype, seed=seed, weights_of=twin, **shape)
             self.builder = BatchBuilder(
                 model,
                 device,
@@ -165,6 +172,7 @@ class Engine:
             self.path_facts: dict[str, str | int | float | bool] = {}
             if has_tables:
                 generator = torch.Generator(device=device).manual_seed(seed + 1)
+                donors = next((other.engram_layers for other in alike if other.engram_layers), None)
                 self.engram_layers = [
                     EngramLayer(
                         model,
@@ -172,9 +180,10 @@ class Engine:
                         device,
                         self.dtype,
                         generator,
-                        num_slots=num_slots,
+                        num_slots=shape["num_slots"],
                         num_draft_tokens=self._speculative.draft_tokens,
-                        weights=None if checkpoint is None else load_weights(checkpoint, layer),
+                        weights=None if checkpoint is None or donors else load_weights(checkpoint, layer),
+                        weights_of=None if donors is None else donors[layer],
                     )
                     for layer in layers
                 ]
@@ -186,6 +195,7 @@ class Engine:
                 self.path_facts = dict(path.facts)
                 self.prefetcher = Prefetcher(path, resolved.placement.prefetch, clock)
                 held.callback(self.prefetcher.close)
+            self.compute_cores = self._clear_cores(path)
             network = Network(
                 backbone=self.backbone,
                 num_layers=model.backbone.num_layers,
@@ -216,6 +226,12 @@ class Engine:
         self._steps.release()
         self._held.close()
 
+    def has_weights_of(self, resolved: ResolvedScenario, device: torch.device) -> bool:
+        """Whether an engine of that scenario on that device computes with the same weights."""
+        mine = self.resolved
+        same_model = mine.model == resolved.model and mine.scenario.seed == resolved.scenario.seed
+        return same_model and self.device == device
+
     @property
     def engram_weight_bytes(self) -> int:
         """Bytes of the Engram projections, gates and convolutions."""
@@ -232,15 +248,32 @@ class Engine:
         A row cache starts the run empty, as the simulator's does, or with the hottest rows where its policy is
         ``static_hot``; with ``keeps_cache`` it starts with what it has.
         """
-        with torch.inference_mode(), _without_garbage_collection():
-            self._steps.capture()
-            self._fill_caches()
-            num_warm_up_steps = self._warm_up()
-            is_static = self.resolved.placement.cache_policy == "static_hot"
-            if self.cache.size_bytes and not (keeps_cache or is_static) and self.prefetcher is not None:
-                self.prefetcher.clear_cache()
-            recorder = self._recorder()
-            outputs = self._serve(self.requests, self._tokens, recorder, progress)
+        with serving(), on_cores(self.compute_cores):
+            run = self.steps(progress, keeps_cache=keeps_cache)
+            while True:
+                try:
+                    next(run)
+                except StopIteration as end:
+                    return cast(EngineRun, end.value)
+
+    def steps(
+        self, progress: Callable[[float], None] | None = None, *, keeps_cache: bool = False
+    ) -> Generator[None, None, EngineRun]:
+        """As :meth:`run`, but stops behind every step until the next is asked for.
+
+        To be driven inside ``serving`` and on the :attr:`compute_cores`.
+
+        The time it stands still counts in nothing that is recorded: several engines can be stepped in turns and each
+        measured as if it ran alone. With ``prev_step`` it does not stop, for the lookups in flight would go on.
+        """
+        self._steps.capture()
+        self._fill_caches()
+        num_warm_up_steps = self._warm_up()
+        is_static = self.resolved.placement.cache_policy == "static_hot"
+        if self.cache.size_bytes and not (keeps_cache or is_static) and self.prefetcher is not None:
+            self.prefetcher.clear_cache()
+        recorder = self._recorder()
+        outputs = yield from self._serve(self.requests, self._tokens, recorder, progress)
         return EngineRun(
             samples=recorder.samples(self.requests),
             spans=recorder.spans(),
@@ -250,6 +283,16 @@ class Engine:
             num_warm_up_steps=num_warm_up_steps,
             wasted_row_ratio=recorder.wasted_row_ratio,
         )
+
+    def _clear_cores(self, path: LookupPath | None) -> frozenset[int] | None:
+        """Where this thread is to compute while a drive is read beside it; None for anywhere.
+
+        A thread that reads itself waits while the drive interrupts, and ranks share the cores out among themselves.
+        """
+        is_beside = self.resolved.placement.prefetch != "off" and self.device.type == "cpu" and self._team is None
+        if not is_beside or not isinstance(path, DiskPath):
+            return None
+        return clear_cores(path.readers[0].path, torch.get_num_threads())
 
     def _recorder(self) -> Recorder:
         rows_per_token = self.resolved.model.engram.num_rows_per_token
@@ -282,7 +325,8 @@ class Engine:
             requests, self.text, self.resolved.model, self.resolved.scenario.seed, self._speculative
         )
         recorder = self._recorder()
-        self._serve(requests, tokens, recorder, None)
+        for _ in self._serve(requests, tokens, recorder, None):
+            pass
         return len(recorder.overhead_ns)
 
     def _close_gaps(self, scheduler: Scheduler, outcome: StepOutcome) -> None:
@@ -296,7 +340,7 @@ class Engine:
         tokens: TokenStore,
         recorder: Recorder,
         progress: Callable[[float], None] | None,
-    ) -> dict[int, list[int]]:
+    ) -> Generator[None, None, dict[int, list[int]]]:
         clock, origin = self._clock, recorder.origin_ns
         scheduler = Scheduler(self.kv.limits(self.resolved), tokens.accepted)
         looks_ahead = self.prefetcher is not None and self.prefetcher.looks_ahead
@@ -331,18 +375,19 @@ class Engine:
             now = clock()
             times = StepTimes(start_ns, ran.built_ns, ran.issued_ns, ran.computed_ns, now, ran.windows_ns)
             recorder.step(plan, times, ran.lookups)
-            recorder.num_wasted_tokens += outcome.num_wasted
-            for sequence in outcome.first_token:
-                recorder.first_token(sequence.request, now - origin)
-            for sequence in outcome.finished:
-                recorder.finished(sequence.request, now - origin)
-                if concurrency is not None and arrivals:
-                    _arrive(arrivals.popleft(), now - origin, scheduler, recorder)
+            recorder.outcome(outcome, now - origin)
+            for _ in range(min(len(outcome.finished), len(arrivals)) if concurrency is not None else 0):
+                _arrive(arrivals.popleft(), now - origin, scheduler, recorder)
             if progress is not None and outcome.finished:
                 done = recorder.num_finished * NUM_PROGRESS_CALLS // len(requests)
                 if done > reported:
                     reported = done
                     progress(done / NUM_PROGRESS_CALLS)
+            if ledger is None:
+                yield
+                resumed = clock()
+                origin += resumed - now
+                recorder.origin_ns, now = origin, resumed
         return outputs
 
 
@@ -363,14 +408,18 @@ def _arrive(request: Request, at_ns: int, scheduler: Scheduler, recorder: Record
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """No cyclic garbage collection inside: a full pass takes milliseconds and would land in some step."""
+def serving() -> Iterator[None]:
+    """What engines run in: no gradients, and no cyclic garbage collection.
+
+    A full pass of the collector takes milliseconds and would land in some step.
+    """
     was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         gc.unfreeze()
         if was_enabled:

@@ -12,6 +12,8 @@ Assumption A36: V4.1 keeps the fused projection in FP8. Here it is held and mult
 GPU, fp32 on a CPU), so its weight traffic is twice, or four times, that of the published kernel.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
@@ -28,6 +30,59 @@ CONV_NORM_EPS = 1e-5
 MIN_GATE_SCORE = 1e-6
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerWeights:
+    """What a layer multiplies with; ``score_weight`` is both norms' weights and 1/√d folded into one product."""
+
+    projection: torch.Tensor
+    bias: torch.Tensor | None
+    q_weight: torch.Tensor
+    k_weight: torch.Tensor
+    score_weight: torch.Tensor
+    conv_norm: torch.Tensor | None
+    conv_kernel: torch.Tensor | None
+
+
+def _make_weights(
+    model: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    given: EngramWeights | None,
+) -> _LayerWeights:
+    engram, backbone = model.engram, model.backbone
+    inputs, outputs = engram.embedding_values, engram.projection_outputs(backbone)
+
+    def normal(shape: tuple[int, ...], mean: float, scale: float) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(mean, scale, generator=generator)
+
+    # One matrix for the keys of all branches and the value (paper §2.4), stored [inputs, outputs].
+    projection = normal((inputs, outputs), 0.0, inputs**-0.5)
+    bias = normal((outputs,), 0.0, 0.02) if engram.rules.has_bias else None
+    branch_shape = (backbone.num_branches, backbone.hidden_size)
+    q_weight, k_weight = normal(branch_shape, 1.0, 0.1), normal(branch_shape, 1.0, 0.1)
+    if given is not None:
+        for mine, theirs in (
+            (projection, given.projection),
+            (q_weight, given.q_weight),
+            (k_weight, given.k_weight),
+        ):
+            mine.copy_(theirs)
+    # Both norms end in one dot product, so their weights and the 1/√d scale fold into one vector per branch.
+    folded = q_weight.float() * k_weight.float() * backbone.hidden_size**-0.5
+    has_convolution = engram.conv_kernel_size is not None
+    taps = engram.conv_kernel_size or 0
+    return _LayerWeights(
+        projection=projection,
+        bias=bias,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        score_weight=folded.to(dtype),
+        conv_norm=normal(branch_shape, 1.0, 0.1) if has_convolution else None,
+        conv_kernel=normal((taps, *branch_shape), 0.0, taps**-0.5) if has_convolution else None,
+    )
+
+
 class EngramLayer:
     """The Engram module of one layer.
 
@@ -40,10 +95,13 @@ class EngramLayer:
         num_slots: sequences whose convolution state is kept (dialects with one).
         num_draft_tokens: drafts a decoding sequence feeds in a step, which may be rejected.
         weights: those of a checkpoint; random ones without.
+        weights_of: a layer made of the same arguments, whose weights this one uses too; its state stays its own.
 
     Raises:
         MissingCapability: the dialect has no gated module.
     """
+
+    weights: _LayerWeights
 
     def __init__(
         self,
@@ -56,6 +114,7 @@ class EngramLayer:
         num_slots: int,
         num_draft_tokens: int = 0,
         weights: EngramWeights | None = None,
+        weights_of: "EngramLayer | None" = None,
     ) -> None:
         engram, backbone = model.engram, model.backbone
         if not engram.rules.has_gate:
@@ -67,32 +126,15 @@ class EngramLayer:
         self._dtype = dtype
         self.layer_id = engram.layer_ids[layer_index]
         self._num_branches, self._hidden = backbone.num_branches, backbone.hidden_size
-        inputs, outputs = engram.embedding_values, engram.projection_outputs(backbone)
-
-        def normal(shape: tuple[int, ...], mean: float, scale: float) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, scale, generator=generator)
-
-        # One matrix for the keys of all branches and the value (paper §2.4), stored [inputs, outputs].
-        self.projection = normal((inputs, outputs), 0.0, inputs**-0.5)
-        self.bias = normal((outputs,), 0.0, 0.02) if engram.rules.has_bias else None
-        branch_shape = (self._num_branches, self._hidden)
-        self.q_weight = normal(branch_shape, 1.0, 0.1)
-        self.k_weight = normal(branch_shape, 1.0, 0.1)
-        # Both norms end in one dot product, so their weights and the 1/√d scale fold into one vector per branch.
-        if weights is not None:
-            for mine, given in (
-                (self.projection, weights.projection),
-                (self.q_weight, weights.q_weight),
-                (self.k_weight, weights.k_weight),
-            ):
-                mine.copy_(given)
-        folded = self.q_weight.float() * self.k_weight.float() * self._hidden**-0.5
-        self._score_weight = folded.to(dtype)
+        made = _make_weights(model, device, dtype, generator, weights) if weights_of is None else weights_of.weights
+        self.weights = made
+        self.projection, self.bias = made.projection, made.bias
+        self.q_weight, self.k_weight, self._score_weight = made.q_weight, made.k_weight, made.score_weight
         self.convolution: ShortConvolution | None = None
-        if engram.conv_kernel_size is not None:
+        if made.conv_kernel is not None and made.conv_norm is not None:
             self.convolution = ShortConvolution(
-                norm_weight=normal(branch_shape, 1.0, 0.1),
-                kernel=normal((engram.conv_kernel_size, *branch_shape), 0.0, engram.conv_kernel_size**-0.5),
+                norm_weight=made.conv_norm,
+                kernel=made.conv_kernel,
                 dilation=engram.ngram_orders[-1],
                 num_slots=num_slots,
                 num_draft_tokens=num_draft_tokens,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tiercast_profiles.record import RequestSamples, Samples, Span, StepSamples
 from tiercast_profiles.workload import Request
 from tiercast_runtime.prefetch import LookupTiming
-from tiercast_runtime.scheduler import StepPlan
+from tiercast_runtime.scheduler import StepOutcome, StepPlan
 
 MAX_SPAN_STEPS = 64
 
@@ -111,13 +111,13 @@ class Recorder:
         if len(self._steps) <= MAX_SPAN_STEPS:
             self._add_spans(plan, times, lookups)
 
-    def first_token(self, request: Request, at_ns: int) -> None:
-        """A request has its first output token (time relative to run start)."""
-        self._first_token_ns[request.request_id] = at_ns
-
-    def finished(self, request: Request, at_ns: int) -> None:
-        """A request has all its output tokens (time relative to run start)."""
-        self._finish_ns[request.request_id] = at_ns
+    def outcome(self, outcome: StepOutcome, at_ns: int) -> None:
+        """What a step led to: first tokens, requests that are done, tokens fed in vain (time relative to run start)."""
+        self.num_wasted_tokens += outcome.num_wasted
+        for sequence in outcome.first_token:
+            self._first_token_ns[sequence.request.request_id] = at_ns
+        for sequence in outcome.finished:
+            self._finish_ns[sequence.request.request_id] = at_ns
 
     def samples(self, requests: Sequence[Request]) -> Samples:
         """Samples of the whole run; every request must have finished."""

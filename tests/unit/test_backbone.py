@@ -209,6 +209,16 @@ def test_weights_follow_the_seed_and_bytes_are_counted(mini_model):
     assert one.weight_bytes == 4 * (2 * 97 * 32 + 6 * per_layer)
 
 
+def test_two_backbones_share_weights_and_nothing_else(mini_model):
+    model = mini_model()
+    one = Backbone(model, CPU, torch.float32, seed=1, **SHAPE)
+    two = Backbone(model, CPU, torch.float32, seed=1, weights_of=one, **SHAPE)
+    assert two.weights is one.weights
+    assert two.weight_bytes == one.weight_bytes, "as many as it would have alone"
+    assert two._kv.data_ptr() != one._kv.data_ptr()
+    assert two._qkv_buffer.data_ptr() != one._qkv_buffer.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

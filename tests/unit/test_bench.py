@@ -66,9 +66,24 @@ def test_figures_taken_between_runs_are_averaged_and_those_once_missing_left_out
         [mini_scenario({"tier": "none"}, workload=STEADY)], repeats=2, folder=tmp_path, between=lambda: taken.pop(0)
     )
     facts = record.provenance.facts
-    assert facts["pace_a"] == (1.0 + 2.0 + 2.0 + 4.0) / 4, "before and after each run"
+    assert facts["pace_a"] == round((1.0 + 2.0 + 4.0) / 3, 4), "before the rounds, between them and at the end"
     assert "pace_b" not in facts
+    assert "turns" not in facts, "it ran alone"
     assert taken == []
+
+
+def test_scenarios_run_in_turns_and_each_record_is_as_of_a_run_alone(mini_scenario, tmp_path):
+    scenarios = [mini_scenario({"tier": tier}, workload=STEADY) for tier in ("none", "dram", "nvme")]
+    records = bench_in_rounds(scenarios, repeats=2, folder=tmp_path)
+    for resolved, record in zip(scenarios, records, strict=True):
+        alone = bench(resolved, folder=tmp_path)
+        assert record.scenario_sha256 == resolved.sha256
+        assert record.samples.steps.decode_sequences == alone.samples.steps.decode_sequences
+        assert record.samples.steps.rows_read == alone.samples.steps.rows_read
+        assert record.metrics.memory_bytes == alone.metrics.memory_bytes
+        assert len(record.metrics.runs_output_tokens_per_s) == 2
+        assert record.provenance.facts["turns"] >= 2
+        assert "turns" not in alone.provenance.facts
 
 
 def test_without_tables_a_record_has_no_lookup_metrics(mini_scenario, tmp_path):

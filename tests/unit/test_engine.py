@@ -2,6 +2,8 @@
 
 import gc
 import os
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,12 @@ from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCap
 from tiercast_profiles.workload import Request, draw_requests  # noqa: E402
 from tiercast_runtime import engine as engine_module  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
-from tiercast_runtime.engine import Engine  # noqa: E402
+from tiercast_runtime.engine import Engine, serving  # noqa: E402
 from tiercast_runtime.network import Network  # noqa: E402
 from tiercast_runtime.scheduler import Limits, Scheduler  # noqa: E402
+from tiercast_runtime.step_runner import StepRunner  # noqa: E402
 from tiercast_runtime.table import HostTable  # noqa: E402
+from tiercast_runtime.turns import run_in_turns  # noqa: E402
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
@@ -213,6 +217,83 @@ def test_requests_arrive_when_drawn_and_an_idle_engine_waits(mini_scenario, tmp_
     )
     assert all(later >= end for later, end in zip(starts[1:], ends, strict=False))
     assert starts[0] >= drawn[0].arrival_ns
+
+
+@pytest.mark.parametrize("tier", ["hbm", "dram", "nvme"])
+def test_the_time_an_engine_stands_still_is_in_nothing_it_records(mini_scenario, tmp_path, monkeypatch, tier):
+    """Every pause takes a minute: a figure that held one would say so. Files are read by a thread, on this clock."""
+    monkeypatch.setattr("tiercast_runtime.prefetch.is_supported", lambda: False)
+    paused = SimpleNamespace(ns=0)
+    resolved = mini_scenario({"tier": tier})
+    with Engine(resolved, CPU, tmp_path, clock=lambda: time.perf_counter_ns() + paused.ns) as engine:
+        expected = engine.run()
+        with serving():
+            steps, num_pauses = engine.steps(), 0
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    result = end.value
+                    break
+                num_pauses += 1
+                paused.ns += 60_000_000_000
+    assert num_pauses == len(result.samples.steps.start_ns) == len(expected.samples.steps.start_ns)
+    assert result.token_ids == expected.token_ids
+    steps, requests = result.samples.steps, result.samples.requests
+    ends = [start + duration for start, duration in zip(steps.start_ns, steps.duration_ns, strict=True)]
+    assert list(steps.start_ns[1:]) == ends[:-1], "a step starts where the one before it ended"
+    assert max(requests.finish_ns) == ends[-1]
+    assert max(*ends, *requests.first_token_ns, *(span.start_ns + span.duration_ns for span in result.spans)) < 3e10
+    assert all(step.window_ns < 3e10 and step.lookup_ns < 3e10 for layer in result.layers for step in layer)
+
+
+def test_only_reads_of_a_drive_beside_compute_keep_it_off_cores(mini_scenario, tmp_path, monkeypatch):
+    asked, seen = [], []
+    mine = frozenset(os.sched_getaffinity(0))
+    chosen = frozenset({max(mine)})
+    monkeypatch.setattr(engine_module, "clear_cores", lambda file, count: asked.append((file.suffix, count)) or chosen)
+    run_step = StepRunner.run
+
+    def noted(self, *arguments):
+        seen.append(frozenset(os.sched_getaffinity(0)))
+        return run_step(self, *arguments)
+
+    monkeypatch.setattr(StepRunner, "run", noted)
+    for placement in ({"tier": "none"}, {"tier": "hbm"}, {"tier": "dram"}, {"tier": "nvme", "prefetch": "off"}):
+        run(mini_scenario(placement), tmp_path)
+    assert asked == []
+    assert set(seen) == {mine}
+    seen.clear()
+    run(mini_scenario({"tier": "nvme"}), tmp_path)
+    assert asked == [(".safetensors", 1)]
+    assert set(seen) == {chosen}
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_looking_ahead_does_not_stop_for_lookups_would_go_on(mini_scenario, tmp_path):
+    with Engine(mini_scenario({"tier": "dram", "prefetch": "prev_step"}), CPU, tmp_path) as engine, serving():
+        with pytest.raises(StopIteration) as end:
+            next(engine.steps())
+        assert len(end.value.value.samples.steps.start_ns) > 1
+
+
+@pytest.mark.parametrize("dialect", ["v41", "demo"])
+def test_engines_of_the_same_weights_share_them_and_compute_as_if_alone(mini_scenario, mini_model, tmp_path, dialect):
+    """Two that serve at once: what a sequence leaves behind (keys, convolutions, history) is each one's own."""
+    model = mini_model(dialect)
+    scenarios = [mini_scenario({"tier": tier}, model=model) for tier in ("none", "hbm", "dram")]
+    expected = [run(resolved, tmp_path).token_ids for resolved in scenarios]
+    with ExitStack() as stack:
+        engines = []
+        for resolved in scenarios:
+            engines.append(stack.enter_context(Engine(resolved, CPU, tmp_path, others=engines)))
+        assert {id(engine.backbone.weights) for engine in engines} == {id(engines[0].backbone.weights)}
+        own, others = engines[2].engram_layers, engines[1].engram_layers
+        assert [layer.weights is other.weights for layer, other in zip(own, others, strict=True)] == [True] * 2
+        assert [each.run.token_ids for each in run_in_turns(engines, turn_ns=0)] == expected
+        differing = mini_scenario({"tier": "none"}, model=model, seed=7)
+        with Engine(differing, CPU, tmp_path, others=engines) as other:
+            assert other.backbone.weights is not engines[0].backbone.weights
 
 
 def test_spans_lie_inside_their_steps_and_stop_after_the_first_steps(mini_scenario, tmp_path):
