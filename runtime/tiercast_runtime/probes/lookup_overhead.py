@@ -24,6 +24,8 @@ from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.batch import BatchPlan
+from tiercast_runtime.interrupts import clear_cores, on_cores
+from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.interference import Contender, Mix, has_room, speed_quantity
@@ -54,8 +56,11 @@ def measure_overhead(
     """
     spreads: dict[Key, Spread[Key]] = {}
     lanes = _Lanes(Prefetcher(contender.path, "step_entry", clock), Prefetcher(contender.path, "off", clock))
+    cores = None
+    if isinstance(contender.path, DiskPath):  # as in an engine
+        cores = clear_cores(contender.path.readers[0].path, torch.get_num_threads())
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), on_cores(cores):
             mixes = [mix for mix in MIXES if has_room(bench, *mix)] or [([1], [])]
             for mix in mixes:
                 trial = _Trial(bench, bench.batch(bench.step(*mix)), contender, lanes, clock)
@@ -65,6 +70,8 @@ def measure_overhead(
         lanes.ahead.close()
     name = f"interference.{contender.tier}.{contender.name}"
     parameters: dict[str, str | int | float] = {"model": bench.model.name, "threads": torch.get_num_threads()}
+    if cores is not None:
+        parameters["compute_cores"] = ", ".join(map(str, sorted(cores)))
     probes = [
         probe_result(
             f"{name}.{part}",
