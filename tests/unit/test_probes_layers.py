@@ -25,9 +25,10 @@ from tiercast_runtime.probes.layers import (  # noqa: E402
     grids_that_fit,
     joined,
     measure_layers,
+    plain_law,
 )
 from tiercast_runtime.probes.rates import measure_rates  # noqa: E402
-from tiercast_runtime.probes.settling import NUM_SETTLING_STEPS, fit_settling, settling_of  # noqa: E402
+from tiercast_runtime.probes.settling import NUM_SETTLING_STEPS, fit_settling, settling_of, settling_probes  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
@@ -78,7 +79,8 @@ def test_every_component_is_timed_at_every_point(bench):
     assert plain == {name: points[name] for name in ("linear", "embed", "head", "step_overhead", *ATTENTION)}
     assert times.plain.engram_sha256 is None
     names = {f"layers.{c}" for c in COMPONENT_ORDER} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
-    names |= {"layers.settling", "layers.plain.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp"}
+    names |= {f"layers.plain_ratio.{c}" for c in PLAIN_COMPONENTS}
+    names |= {"layers.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp"}
     assert {probe.name for probe in times.probes} == names
     for table in (times.table, times.plain):
         assert table.settling.chunk_tokens == 20
@@ -87,18 +89,56 @@ def test_every_component_is_timed_at_every_point(bench):
     assert [(probe.parameters["tokens"], len(probe.samples)) for probe in behind] == [(1, 10), (3, 10)]
 
 
-def test_batches_are_timed_without_engram_right_behind_those_with_it(bench, monkeypatch):
+def test_steps_with_and_without_engram_take_turns(bench, monkeypatch):
     seen = []
     walk = StepBench.walk
 
     def noted(self, step, *, has_engram=True):
-        if step.plan.decodes and not step.plan.chunks and not step.plan.num_draft_tokens:
-            seen.append((len(step.plan.decodes), has_engram))
+        if not step.plan.num_draft_tokens and not (step.plan.decodes and step.plan.chunks):
+            seen.append((step.plan.num_tokens, has_engram))
         return walk(self, step, has_engram=has_engram)
 
     monkeypatch.setattr(StepBench, "walk", noted)
-    measure_layers(bench, GRID, 1, ONCE)
-    assert [kind for kind, _ in groupby(seen)][:4] == [(1, True), (1, False), (3, True), (3, False)]
+    measure_layers(bench, GRID, 1, Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1))
+    counted = [(*kind, len(list(steps))) for kind, steps in groupby(seen)]
+    rows, contexts, settles = 10, 2 * 2, 2  # behind the chunk; two contexts, twice each; once for itself, once timed
+    turns = [(False, settles), (True, settles), (False, 2 * settles), (True, settles), (False, settles)]
+    for sequences in (1, 3):
+        first = counted.index((sequences, True, rows + contexts))
+        assert counted[first + 1 : first + 6] == [(sequences, *turn) for turn in turns]
+    large = counted.index((20, False, 1))
+    assert counted[large : large + 4] == [(20, False, 1), (20, True, 1), (20, False, 1), (20, True, 1)]
+
+
+def test_the_table_without_engram_is_the_other_times_the_ratio_of_turns(bench, monkeypatch):
+    walk = StepBench.walk
+    monkeypatch.setattr(
+        StepBench,
+        "walk",
+        lambda self, step, *, has_engram=True: [
+            (key, 1_000.0 if has_engram else 800.0) for key, _ in walk(self, step, has_engram=has_engram)
+        ],
+    )
+    times = measure_layers(bench, GRID, 1, ONCE)
+    for component in PLAIN_COMPONENTS:
+        found, without = times.table.components[component], times.plain.components[component]
+        assert {point.time_us for point in found} == {1.0}
+        assert [point.time_us for point in without] == pytest.approx([0.8] * len(found))
+    assert times.plain.components["attention_decode"] == times.table.components["attention_decode"]
+    ratios = [probe for probe in times.probes if probe.name == "layers.plain_ratio.linear"]
+    assert {probe.parameters["tokens"]: len(probe.samples) for probe in ratios} == {1: 6, 3: 6, 4: 3, 20: 3}
+    assert all(sample == 0.8 for probe in ratios for sample in probe.samples)
+
+
+def test_what_engram_takes_of_a_layer_is_a_time_and_a_share():
+    times_us = {1: 400.0, 8: 800.0, 64: 2_000.0, 256: 6_000.0}
+    ratios = {size: [0.98 - 40 / time_us + noise for noise in (-0.1, 0.0, 0.4)] for size, time_us in times_us.items()}
+    assert plain_law(ratios, times_us) == pytest.approx((0.98, 40.0))
+    assert plain_law({1: [0.7, 0.9, 0.8], 8: [0.6, 1.0, 0.8]}) == (0.8, 0.0), "a share alone"
+    assert plain_law({1: [0.7], 8: [0.9]}, times_us) == (pytest.approx(0.8), 0.0), "two sizes tell no law"
+    growing = {size: [0.9 + 40 / time_us] for size, time_us in times_us.items()}
+    share, taken_us = plain_law(growing, times_us)
+    assert (taken_us, 0.9 < share < 1.0) == (0.0, True), "no batch gains from what pushes its weights out"
 
 
 def test_without_engram_nothing_is_looked_up_and_its_layers_do_not_run(bench):
@@ -256,27 +296,46 @@ def test_no_product_that_gives_a_rate_is_of_equal_numbers(monkeypatch):
     assert min(spreads) > 0.1 * 32**-0.5  # a GPU multiplies equal numbers faster than any model's
 
 
-@pytest.mark.parametrize(("first", "decay"), [(0.4, 0.72), (0.1, 0.5), (0.05, 0.9)])
-def test_the_law_of_settling_is_found_in_shares_that_follow_it(first, decay):
-    fit = fit_settling([first * decay**turn for turn in range(NUM_SETTLING_STEPS)])
-    assert fit.first_ratio == pytest.approx(first, rel=1e-6)
+def row(level_us, first_us, decay, noise=()):
+    steps = [level_us + first_us * decay**turn for turn in range(NUM_SETTLING_STEPS)]
+    return [step + (noise[turn] if turn < len(noise) else 0.0) for turn, step in enumerate(steps)]
+
+
+@pytest.mark.parametrize(("first_us", "decay"), [(900.0, 0.72), (300.0, 0.5), (150.0, 0.9)])
+def test_the_law_of_settling_is_found_whatever_the_level_of_a_row(first_us, decay):
+    """Rows of one batch were timed at other moments of a machine that changes speed."""
+    fit = fit_settling({2: [row(level, first_us, decay) for level in (9_000, 12_000, 10_000)]})
     assert fit.decay_ratio == decay
-    assert fit.residual_ratio < 1e-9
+    assert fit.first_us == {2: pytest.approx(first_us)}
+
+
+def test_batches_have_the_rows_of_their_neighbours_and_one_decay():
+    rows = {1: [row(5_000, 1_200, 0.6)], 2: [row(6_000, 900, 0.6)], 4: [row(9_000, 600, 0.6)], 8: [row(9_000, 0, 0.6)]}
+    fit = fit_settling(rows)
+    assert fit.decay_ratio == 0.6
+    assert fit.first_us == {
+        1: pytest.approx(1_050),
+        2: pytest.approx(900),
+        4: pytest.approx(500),
+        8: pytest.approx(300),
+    }
+
+
+def test_one_disturbed_row_of_three_does_not_count():
+    rows = [row(5_000, 800, 0.7) for _ in range(2)]
+    assert fit_settling({1: [*rows, row(5_000, 800, 0.7, (0, 0, 9_000, 0, 4_000))]}).first_us[1] == pytest.approx(800)
 
 
 def test_a_batch_that_a_chunk_does_not_slow_settles_at_once():
-    assert fit_settling([-0.02, -0.01, -0.01, 0.0]).first_ratio == 0.0
-    noisy = fit_settling([0.0, 0.04, -0.01, 0.02, -0.03, 0.03])
-    assert noisy.first_ratio < 0.05
-    assert 0 < noisy.residual_ratio < 0.05
+    assert fit_settling({1: [row(5_000, -200, 0.5)]}).first_us == {1: 0.0}
 
 
 def test_a_table_and_its_shares_give_the_measured_steps_behind_a_chunk():
-    times, settled = {2: (13.0, 11.5, 10.75, 10.375)}, {2: 10.0}
-    settling, (probe,) = settling_of(times, settled, 257, "mini", has_engram=False)
-    (point,) = settling.points
-    found = [settled[2] * (1 + point.first_ratio * point.decay_ratio**turn) for turn in range(4)]
-    assert found == pytest.approx(times[2])
-    assert probe.name == "layers.plain.settling"
-    assert probe.samples == times[2]
-    assert settling_of({}, {}, 0, "mini", has_engram=True) == (None, ())
+    rows = {2: [row(10_000, 800, 0.5)]}
+    fit = fit_settling(rows)
+    (point,) = settling_of(fit, {2: 10_000.0}, 257).points
+    found = [10_000 * (1 + point.first_ratio * point.decay_ratio**turn) for turn in range(NUM_SETTLING_STEPS)]
+    assert found == pytest.approx(rows[2][0])
+    (probe,) = settling_probes(rows, fit, 257, "mini")
+    assert probe.samples == pytest.approx(rows[2][0], rel=1e-4)
+    assert probe.parameters["first_us"] == pytest.approx(800)

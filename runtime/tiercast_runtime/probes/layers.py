@@ -1,10 +1,11 @@
 """Component times of a model by tokens, sequences and context: the table the simulator adds a step up from."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
+import numpy as np
 import torch
 
 from tiercast_profiles.hardware import (
@@ -13,12 +14,18 @@ from tiercast_profiles.hardware import (
     ComputePoint,
     ComputeTable,
     ProbeResult,
-    Settling,
 )
 from tiercast_profiles.model import ModelSpec
+from tiercast_profiles.quantiles import median
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
-from tiercast_runtime.probes.settling import MAX_CHUNK_TOKENS, NUM_SETTLING_STEPS, settling_of
+from tiercast_runtime.probes.settling import (
+    MAX_CHUNK_TOKENS,
+    NUM_SETTLING_STEPS,
+    fit_settling,
+    settling_of,
+    settling_probes,
+)
 from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, Part, PartKey, StepBench
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded
 
@@ -34,7 +41,8 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "head",
     "step_overhead",
 )
-NUM_PLAIN_SAMPLES = 3  # of a decode batch without Engram, at the typical context
+MIN_SIZES_OF_LAW = 3  # below these a time and a share cannot be told apart
+NUM_TURNS = 2  # of a decode batch with Engram between steps without it, at the typical context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
 PLAIN_PARTS: tuple[Part, ...] = (*PLAIN_COMPONENTS, "mlp")  # what is kept of a walk without Engram
@@ -42,8 +50,9 @@ SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_deco
 
 WholeKey = tuple[Literal["whole"], int, int]
 PlainKey = tuple[Literal["plain"], Part, int]
-SettlingKey = tuple[Literal["settling", "plain settling"], int, int]  # sequences, steps behind a chunk
-LayerKey = PartKey | WholeKey | PlainKey | SettlingKey
+RatioKey = tuple[Literal["ratio"], Part, int]  # without Engram over with it
+SettlingKey = tuple[Literal["settling"], int, int]  # sequences, steps behind a chunk
+LayerKey = PartKey | WholeKey | PlainKey | RatioKey | SettlingKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,8 @@ class LayerTimes:
     """One model's table and the probes it comes from.
 
     ``plain`` is the table of the model without its Engram layers: their weights push those of the decoder out of the
-    caches, so that the decoder alone is faster.
+    caches, so that the decoder alone is faster. It is the other table times what both were found to differ by in turns:
+    what Engram costs is the difference of the two, and a shared machine changes by more from one second to the next.
     """
 
     table: ComputeTable
@@ -175,14 +185,10 @@ def measure_layers(
         most = max(grid.sequences, default=0)
         cases: list[Case[LayerKey]] = []
         for decode, steps, beside_chunk in zip(typical, decodes, mixed, strict=True):
-            # With and without Engram one right behind the other: what Engram costs is their difference, and in the
-            # seconds that a round takes a shared machine changes by more than that.
             cases.append(_settled_case(bench, decode, steps, beside_chunk, wholes))
-            cases.append(_plain_settled_case(bench, decode, beside_chunk))
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, most) for steps in chunks]
         cases += [_whole_case(bench, step) for step in wholes if not step.plan.decodes]
-        cases += [_plain_chunk_case(bench, steps[0], most) for steps in chunks if steps[0].plan.num_tokens > most]
         # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
         for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
             bench.walk(step)
@@ -202,22 +208,18 @@ def measure_layers(
             probes.append(probe_result(f"layers.{component}", spread, "us", parameters))
         if points:
             components[component] = tuple(points)
-    plain: dict[Component, tuple[ComputePoint, ...]] = {
-        name: points for name, points in components.items() if name.startswith("attention")
-    }
-    for component in PLAIN_COMPONENTS:
-        points = []
-        for plain_key in sorted(key for key in spreads if key[:2] == ("plain", component)):
-            spread = spreads[plain_key].scaled(1 / NS_PER_US)
-            points.append(_point(spread, plain_key[2], 0))
-            parameters = {"model": bench.model.name, "tokens": plain_key[2]}
-            probes.append(probe_result(f"layers.plain.{component}", spread, "us", parameters))
-        if points:
-            plain[component] = tuple(points)
+    plain = _plain_components(components, spreads)
+    probes += _plain_probes(bench.model.name, spreads)
     probes += _mlp_probes(bench.model.name, spreads)
-    with_engram = _settling(bench, grid, spreads, "settling", components)
-    without_engram = _settling(bench, grid, spreads, "plain settling", plain)
-    probes += [*with_engram[1], *without_engram[1]]
+    rows_us = _settling_rows(spreads)
+    settling = without_settling = None
+    if rows_us:
+        law = fit_settling(rows_us)
+        settling, without_settling = (
+            settling_of(law, {count: _settled_us(bench, found, count) for count in rows_us}, grid.disturbing_tokens)
+            for found in (components, plain)
+        )
+        probes += settling_probes(rows_us, law, grid.disturbing_tokens, bench.model.name)
     table = ComputeTable(
         model_name=bench.model.name,
         shape_sha256=bench.model.backbone.shape_sha256,
@@ -226,9 +228,9 @@ def measure_layers(
         num_threads=num_threads,
         context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
-        settling=with_engram[0],
+        settling=settling,
     )
-    without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_engram[0]})
+    without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_settling})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
 
@@ -249,8 +251,74 @@ def _is_component(key: LayerKey) -> TypeGuard[ComponentKey]:
     return key[0] in COMPONENT_ORDER
 
 
-def _is_settling(key: LayerKey) -> TypeGuard[SettlingKey]:
-    return key[0] in ("settling", "plain settling")
+def _settling_rows(spreads: dict[LayerKey, Spread[LayerKey]]) -> dict[int, list[tuple[float, ...]]]:
+    """By sequences the rows of steps behind a chunk, in µs."""
+    columns: dict[int, list[tuple[float, ...]]] = {}
+    for key in sorted(key for key in spreads if key[0] == "settling"):
+        columns.setdefault(key[1], []).append(spreads[key].scaled(1 / NS_PER_US).samples)
+    return {count: list(zip(*found, strict=True)) for count, found in columns.items()}
+
+
+def _plain_components(
+    components: dict[Component, tuple[ComputePoint, ...]], spreads: dict[LayerKey, Spread[LayerKey]]
+) -> dict[Component, tuple[ComputePoint, ...]]:
+    """The table without Engram: the one with it, times what both were found to differ by in turns.
+
+    Assumption A101: what Engram layers take of a decoder layer beside them, by way of the caches, is a time per layer
+    plus a share of the layer. Both are fitted to all sizes, for a single one is in the noise; of the head, the
+    embedding and the host's work it is a share. Attention is the same.
+    """
+    plain: dict[Component, tuple[ComputePoint, ...]] = {
+        name: points for name, points in components.items() if name.startswith("attention")
+    }
+    for component in PLAIN_COMPONENTS:
+        ratios = {key[2]: spreads[key].samples for key in spreads if key[0] == "ratio" and key[1] == component}
+        points = components.get(component, ())
+        if not ratios or not points:
+            continue
+        times_us = {point.num_tokens: point.time_us for point in points}
+        share, taken_us = plain_law(ratios, times_us if component == "linear" else None)
+        plain[component] = tuple(_times(point, max(0.0, share - taken_us / point.time_us)) for point in points)
+    return plain
+
+
+def plain_law(
+    ratios: Mapping[int, Sequence[float]], times_us: Mapping[int, float] | None = None
+) -> tuple[float, float]:
+    """A share s and a time t such that a component takes s − t ÷ T of its time T where there is no Engram.
+
+    Args:
+        ratios: by size, times without over times with Engram, of steps in turns.
+        times_us: by size, the time with Engram; None: t is 0.
+    """
+    middles = {size: median(found) for size, found in ratios.items()}
+    if times_us is None or len(middles) < MIN_SIZES_OF_LAW:
+        return median([ratio for found in ratios.values() for ratio in found]), 0.0
+    sizes = sorted(middles)
+    weights = np.sqrt([len(ratios[size]) for size in sizes])
+    inverse = np.array([1 / times_us[size] for size in sizes])
+    design = np.stack([np.ones(len(sizes)), -inverse], axis=1) * weights[:, None]
+    (share, taken_us), *_ = np.linalg.lstsq(design, np.array([middles[size] for size in sizes]) * weights, rcond=None)
+    return (float(share), float(taken_us)) if taken_us >= 0 else plain_law(ratios)
+
+
+def _times(point: ComputePoint, ratio: float) -> ComputePoint:
+    low_us, time_us, high_us = (rounded(ratio * value) for value in (point.low_us, point.time_us, point.high_us))
+    return point.model_copy(update={"low_us": low_us, "time_us": time_us, "high_us": high_us})
+
+
+def _plain_probes(model: str, spreads: dict[LayerKey, Spread[LayerKey]]) -> list[ProbeResult]:
+    """What was timed without Engram, in µs, and its ratios to the same with it."""
+    probes = []
+    for component in PLAIN_COMPONENTS:
+        for key in sorted(key for key in spreads if key[0] in ("plain", "ratio") and key[1] == component):
+            spread = spreads[key]
+            parameters: dict[str, str | int | float] = {"model": model, "tokens": key[2]}
+            if key[0] == "plain":
+                probes.append(probe_result(f"layers.plain.{component}", spread.scaled(1 / NS_PER_US), "us", parameters))
+            else:
+                probes.append(probe_result(f"layers.plain_ratio.{component}", spread, "ratio", parameters))
+    return probes
 
 
 def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> ComputePoint:
@@ -265,39 +333,57 @@ def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> Co
 
 
 def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -> Case[LayerKey]:
-    """Chunks of one size behind each of the starts.
+    """Chunks of one size behind each of the starts; the first between two without Engram.
 
     The head of a chunk's one sample is left out, and of a chunk no larger than a decode batch all but its attention:
     the decode batches say these, and their keys would be the same.
     """
 
+    def is_kept(part: Part, num_tokens: int) -> bool:
+        return num_tokens > most_sequences and not (most_sequences and part == "head")
+
     def case() -> list[tuple[LayerKey, float]]:
         found: list[tuple[LayerKey, float]] = []
         for step in steps:
-            is_small = step.plan.num_tokens <= most_sequences
-            found += [
-                (key, value)
-                for key, value in bench.walk(step)
-                if key[0] == "attention_prefill" or not (is_small or (most_sequences and key[0] == "head"))
-            ]
+            count = step.plan.num_tokens
+            if step is steps[0] and count > most_sequences:
+                walked, compared = _between(bench, step, num_settling=0)
+                found += [pair for pair in compared if is_kept(_part_of(pair[0]), count)]
+            else:
+                walked = bench.walk(step)
+            found += [(key, value) for key, value in walked if key[0] == "attention_prefill" or is_kept(key[0], count)]
         return found
 
     return case
 
 
-def _plain_chunk_case(bench: StepBench, step: BenchStep, most_sequences: int) -> Case[LayerKey]:
-    """A chunk larger than any decode batch, without Engram; its head is left out where decode batches say it."""
-
-    def case() -> list[tuple[LayerKey, float]]:
-        return [pair for pair in _plain(bench, step) if not (most_sequences and pair[0][1] == "head")]
-
-    return case
+def _part_of(key: PlainKey | RatioKey) -> Part:
+    return key[1]
 
 
-def _plain(bench: StepBench, step: BenchStep) -> list[tuple[PlainKey, float]]:
-    return [
-        (("plain", key[0], key[1]), value) for key, value in bench.walk(step, has_engram=False) if key[0] in PLAIN_PARTS
-    ]
+def _between(
+    bench: StepBench, step: BenchStep, num_settling: int
+) -> tuple[list[tuple[PartKey, float]], list[tuple[PlainKey | RatioKey, float]]]:
+    """A step with Engram between two without it, each behind ``num_settling`` like it.
+
+    Returns:
+        The walk with Engram; and both without it with the ratio of their mean to it, which a drift leaves as it is.
+    """
+
+    def walk(*, has_engram: bool) -> list[tuple[PartKey, float]]:
+        for _ in range(num_settling):
+            bench.walk(step, has_engram=has_engram)
+        return bench.walk(step, has_engram=has_engram)
+
+    before, middle, behind = walk(has_engram=False), walk(has_engram=True), walk(has_engram=False)
+    found: list[tuple[PlainKey | RatioKey, float]] = []
+    times, behind_times = dict(middle), dict(behind)
+    for key, value in before:
+        if key[0] in PLAIN_PARTS:
+            pair = value, behind_times[key]
+            found += [(("plain", key[0], key[1]), each) for each in pair]
+            found.append((("ratio", key[0], key[1]), sum(pair) / 2 / times[key]))
+    return middle, found
 
 
 def _settled_case(
@@ -308,63 +394,37 @@ def _settled_case(
     ``mixed`` is the step with the chunk, of which the batch is part, as in a server. Rounds of the grid put steps of
     other shapes in between, and those take the weights out of the nearest cache, which needs several steps to settle
     again: of those only the whole is kept. A longer context brings keys that the one before did not read: of each the
-    first is not kept. Those of ``wholes`` are run as wholes too, while they are settled.
+    first is not kept. Those of ``wholes`` are run as wholes too, while they are settled. Last, steps with and without
+    Engram take turns.
     """
 
     def case() -> list[tuple[LayerKey, float]]:
-        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed, has_engram=True)]
+        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed)]
         for step in steps:
             bench.walk(step)
             found += bench.walk(step)
             if any(step is whole for whole in wholes):
                 found.append((_whole_key(step), bench.whole(step)))
+        for _ in range(NUM_TURNS):
+            walked, compared = _between(bench, typical, num_settling=1)
+            found += [*walked, *compared]
         return found
 
     return case
 
 
-def _plain_settled_case(bench: StepBench, typical: BenchStep, mixed: BenchStep | None) -> Case[LayerKey]:
-    """The same without Engram, at the typical context."""
-
-    def case() -> list[tuple[LayerKey, float]]:
-        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed, has_engram=False)]
-        for _ in range(NUM_PLAIN_SAMPLES):
-            found += _plain(bench, typical)
-        return found
-
-    return case
-
-
-def _in_a_row(
-    bench: StepBench, step: BenchStep, mixed: BenchStep | None, *, has_engram: bool
-) -> list[tuple[SettlingKey, float]]:
+def _in_a_row(bench: StepBench, step: BenchStep, mixed: BenchStep | None) -> list[tuple[SettlingKey, float]]:
     """Compute of the steps in which a batch settles behind ``mixed``; nothing is kept of them where there is none."""
-    name: Literal["settling", "plain settling"] = "settling" if has_engram else "plain settling"
     if mixed is not None:
-        bench.walk(mixed, has_engram=has_engram)
-    times = [_compute_ns(bench, bench.walk(step, has_engram=has_engram)) for _ in range(settling_steps(step))]
+        bench.walk(mixed)
+    times = [_compute_ns(bench, bench.walk(step)) for _ in range(settling_steps(step))]
     count = len(step.plan.decodes)
-    return [((name, count, number + 1), time_ns) for number, time_ns in enumerate(times) if mixed is not None]
+    return [(("settling", count, number), time_ns) for number, time_ns in enumerate(times) if mixed is not None]
 
 
 def _compute_ns(bench: StepBench, walked: list[tuple[PartKey, float]]) -> float:
     """Compute of a whole step that was walked through."""
     return sum(bench.times_a_step(key[0]) * value for key, value in walked if key[0] in SETTLING_COMPONENTS)
-
-
-def _settling(
-    bench: StepBench,
-    grid: LayerGrid,
-    spreads: dict[LayerKey, Spread[LayerKey]],
-    name: Literal["settling", "plain settling"],
-    components: dict[Component, tuple[ComputePoint, ...]],
-) -> tuple[Settling | None, tuple[ProbeResult, ...]]:
-    """How the batches of a grid settle beside what the table of these components says of them settled."""
-    times_us: dict[int, tuple[float, ...]] = {}
-    for key in sorted(key for key in spreads if _is_settling(key) and key[0] == name):
-        times_us[key[1]] = (*times_us.get(key[1], ()), spreads[key].mean / NS_PER_US)
-    settled_us = {count: _settled_us(bench, components, count) for count in times_us}
-    return settling_of(times_us, settled_us, grid.disturbing_tokens, bench.model.name, has_engram=name == "settling")
 
 
 def _settled_us(bench: StepBench, components: dict[Component, tuple[ComputePoint, ...]], count: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tiercast_profiles.hardware import ProbeResult, Settling, SettlingPoint
 from tiercast_runtime.probes.timing import rounded
@@ -20,67 +21,83 @@ MAX_CHUNK_TOKENS = 257  # a larger chunk of a grid takes long and disturbs littl
 
 @dataclass(frozen=True, slots=True)
 class SettlingFit:
-    """Shares by step, ``first_ratio`` × ``decay_ratio`` ** k; ``residual_ratio`` is the root mean square of misses."""
+    """Behind a chunk a step takes ``first_us`` × ``decay_ratio`` ** k more, by sequences of its batch."""
 
-    first_ratio: float
+    first_us: Mapping[int, float]
     decay_ratio: float
-    residual_ratio: float
 
 
-def fit_settling(shares: Sequence[float]) -> SettlingFit:
-    """The law nearest to how much longer than settled steps in a row behind a chunk are, by least squares.
+def fit_settling(rows_us: Mapping[int, Sequence[Sequence[float]]]) -> SettlingFit:
+    """The law nearest to rows of steps behind a chunk, by least squares with a level of its own for each row.
 
-    A batch that the chunk does not slow has ``first_ratio`` 0.
-    """
-    values, turns = np.array(shares), np.arange(len(shares))
-    found: list[SettlingFit] = []
-    for decay in DECAYS:
-        powers = decay**turns
-        first = max(0.0, float(powers @ values / (powers @ powers)))
-        residual = float(np.sqrt(np.mean((first * powers - values) ** 2)))
-        found.append(SettlingFit(first, decay, residual))
-    return min(found, key=lambda fit: fit.residual_ratio)
-
-
-def settling_of(
-    times_us: Mapping[int, tuple[float, ...]],
-    settled_us: Mapping[int, float],
-    chunk_tokens: int,
-    model: str,
-    *,
-    has_engram: bool,
-) -> tuple[Settling | None, tuple[ProbeResult, ...]]:
-    """How each batch settles, and the probes that say so.
+    A row is set against itself and not against settled steps timed at another moment: a shared machine changes by more
+    between the two than a batch settles. What is brought back is much the same for batches of about one size, so that
+    each has the rows of its neighbours too; the decay is one for all.
 
     Args:
-        times_us: by sequences, mean compute of the steps in a row behind a chunk.
-        settled_us: by sequences, what the table says such a step computes: shares are of that, so that both together
-            give the times that were measured.
-        chunk_tokens: of that chunk.
-        model: whose layers ran.
-        has_engram: whether its Engram layers ran among them.
+        rows_us: by sequences, some rows of as many steps each.
     """
-    points, probes = [], []
-    for count in sorted(times_us):
-        fit = fit_settling([time_us / settled_us[count] - 1 for time_us in times_us[count]])
-        point = SettlingPoint(
-            num_sequences=count, first_ratio=rounded(fit.first_ratio), decay_ratio=rounded(fit.decay_ratio)
+    counts = sorted(rows_us)
+    shapes = {count: _shape(rows_us[count]) for count in counts}
+    wide = {
+        count: np.mean([shapes[near] for near in counts[max(0, place - 1) : place + 2]], axis=0)
+        for place, count in enumerate(counts)
+    }
+    found: list[tuple[float, SettlingFit]] = []
+    for decay in DECAYS:
+        missed, firsts = 0.0, {}
+        for count, values in wide.items():
+            powers = _centred(np.power(decay, np.arange(len(values), dtype=np.float64)))
+            first = max(0.0, float(powers @ values / (powers @ powers)))
+            missed += float(np.sum((first * powers - values) ** 2))
+            firsts[count] = first
+        found.append((missed, SettlingFit(firsts, decay)))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _shape(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+    """How a batch's steps differ from the level of their row: medians over the rows, around their mean."""
+    values = np.array(rows, dtype=np.float64)
+    return _centred(np.median(values - np.median(values, axis=1, keepdims=True), axis=0))
+
+
+def _centred(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    centred: npt.NDArray[np.float64] = values - values.mean()
+    return centred
+
+
+def settling_of(fit: SettlingFit, settled_us: Mapping[int, float], chunk_tokens: int) -> Settling:
+    """The law beside a table that says what a settled step of each batch computes."""
+    points = tuple(
+        SettlingPoint(
+            num_sequences=count,
+            first_ratio=rounded(fit.first_us[count] / settled_us[count]),
+            decay_ratio=rounded(fit.decay_ratio),
         )
-        points.append(point)
-        probes.append(
-            ProbeResult(
-                name="layers.settling" if has_engram else "layers.plain.settling",
-                parameters={
-                    "model": model,
-                    "tokens": count,
-                    "chunk_tokens": chunk_tokens,
-                    "what": "mean compute of each step behind a chunk, in order",
-                    "settled_us": rounded(settled_us[count]),
-                    "residual_ratio": rounded(fit.residual_ratio),
-                },
-                unit="us",
-                samples=tuple(rounded(time_us) for time_us in times_us[count]),
-                status="ok",
-            )
+        for count in sorted(fit.first_us)
+    )
+    return Settling(chunk_tokens=chunk_tokens, points=points)
+
+
+def settling_probes(
+    rows_us: Mapping[int, Sequence[Sequence[float]]], fit: SettlingFit, chunk_tokens: int, model: str
+) -> tuple[ProbeResult, ...]:
+    """What was timed: per batch the mean compute of each step in a row."""
+    return tuple(
+        ProbeResult(
+            name="layers.settling",
+            parameters={
+                "model": model,
+                "tokens": count,
+                "chunk_tokens": chunk_tokens,
+                "what": "mean compute of each step behind a chunk, in order",
+                "rows": len(rows_us[count]),
+                "first_us": rounded(fit.first_us[count]),
+                "decay_ratio": rounded(fit.decay_ratio),
+            },
+            unit="us",
+            samples=tuple(rounded(float(time_us)) for time_us in np.mean(rows_us[count], axis=0)),
+            status="ok",
         )
-    return (Settling(chunk_tokens=chunk_tokens, points=tuple(points)) if points else None), tuple(probes)
+        for count in sorted(rows_us)
+    )
