@@ -1,5 +1,6 @@
 """What lookups take from compute on a CPU: the arithmetic by hand, and every part measured for real."""
 
+import math
 from itertools import count
 
 import pytest
@@ -8,9 +9,10 @@ torch = pytest.importorskip("torch")
 
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath  # noqa: E402
 from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
+from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
 from tiercast_runtime.probes import lookup_overhead  # noqa: E402
 from tiercast_runtime.probes.interference import Contender  # noqa: E402
-from tiercast_runtime.probes.lookup_overhead import _Trial, measure_overhead, weighted_us  # noqa: E402
+from tiercast_runtime.probes.lookup_overhead import _Trial, mean_us, measure_overhead  # noqa: E402
 from tiercast_runtime.probes.step_bench import Geometry, StepBench  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.table import FileTable, HostTable  # noqa: E402
@@ -24,7 +26,7 @@ class ByHand(_Trial):
 
     def __init__(self, passes_ns, lookups_ns, taken):
         self._passes, self._lookups_ns, self._taken_of = iter(passes_ns), iter(lookups_ns), taken
-        self._num_rows, self._num_lookups = 24, 2
+        self._num_rows, self._num_lookups, self._num_layers = 24, 2, 5
         ticks = count(0, 70)  # the hand-over is all that lies between two looks at the clock
         self._clock = lambda: next(ticks)
         self._ahead = self._inline = self._bench = self
@@ -46,13 +48,14 @@ class ByHand(_Trial):
     def _lookups(self, _prefetcher, _ids):
         return next(self._lookups_ns)
 
-    def _taken(self, _prefetcher):
+    def _taken(self, _prefetcher, *, layers_between):
+        assert layers_between == 2
         return self._taken_of
 
 
 def test_a_trial_by_hand():
-    # passes: unkept, alone, beside, unkept, behind an inline lookup; lookups: inline, then the worker's alone
-    trial = ByHand([999, 1000, 1100, 999, 1300], [500, 400], (320, 20))
+    # passes: unkept, alone, beside, alone again, behind an inline lookup; lookups: inline, then the worker's alone
+    trial = ByHand([999, 980, 1100, 1020, 1300], [500, 400], (320, 20))
     assert trial.run() == [
         (("issue", 24), 70.0),
         (("beside", 24), (1100 + 20 - 1000) / 2),
@@ -62,13 +65,39 @@ def test_a_trial_by_hand():
     ]
 
 
-def test_the_size_that_is_known_better_weighs_more():
+class Taking(_Trial):
+    """Two lookups whose rows take 5 and 7 ns to take, of which 4 are a wait; a layer takes 100."""
+
+    def __init__(self):
+        self.now, self.layers = 0, []
+        self._num_lookups, self._clock = 2, lambda: self.now
+
+    def rows_for(self, index):
+        self.now += (5, 7)[index]
+
+    def take_timings(self):
+        return [LookupTiming(0, 0, 10, 40, 0, 1, 1), LookupTiming(1, 0, 40, 60, 4, 1, 1)]
+
+    def _compute(self, num_layers):
+        self.layers.append(num_layers)
+        self.now += 100 * num_layers
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_rows_are_taken_between_layers_whose_time_is_not_in_it(layers):
+    trial = Taking()
+    assert trial._taken(trial, layers_between=layers) == (30 + 20, 5 + 7 - 4)
+    assert trial.layers == [3] * (layers > 0), "between the two lookups, not around them"
+
+
+def test_sizes_count_alike_however_well_each_is_known():
     steady = Spread(("beside", 12), (1000.0, 1000.0, 1000.0))  # 1 ns of error: 0 is never assumed
-    shaky = Spread(("beside", 96), (-50_000.0, 9000.0, 90_000.0))
-    found = weighted_us([steady, shaky])
-    assert found.value == pytest.approx(1.0, abs=1e-3)
-    assert found.low == pytest.approx(0.999, abs=1e-3)
-    assert weighted_us([Spread(("after", 12), (-30.0, -20.0, -10.0))]).value == 0.0, "lookups do not speed compute up"
+    shaky = Spread(("beside", 96), (8000.0, 9000.0, 10_000.0))
+    found = mean_us([steady, shaky])
+    assert found.value == 5.0
+    error = math.sqrt(1 + math.pi / 2 / 3 * (1000 / 1.349) ** 2) / 2 / 1000
+    assert (found.low, found.high) == pytest.approx((5 - error, 5 + error), rel=1e-4)
+    assert mean_us([Spread(("after", 12), (-30.0, -20.0, -10.0))]).value == 0.0, "lookups do not speed compute up"
 
 
 @pytest.fixture(scope="module")
