@@ -25,6 +25,7 @@ from tiercast_runtime.probes.sweep_device import (
 from tiercast_runtime.probes.sweep_grid import Arm, SweepPlan
 from tiercast_runtime.probes.sweep_host import placed_block
 from tiercast_runtime.probes.sweep_ids import RowSource, text_rows
+from tiercast_runtime.probes.telemetry import node_of
 from tiercast_runtime.probes.timing import Effort, seconds
 from tiercast_runtime.table import HostTable
 
@@ -78,7 +79,7 @@ def host_case(pages: Pages, orders: tuple[RowOrder, ...], *, is_remote: bool = F
         place: Literal["local", "remote"] = "remote" if is_remote else "local"
         found, lacking = [], []
         size = 4 * MIB if context.is_rehearsal else min(BLOCK_BYTES, context.room.host_bytes // 4)
-        with placed_block(size, Arm(pages, is_remote=is_remote)) as block:
+        with placed_block(size, Arm(pages, is_remote=is_remote), near=node_of(context.device)) as block:
             if context.device.type == "cuda":
                 block.pin()
             content = torch.from_numpy(block.array)

@@ -106,6 +106,11 @@ def _undisturbed(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"interference": ()})
 
 
+def _unburdened(hardware: HardwareProfile) -> HardwareProfile:
+    found = tuple(entry.model_copy(update={"overhead": None}) for entry in hardware.interference)
+    return hardware.model_copy(update={"interference": found})
+
+
 def _instant_hops(hardware: HardwareProfile) -> HardwareProfile:
     instant = {"latency_us": NO_TIME, "bandwidth_gb_per_s": HUGE}
     up, down = (link.model_copy(update=instant) for link in (hardware.host_to_device, hardware.device_to_host))
@@ -183,6 +188,7 @@ ABLATIONS: tuple[Without, ...] = (
     Without("A85", "a serial read takes the drive's time alone", hardware=_drive_alone),
     Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
     Without("A98", "decode batches are settled right behind a prompt", hardware=_settled),
+    Without("A100", "lookups take nothing from compute beside its waiting", hardware=_unburdened),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 
@@ -212,7 +218,7 @@ FIXED: dict[str, str] = {
     "A91": f"{NOT_IN_THE_CASES}: none is predicted from a transferred profile",
     "A92": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A96": f"{NOT_IN_THE_CASES}: shipped profiles hold no gather sweep",
-    "A100": f"{NOT_IN_THE_CASES}: the profile of the measured arms is older than this measurement",
+    "A101": "how the table of A97 is measured: goes with it",
     "A99": "a curve holds what a lookup takes from its start, hand-over included: nothing to leave out",
     **dict.fromkeys(("A20", "A21", "A22", "A23", "A24"), "cost alone"),
     **dict.fromkeys(("A30", "A31", "A35", "A36", "A37"), "the runtime's own; a prediction does not run it"),

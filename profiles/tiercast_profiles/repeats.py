@@ -11,7 +11,7 @@ from tiercast_profiles.record import Metric, Metrics, RunRecord
 from tiercast_profiles.stats import spread_metric
 
 UNSTABLE_THROUGHPUT = "throughput varies by more than 10 % between repeats; other work may share this machine"
-AVERAGED = ("pace_", "cores_used_by_others")  # facts that say how the machine was around a run
+AROUND = ("pace_", "cores_used_by_others")  # facts that say how the machine was around a run
 FACT_DIGITS = 4
 
 
@@ -19,7 +19,7 @@ def together(records: Sequence[RunRecord]) -> RunRecord:
     """The record that a bench with as many repeats would have written, had it run them at these times.
 
     Metrics are medians with quartiles; facts, samples and spans those of the run with the median throughput, but for
-    what was timed around the runs, which is averaged, and ``repeats``, which are counted.
+    what was timed around the runs, of which the median is taken as of the metrics, and ``repeats``, which are counted.
 
     Args:
         records: one or more, measured, of one scenario and one repeat each.
@@ -52,12 +52,12 @@ def _distinct(warnings: Iterable[str]) -> list[str]:
 
 def _facts(records: Sequence[RunRecord], middle: RunRecord) -> dict[str, str | int | float | bool]:
     facts = {**middle.provenance.facts, "repeats": len(records)}
-    for name in [name for name in facts if name.startswith(AVERAGED)]:
+    for name in [name for name in facts if name.startswith(AROUND)]:
         found = [record.provenance.facts.get(name) for record in records]
         if any(value is None for value in found):
-            del facts[name]  # around some of the runs it was not timed: an average would be of the others
+            del facts[name]  # around some of the runs it was not timed: a median would be of the others
         else:
-            facts[name] = round(sum(float(value) for value in found if value is not None) / len(found), FACT_DIGITS)
+            facts[name] = round(median([float(value) for value in found if value is not None]), FACT_DIGITS)
     return facts
 
 

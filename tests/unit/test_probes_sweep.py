@@ -1,6 +1,7 @@
 """The gather sweep: which points, which are held out, that a known machine is found again, and small real gathers."""
 
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -334,6 +335,64 @@ def test_memory_of_another_node_needs_another_node(tmp_path):
         pass
     with numa.own_and_remote(is_remote=False, root=tmp_path):
         pass
+
+
+@pytest.fixture
+def two_nodes(tmp_path, monkeypatch):
+    """A host of two nodes with two cores each, and what was bound to: cores, and nodes of memory."""
+    for node, cores in enumerate(("0-1", "2-3")):
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(f"{cores}\n")
+    bound = []
+
+    @contextmanager
+    def memory_on(node):
+        bound.append(("memory", node))
+        yield
+
+    monkeypatch.setattr(numa, "_memory_on", memory_on)
+    monkeypatch.setattr(numa.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(numa.os, "sched_setaffinity", lambda _, cores: bound.append(("cores", cores)))
+    return tmp_path, bound
+
+
+@pytest.mark.parametrize(("near", "own", "other"), [(None, 0, 1), (0, 0, 1), (1, 1, 0), (7, 0, 1)])
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_the_own_node_is_the_devices_where_there_is_one(two_nodes, near, own, other, is_remote):
+    root, bound = two_nodes
+    with numa.own_and_remote(is_remote=is_remote, near=near, root=root):
+        assert bound == [("cores", ({0, 1}, {2, 3})[own]), ("memory", other if is_remote else own)]
+    assert bound[-1] == ("cores", {0, 1, 2, 3})
+
+
+def test_near_a_device_cores_and_memory_are_those_of_its_node(two_nodes):
+    root, bound = two_nodes
+    with numa.near_device(1, root) as said:
+        assert said == "1"
+        assert bound == [("cores", {2, 3}), ("memory", 1)]
+    assert bound[-1] == ("cores", {0, 1, 2, 3})
+
+
+def test_what_is_not_bound_says_why(two_nodes, monkeypatch, tmp_path):
+    root, bound = two_nodes
+    for node, why in ((None, "not known"), (5, "may not run on node 5")):
+        with numa.near_device(node, root) as said:
+            assert said.startswith("not bound")
+            assert why in said
+    assert bound == []
+
+    @contextmanager
+    def refused(node):
+        raise MissingCapability(f"memory cannot be bound to NUMA node {node} (Operation not permitted)")
+        yield
+
+    monkeypatch.setattr(numa, "_memory_on", refused)
+    with numa.near_device(0, root) as said:
+        assert said == "not bound: memory cannot be bound to NUMA node 0 (Operation not permitted)"
+    assert bound == [("cores", {0, 1}), ("cores", {0, 1, 2, 3})], "a thread is not left bound either"
+    with numa.near_device(0, tmp_path / "elsewhere") as said:
+        assert said == "the only one"
 
 
 def test_pages_that_are_not_reserved_are_one_line(monkeypatch):

@@ -381,7 +381,8 @@ def _between(
     for key, value in before:
         if key[0] in PLAIN_PARTS:
             pair = value, behind_times[key]
-            found += [(("plain", key[0], key[1]), each) for each in pair]
+            for each in pair:
+                found.append((("plain", key[0], key[1]), each))
             found.append((("ratio", key[0], key[1]), sum(pair) / 2 / times[key]))
     return middle, found
 

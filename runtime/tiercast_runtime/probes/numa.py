@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +105,11 @@ def measure_remote_reads(
 
 
 @contextmanager
-def own_and_remote(*, is_remote: bool, root: Path = Path("/")) -> Iterator[None]:
+def own_and_remote(*, is_remote: bool, near: int | None = None, root: Path = Path("/")) -> Iterator[None]:
     """Inside, this thread runs on one NUMA node and memory first touched comes from it, or from another one.
 
-    With one node there is nothing to bind, and nothing remote.
+    The one is ``near``, the node of a device, where that is known and this process may run there; else the first on
+    which it may. With one node there is nothing to bind, and nothing remote.
 
     Raises:
         MissingCapability: another node is asked for and there is none, or this system cannot bind.
@@ -120,7 +121,7 @@ def own_and_remote(*, is_remote: bool, root: Path = Path("/")) -> Iterator[None]
         yield
         return
     before = os.sched_getaffinity(0)
-    own = next((node for node in sorted(nodes) if nodes[node] & before), None)
+    own = next((node for node in sorted(nodes, key=lambda node: (node != near, node)) if nodes[node] & before), None)
     if own is None:
         raise MissingCapability("this process may not run on the cores of any NUMA node with memory of its own")
     other = max(node for node in nodes if node != own)
@@ -130,6 +131,35 @@ def own_and_remote(*, is_remote: bool, root: Path = Path("/")) -> Iterator[None]
             yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def near_device(node: int | None, root: Path = Path("/")) -> Iterator[str]:
+    """Inside, this thread runs on a device's NUMA node and memory first touched comes from it, as nvbandwidth binds it.
+
+    Args:
+        node: of the slot the device sits in; None where the system does not say.
+        root: where ``sys`` lies.
+
+    Yields:
+        What a record says of it: the node, or why nothing is bound.
+    """
+    nodes = node_cores(root)
+    usable = os.sched_getaffinity(0) & nodes.get(-1 if node is None else node, set()) if len(nodes) > 1 else set()
+    with ExitStack() as stack:
+        if len(nodes) < 2:
+            bound = "the only one"
+        elif node is None:
+            bound = "not bound: the node of the device is not known"
+        elif not usable:
+            bound = f"not bound: this process may not run on node {node}, which is the device's"
+        else:
+            try:
+                stack.enter_context(own_and_remote(is_remote=False, near=node, root=root))
+                bound = str(node)
+            except MissingCapability as error:
+                bound = f"not bound: {error}"
+        yield bound
 
 
 @contextmanager

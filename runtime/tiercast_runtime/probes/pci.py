@@ -1,5 +1,6 @@
 """What Linux says of the slot a GPU sits in: NUMA node, link, IOMMU and power saving. Read from ``/sys``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tiercast_profiles.hardware import Reading
@@ -30,6 +31,12 @@ def read_slot(bus_id: str | None, root: Path = Path("/")) -> dict[str, Reading]:
         "slot_iommu": _text(folder, "iommu_group/type", ""),
         "slot_aspm_l1": _text(folder, "link/l1_aspm", ""),
     }
+
+
+def slot_node(readings: Mapping[str, Reading]) -> int | None:
+    """The NUMA node of the slot out of a device's readings; None where it is not known."""
+    reading = readings.get("slot_numa_node")
+    return int(reading.value) if reading is not None and isinstance(reading.value, int | float) else None
 
 
 def _text(folder: Path | None, name: str, unit: str) -> Reading:

@@ -52,12 +52,13 @@ from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
 from tiercast_runtime.probes.lookup_overhead import measure_overhead
 from tiercast_runtime.probes.partial import PartialSweeps
+from tiercast_runtime.probes.pci import slot_node
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.rates import DeviceRates, measure_rates
 from tiercast_runtime.probes.step_bench import StepBench
 from tiercast_runtime.probes.sweep_drift import with_drift
 from tiercast_runtime.probes.sweep_stage import split_swept, sweep_arms
-from tiercast_runtime.probes.telemetry import Telemetry
+from tiercast_runtime.probes.telemetry import Telemetry, telemetry_of
 from tiercast_runtime.probes.timing import Spread, not_measured
 from tiercast_runtime.table import HostTable, Table
 
@@ -191,7 +192,7 @@ class _Survey:
 
     def run(self, date: datetime.date) -> Findings:
         """Every stage in turn, in one telemetry session."""
-        with _telemetry_of(self._device) as self._telemetry, ExitStack() as self._kept:
+        with telemetry_of(self._device) as self._telemetry, ExitStack() as self._kept:
             self._memory = self._kept.enter_context(KeptMemory.of_this_host())
             return self._stages(date)
 
@@ -281,8 +282,11 @@ class _Survey:
     def _device_copies(self, size: int) -> tuple[CopyRates | None, dict[str, Reading]]:
         if self._device.type != "cuda":
             return None, self._telemetry.read()
-        measured = link_copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
-        return measured, self._telemetry.read()
+        with numa.near_device(slot_node(self._telemetry.read())) as bound:
+            measured = link_copies.measure_device_copies(self._device, size, self._plan.copies, self._telemetry)
+        where: dict[str, str | int | float] = {"memory_node": bound}
+        probes = tuple(each.model_copy(update={"parameters": {**each.parameters, **where}}) for each in measured.probes)
+        return replace(measured, probes=probes), self._telemetry.read()
 
     def _remote_memory(self, found: Findings) -> None:
         nodes = numa.node_cores()
@@ -509,13 +513,6 @@ class _Survey:
                     found.interference.append(entry.model_copy(update={"points": tuple(points)}))
 
             self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
-
-
-def _telemetry_of(device: torch.device) -> Telemetry:
-    if device.type != "cuda":
-        return Telemetry()
-    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
-    return Telemetry(device.index or 0, uuid)
 
 
 def _gpu_probe(readings: dict[str, Reading], device: torch.device) -> ProbeResult:

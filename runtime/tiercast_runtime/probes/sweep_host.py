@@ -164,13 +164,16 @@ def assemble_sweep(
 
 
 @contextmanager
-def placed_block(num_bytes: int, arm: Arm, memory: KeptMemory | None = None) -> Iterator[LentBlock]:
+def placed_block(
+    num_bytes: int, arm: Arm, memory: KeptMemory | None = None, *, near: int | None = None
+) -> Iterator[LentBlock]:
     """A filled block in the arm's pages, on the node it asks for; this thread runs on the own one meanwhile.
 
-    ``memory`` lends it; by default it is taken and given back.
+    ``memory`` lends it; by default it is taken and given back. ``near`` is the node of the device that gathers, if one
+    does: that is the own one then.
     """
     memory = memory or KeptMemory()
-    with own_and_remote(is_remote=arm.is_remote), memory.lent(num_bytes, MemoryRequest(arm.pages)) as block:
+    with own_and_remote(is_remote=arm.is_remote, near=near), memory.lent(num_bytes, MemoryRequest(arm.pages)) as block:
         fill_random(block.array)
         yield block
 

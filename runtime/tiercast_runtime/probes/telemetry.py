@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch
+
 from tiercast_profiles.hardware import Reading
 from tiercast_runtime.probes.amd_readings import AmdGpu, open_amd
 from tiercast_runtime.probes.nvml_calls import (
@@ -23,7 +25,7 @@ from tiercast_runtime.probes.nvml_calls import (
     field_number,
     field_status,
 )
-from tiercast_runtime.probes.pci import read_slot
+from tiercast_runtime.probes.pci import read_slot, slot_node
 
 Status = Literal["ok", "not_supported", "no_permission", "error"]
 ProbeStatus = Literal["ok", "unstable", "invalid", "not_supported", "failed"]
@@ -209,3 +211,17 @@ def _status_of(error: Exception) -> Status:
     if isinstance(error, AttributeError) or name in {f"NVMLError_{end}" for end in (*absent, "VgpuEccNotSupported")}:
         return "not_supported"
     return "error"
+
+
+def telemetry_of(device: torch.device) -> Telemetry:
+    """A session for the device, found by its UUID where it has one; on a CPU one whose readings say there is no GPU."""
+    if device.type != "cuda":
+        return Telemetry()
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
+    return Telemetry(device.index or 0, uuid)
+
+
+def node_of(device: torch.device) -> int | None:
+    """The NUMA node of the slot a device sits in; None where it is not known."""
+    with telemetry_of(device) as telemetry:
+        return slot_node(telemetry.read())
