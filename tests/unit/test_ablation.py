@@ -13,7 +13,7 @@ from tiercast_profiles.store import load_hardware, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
-MEASURED = str(ROOT / "validation" / "two-core-xeon" / "profile.yaml")
+MEASURED = str(ROOT / "validation" / "two-core-epyc" / "profile.yaml")
 WINDOW = WindowRatio(
     kind="window_ratio",
     reads=DriveReads(hardware="h200-sxm", tier="nvme", path="disk", row_bytes=264, reads_per_s=50_000),
