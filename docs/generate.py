@@ -140,7 +140,7 @@ def benchmark_table(name: str, record: dict[str, Any]) -> str:
         "",
         *(f"{note}.  " for note in record["notes"]),
         *([""] if record["notes"] else []),
-        "| case | ours | best alternative | times as fast | target |",
+        "| case | ours | best alternative | times better | target |",
         "|---|---|---|---|---|",
     ]
     for case, found in record["figures"].items():

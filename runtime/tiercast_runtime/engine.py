@@ -33,13 +33,14 @@ from tiercast_runtime.batch import BatchBuilder
 from tiercast_runtime.cache_plan import plan_cache
 from tiercast_runtime.capacity import KvPlan, plan_kv
 from tiercast_runtime.checkpoint import Checkpoint
+from tiercast_runtime.cores import on_cores
 from tiercast_runtime.early import EarlyLedger
 from tiercast_runtime.graph_backend import CudaGraphs, GraphBackend
 from tiercast_runtime.graph_plan import graph_mode_here
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.hot_rows import hot_row_ids
-from tiercast_runtime.interrupts import clear_cores, on_cores
+from tiercast_runtime.interrupts import clear_cores
 from tiercast_runtime.layer import EngramLayer
 from tiercast_runtime.layer_weights import load_weights
 from tiercast_runtime.network import Network

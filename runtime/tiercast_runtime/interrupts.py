@@ -1,17 +1,16 @@
 """Cores that serve a drive's interrupts, and computing on others.
 
 A drive with one queue, as most virtual ones have, sends the interrupts of all reads to one core, whichever asked for
-them. A thread that computes there loses the time they take: a fifth of it beside a lookup of thousands of rows, on a
-virtual machine where a thread on the other core lost nothing. Which core a thread runs on is the scheduler's choice, so
-the same run is fast or slow by chance. Drives with a queue for each core interrupt the one that asked, and there is
+them. A thread that computes there loses the time they take, beside lookups of thousands of rows a fifth of its speed
+(``benchmarks/bench_turns.py``), and one on another core little. Which core a thread runs on is the scheduler's choice,
+so the same run is fast or slow by chance. Drives with a queue for each core interrupt the one that asked, and there is
 nothing to keep clear of.
 """
 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.rng import stream
 from tiercast_runtime.aio import RowReader
+from tiercast_runtime.cores import on_cores
 
 NUM_READS = 64  # by each core that is tried: some ten milliseconds
 NUM_CORES_TRIED = 4
@@ -29,6 +29,9 @@ def interrupt_counts(text: str) -> Counter[tuple[str, int]]:
     """How often each line has interrupted each core, out of ``/proc/interrupts``.
 
     Lines with a name are the processor's own (timers, calls between cores): no device is behind them.
+
+    Raises:
+        ValueError: the text is not what Linux writes there.
     """
     header, *lines = text.splitlines()
     cores = [int(name.removeprefix("CPU")) for name in header.split()]
@@ -62,7 +65,7 @@ def fixed_cores(read: Callable[[], None], cores: frozenset[int], counts: Callabl
             time.sleep(took_s)
             after = interrupt_counts(counts())
         by_reads, without = middle - before, after - middle
-        found &= {core for (line, core), count in by_reads.items() if count - without[line, core] >= NUM_READS // 2}
+        found &= {hit for (line, hit), count in by_reads.items() if count - without[line, hit] >= NUM_READS // 2}
     return frozenset(found)
 
 
@@ -77,27 +80,9 @@ def clear_cores(file: Path, num_threads: int) -> frozenset[int] | None:
     cores = frozenset(os.sched_getaffinity(0))
     try:
         rest = cores - _fixed_cores_of(file, file.stat().st_dev, cores)
-    except (OSError, TiercastError):
+    except (OSError, ValueError, TiercastError):
         return None
     return rest if rest != cores and len(rest) >= num_threads else None
-
-
-@contextmanager
-def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
-    """Inside, this thread runs on these cores only, and threads it starts do; None changes nothing.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    if cores is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 _known: dict[tuple[int, frozenset[int]], frozenset[int]] = {}

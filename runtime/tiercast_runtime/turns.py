@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tiercast_profiles.units import NS_PER_S
+from tiercast_runtime.cores import on_cores
 from tiercast_runtime.engine import EngineRun, serving
-from tiercast_runtime.interrupts import on_cores
 
-# Short: on a shared virtual machine the mean of 32 steps in a row scattered nearly as much as a step (4.2 and 5.8 %),
-# so many short turns say far more than a few long ones.
+# Short: means over many steps of a shared machine scatter nearly as much as single steps, so that many short turns say
+# more than a few long ones.
 TURN_NS = NS_PER_S // 50
 LOOK_EVERY_NS = 2 * NS_PER_S  # at least so long apart something may be looked at between turns
 Steps = Generator[None, None, EngineRun]

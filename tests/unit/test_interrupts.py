@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_runtime import interrupts
-from tiercast_runtime.interrupts import NUM_READS, clear_cores, fixed_cores, interrupt_counts, on_cores
+from tiercast_runtime.cores import on_cores
+from tiercast_runtime.interrupts import NUM_READS, clear_cores, fixed_cores, interrupt_counts
 
 CORES = frozenset(range(4))
 SOME = """           CPU0       CPU1
@@ -82,6 +83,20 @@ def test_threads_are_kept_off_where_enough_cores_are_left(monkeypatch, tmp_path)
     monkeypatch.delattr(os, "sched_setaffinity")
     found["fixed"] = frozenset({1})
     assert clear_cores(file, 1) is None, "a system without a choice"
+
+
+@pytest.mark.parametrize("text", ["", "no header\n 36: 1 2\n", "CPU0 CPU1\n 36: many none\n"])
+def test_a_kernel_that_writes_something_else_binds_nothing(monkeypatch, tmp_path, text):
+    """Sandboxes that imitate Linux leave such files empty."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(CORES))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(interrupts, "_known", {})
+    monkeypatch.setattr(interrupts, "INTERRUPTS", tmp_path / "interrupts")
+    monkeypatch.setattr(interrupts.RowReader, "bypasses_page_cache", True)
+    (tmp_path / "interrupts").write_text(text)
+    file = tmp_path / "table"
+    file.write_bytes(bytes(1 << 16))
+    assert clear_cores(file, 1) is None
 
 
 def test_on_this_machine_a_drive_is_looked_at_once(tmp_path, monkeypatch):

@@ -348,17 +348,13 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
             count = step.plan.num_tokens
             if step is steps[0] and count > most_sequences:
                 walked, compared = _between(bench, step, num_settling=0)
-                found += [pair for pair in compared if is_kept(_part_of(pair[0]), count)]
+                found += [pair for pair in compared if is_kept(pair[0][1], count)]
             else:
                 walked = bench.walk(step)
             found += [(key, value) for key, value in walked if key[0] == "attention_prefill" or is_kept(key[0], count)]
         return found
 
     return case
-
-
-def _part_of(key: PlainKey | RatioKey) -> Part:
-    return key[1]
 
 
 def _between(

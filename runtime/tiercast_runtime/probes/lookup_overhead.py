@@ -24,7 +24,8 @@ from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.batch import BatchPlan
-from tiercast_runtime.interrupts import clear_cores, on_cores
+from tiercast_runtime.cores import on_cores
+from tiercast_runtime.interrupts import clear_cores
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.prefetch import Prefetcher
 from tiercast_runtime.probes.gather import random_ids

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.rng import stream
 from tiercast_profiles.units import MIB
+from tiercast_runtime.cores import on_cores
 from tiercast_runtime.memory import HostBlock
 from tiercast_runtime.probes.timing import Clock, Effort, Spread, collect
 
@@ -69,15 +70,15 @@ def measure_remote_reads(
     if not hasattr(os, "sched_setaffinity"):
         raise MissingCapability("this system cannot bind a thread to cores")
     blocks: list[HostBlock] = []
-    before = os.sched_getaffinity(0)
-    usable = cores & before
+    usable = cores & os.sched_getaffinity(0)
     if not usable:
         raise MissingCapability(f"this process may not run on NUMA node {own}")
-    try:
-        os.sched_setaffinity(0, usable)
+    with ExitStack() as stack:
+        stack.enter_context(on_cores(usable))
         for node in (own, other):
             with _memory_on(node):
                 block = HostBlock(block_bytes)
+                stack.callback(block.close)
                 block.array[:] = 1
             blocks.append(block)
         tables = [block.array.reshape(-1, ROW_BYTES) for block in blocks]
@@ -98,10 +99,6 @@ def measure_remote_reads(
 
         (spread,) = collect([case], effort, clock)
         return spread
-    finally:
-        os.sched_setaffinity(0, before)
-        for block in blocks:
-            block.close()
 
 
 @contextmanager
@@ -120,17 +117,13 @@ def own_and_remote(*, is_remote: bool, near: int | None = None, root: Path = Pat
             raise MissingCapability("this host has one NUMA node, so nothing is remote")
         yield
         return
-    before = os.sched_getaffinity(0)
-    own = next((node for node in sorted(nodes, key=lambda node: (node != near, node)) if nodes[node] & before), None)
+    usable = os.sched_getaffinity(0)
+    own = next((node for node in sorted(nodes, key=lambda node: (node != near, node)) if nodes[node] & usable), None)
     if own is None:
         raise MissingCapability("this process may not run on the cores of any NUMA node with memory of its own")
     other = max(node for node in nodes if node != own)
-    try:
-        os.sched_setaffinity(0, nodes[own] & before)
-        with _memory_on(other if is_remote else own):
-            yield
-    finally:
-        os.sched_setaffinity(0, before)
+    with on_cores(nodes[own] & usable), _memory_on(other if is_remote else own):
+        yield
 
 
 @contextmanager
