@@ -2,7 +2,7 @@
 
 ``python docs/other_profiles.py FOLDER`` is a part of ``make validation``. It writes ``other-profiles.json`` into the
 folder: the scores over all cases by what each profile is, as docs/validation.md calls it. Where the machine was probed
-in every round, the first round's profile, made before anything was run, is tried alone. Other machines are those with a
+in every round, the profile made before anything was run is tried alone. Other machines are those with a
 profile in validation/, that of their suite where there is one; each is tried as it is and with its efficiencies carried
 over to this machine.
 """
@@ -21,13 +21,13 @@ from tiercast_profiles.transfer import transfer
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "other-profiles.json"
 OWN = "its own profile"
-BEFORE = "the first round's probes alone, made before any run"
+BEFORE = "one profile made before any run"
 
 
 def results(folder: Path, machine: str) -> dict[str, SuiteResult]:
     """The suite in ``folder`` of ``machine`` scored from every other profile."""
     own = folder / "profile.yaml"
-    first = folder / "rounds" / "1" / "profile.yaml"
+    first = folder / "rounds" / "before.yaml"
     found = {BEFORE: suite.rescore(folder, str(first))} if first.exists() else {}
     found |= {f"{OWN}, wrong: {words}": suite.rescore(folder, str(own), how) for how, words in WORDS.items()}
     for place in sorted(ROOT.glob("validation/*/profile.yaml")):

@@ -28,6 +28,31 @@ def one_compute_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def probes_at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Probes of a round that are made when it begins, without a process of their own; a word for each turn they had."""
+    from tiercast_cli import probe_turns
+
+    turns = []
+
+    class ProbesAtOnce(probe_turns.Made):
+        def __init__(self, models, file) -> None:
+            super().__init__(file)
+            probe_turns.probe_into(file, models, lambda _what, _ratio: None)
+
+        def __enter__(self) -> "ProbesAtOnce":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def turn(self) -> None:
+            turns.append("turn")
+
+    monkeypatch.setattr(probe_turns, "ProbesInTurns", ProbesAtOnce)
+    return turns
+
+
 @pytest.fixture(scope="session")
 def mini_model() -> Callable[..., ModelSpec]:
     """A six-layer model of any dialect with tables of a few hundred rows; keywords change its sections."""

@@ -14,7 +14,7 @@ from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
     from tiercast_profiles.gather import GatherSweep
-    from tiercast_profiles.hardware import HardwareProfile, LookupOverhead
+    from tiercast_profiles.hardware import HardwareProfile, OverheadPoint
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
 
@@ -196,12 +196,24 @@ def profile_summary(profile: "HardwareProfile") -> None:
         columns = ["model, graph mode", "step", "without\nattention", "of it\nMLP", "attention", "Engram\nmodule"]
         render.table("one layer, us", columns, layers, left=2)
     overheads = [
-        [f"{entry.tier} by {entry.path}", *(render.number(time.value) for time in _times_of(entry.overhead))]
+        [
+            f"{entry.tier} by {entry.path}",
+            str(point.num_rows) if entry.overhead.points else "any",
+            *(render.number(time.value) for time in _times_of(point)),
+        ]
         for entry in profile.interference
         if entry.overhead is not None
+        for point in entry.overhead.by_rows()
     ]
     if overheads:
-        columns = ["tier and path", "hand-over\nof a step", "beside\nlayers", "made inline", "layers\nbehind it"]
+        columns = [
+            "tier and path",
+            "rows",
+            "hand-over\nof a step",
+            "beside\nlayers",
+            "made inline",
+            "layers\nbehind it",
+        ]
         render.table("what lookups take beside their time, us", columns, overheads, left=1)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
@@ -219,8 +231,8 @@ def profile_summary(profile: "HardwareProfile") -> None:
         render.line(f"  unstable (quartiles too far apart): {names}")
 
 
-def _times_of(overhead: "LookupOverhead") -> tuple[Quantity, ...]:
-    return overhead.issue_us, overhead.beside_us, overhead.inline_us, overhead.after_us
+def _times_of(point: "OverheadPoint") -> tuple[Quantity, ...]:
+    return point.issue_us, point.beside_us, point.inline_us, point.after_us
 
 
 def _layer_row(parts: LayerParts) -> list[str]:

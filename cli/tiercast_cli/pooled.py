@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 def predicted_from_pool(
     names: Sequence[str],
     measured: MeasuredCases,
+    *,
+    first: "HardwareProfile",
     profiles: "Sequence[HardwareProfile]",
     file: Path,
     report: Callable[[str, float], None],
 ) -> Validation:
-    """Pool the profiles into a file and predict from it what was measured beside the first of them.
+    """Pool the profiles into a file and predict from it what was measured beside the ``first``.
 
     Raises:
         BadInput: the profiles are not of one machine.
@@ -34,7 +36,7 @@ def predicted_from_pool(
     store.write_text(file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(file))
     again = {name: inputs.resolve(name, str(file)) for name in measured.found.records}
-    records = restated(measured.found.records, again, measured.pace_model, profiles[0], whole)
+    records = restated(measured.found.records, again, measured.pace_model, first, whole)
     found = replace(measured.found, records=records)
     return predicted_cases(names, again, replace(measured, found=found), report)
 

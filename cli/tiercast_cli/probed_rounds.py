@@ -1,17 +1,18 @@
-"""Scenarios of a person's own, run in rounds with the machine probed before each: predicted from all those profiles.
+"""Scenarios of a person's own, run in rounds with the machine probed in each: predicted from all those profiles.
 
-The profile of a machine that others share knows one minute of it. Pooled over the time that the runs took, it knows
-the machine that ran them; probes and runs still see nothing of each other.
+The profile of a machine that others share knows one minute of it. Made in turns with the runs and pooled over all
+rounds, it knows the machine that ran them; probes and runs still see nothing of each other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiercast_cli import inputs, probing
+from tiercast_cli import inputs
 from tiercast_cli.measuring import Measured
 from tiercast_cli.output import make_folder, part_of
 from tiercast_cli.pooled import predicted_from_pool
+from tiercast_cli.probe_turns import probe_into, probing_round
 from tiercast_cli.validation import MeasuredCases, Validation, measured_cases
 from tiercast_profiles import store
 from tiercast_profiles.errors import BadInput, TiercastError
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
     from tiercast_profiles.scenario import ResolvedScenario
 
 Report = Callable[[str, float], None]
-POOLED = "profile.yaml"
+POOLED, BEFORE = "profile.yaml", "profile-before.yaml"
 
 
 def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> Validation:
     """Probe the machine and run every scenario once, ``rounds`` times over; then predict each from the pooled profile.
 
-    Every other round goes backwards. The profiles of the rounds (``profile-1.yaml`` …) and the pooled one
-    (``profile.yaml``) are left in the folder. A scenario that cannot be run or predicted fails by itself.
+    Every other round goes backwards. The profiles made before any run (``profile-before.yaml``) and in the rounds
+    (``profile-1.yaml`` …), and the latter pooled (``profile.yaml``), are left in the folder. A scenario that cannot be
+    run or predicted fails by itself.
 
     Raises:
         BadInput: fewer than two rounds, or the folder holds a profile already.
@@ -43,7 +45,8 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
 
     if rounds < 2:
         raise BadInput(f"--repeats {rounds}; probing in every round takes two or more, whose profiles are pooled")
-    taken = next((file for file in (folder / POOLED, _file(folder, 1)) if file.exists()), None)
+    before = folder / BEFORE
+    taken = next((file for file in (folder / POOLED, before) if file.exists()), None)
     if taken is not None:
         raise BadInput(f"{taken} is there already; give --probe a --folder without profiles")
     names = list(dict.fromkeys(wanted))
@@ -51,18 +54,20 @@ def run(wanted: Sequence[str], *, rounds: int, folder: Path, report: Report) -> 
     for model in models:
         check_runnable(store.load_model(model))
     make_folder(folder)
-    ready: Mapping[str, ResolvedScenario] = {}
+    first = probe_into(before, models, report)
+    ready = _resolved(names, before)
     profiles: list[HardwareProfile] = []
     found = _Rounds()
     for number in range(1, rounds + 1):
         share = part_of(report, number - 1, rounds)
-        profiles.append(_probed(models, _file(folder, number), share))
-        if number == 1:
-            ready = _resolved(names, _file(folder, 1))
-        found.add(ready, number, share)
-        if not found.records:
-            raise found.errors[names[0]]
-    return predicted_from_pool(names, found.whole(), profiles, folder / POOLED, report)
+        with probing_round(models, folder / f"profile-{number}.yaml", share) as probes:
+            found.add(ready, number, share, probes.turn)
+            if not found.records:
+                raise found.errors[names[0]]
+            profiles.append(probes.finish(share))
+    return predicted_from_pool(
+        names, found.whole(), first=first, profiles=profiles, file=folder / POOLED, report=report
+    )
 
 
 class _Rounds:
@@ -74,12 +79,18 @@ class _Rounds:
         self.apart = self.pace_untimed = ""
         self.pace_model: ModelSpec | None = None
 
-    def add(self, ready: "Mapping[str, ResolvedScenario]", number: int, report: Report) -> None:
-        """Run one round of those that have not failed yet."""
+    def add(
+        self, ready: "Mapping[str, ResolvedScenario]", number: int, report: Report, between: Callable[[], None]
+    ) -> None:
+        """Run one round of those that have not failed yet; ``between`` is called where the pace is timed."""
         order = list(ready) if number % 2 else list(reversed(list(ready)))
         todo = {name: ready[name] for name in order if name not in self.errors}
         measured = measured_cases(
-            todo, repeats=1, folder=None, report=lambda _what, ratio: report(f"round {number}", ratio)
+            todo,
+            repeats=1,
+            folder=None,
+            report=lambda _what, ratio: report(f"round {number}", ratio),
+            between=between,
         )
         for name, record in measured.found.records.items():
             self.records.setdefault(name, []).append(record)
@@ -96,12 +107,6 @@ class _Rounds:
         return MeasuredCases(Measured(records, self.errors, self.apart), self.pace_untimed, self.pace_model)
 
 
-def _probed(models: Sequence[str], file: Path, report: Report) -> HardwareProfile:
-    profile = probing.probe(models, quick=True, report=lambda what, _ratio: report(f"probes, {what}", 0.0))
-    store.write_text(file, store.to_yaml(profile))
-    return store.load_hardware(str(file))
-
-
 def _resolved(names: Sequence[str], file: Path) -> "Mapping[str, ResolvedScenario]":
     """The scenarios on the machine of the first profile, which is not left behind where one does not fit it."""
     try:
@@ -109,7 +114,3 @@ def _resolved(names: Sequence[str], file: Path) -> "Mapping[str, ResolvedScenari
     except TiercastError:
         file.unlink()
         raise
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"profile-{number}.yaml"

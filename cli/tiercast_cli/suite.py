@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tiercast_cli import inputs, probing, suite_result
+from tiercast_cli import inputs, suite_result
 from tiercast_cli.case_scores import Failure
 from tiercast_cli.changed_profiles import Wrong, spoilt
 from tiercast_cli.measuring import CANNOT_RUN
 from tiercast_cli.output import part_of
 from tiercast_cli.pooled import restated
+from tiercast_cli.probe_turns import probe_into, probing_round
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult
 from tiercast_cli.suite_rounds import SuiteRounds
@@ -76,7 +77,7 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
         if is_whole(ready, measured, state):
             return predict_and_score(ready, hardware, measured, state, kept)
     rounds = SuiteRounds(suite, ready, hardware, kept, state.failures)
-    state = _run_all(rounds, state, kept, report)
+    state = _run_all(rounds, state, kept, report, rounds.run)
     measured = rounds.records()
     if kept is not None:
         for name, record in measured.items():
@@ -85,11 +86,11 @@ def run(profile: str, *, repeats: int, folder: Path | None, report: Report) -> S
 
 
 def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
-    """As :func:`run`, but the machine is probed before every round, and all those profiles are pooled into one.
+    """As :func:`run`, but the machine is probed in every round, and all those profiles are pooled into one.
 
-    The profile of a machine that others share knows one minute of it; pooled over the time that the cases were run in,
-    it knows the machine that ran them. The probes are the same and see nothing of the runs. The first round's profile,
-    made before any run, stays in the folder, so that what it alone predicts can be scored beside.
+    The profile of a machine that others share knows one minute of it; probed in turns with the runs, it knows the
+    machine that ran them. The probes are the same and see nothing of the runs. A profile made before any run stays in
+    the folder, so that what it alone predicts can be scored beside.
 
     Raises:
         BadInput: fewer than two repeats, or the folder is of another run.
@@ -107,19 +108,22 @@ def run_probed(*, repeats: int, folder: Path, report: Report) -> SuiteResult:
         if is_whole(ready, measured, state):
             hardware = store.load_hardware(str(kept.profile_file))
             return predict_and_score(ready, hardware, measured, state, kept)
-    first = _probed(suite, kept, 1, part_of(report, 0, repeats))
+    models = _models(suite)
+    before = kept.first_profile_file
+    first = store.load_hardware(str(before)) if before.exists() else probe_into(before, models, report)
     if state is None:
         state = SuiteState(hardware_name=first.name, profile_sha256="", repeats=repeats, is_probed=True)
         kept.save(state)
-    ready = scenarios(suite, str(kept.round_profile_file(1)))
-    check_models(ready, first, str(kept.round_profile_file(1)))
-    rounds, profiles = SuiteRounds(suite, ready, first, kept, state.failures), [first]
+    ready = scenarios(suite, str(before))
+    check_models(ready, first, str(before))
+    rounds, profiles = SuiteRounds(suite, ready, first, kept, state.failures), []
 
-    def probe(number: int, share: Report) -> None:
-        if number > 1:
-            profiles.append(_probed(suite, kept, number, share))
+    def run_round(number: int, share: Report, keep: Callable[[], None]) -> None:
+        with probing_round(models, kept.round_profile_file(number), share) as probes:
+            rounds.run(number, share, keep, between=probes.turn)
+            profiles.append(probes.finish(share))
 
-    state = _run_all(rounds, state, kept, report, before=probe)
+    state = _run_all(rounds, state, kept, report, run_round)
     store.write_text(kept.profile_file, store.to_yaml(pool(profiles)))
     whole = store.load_hardware(str(kept.profile_file))
     ready = scenarios(suite, str(kept.profile_file))
@@ -137,9 +141,9 @@ def _run_all(
     state: SuiteState,
     kept: SuiteFolder | None,
     report: Report,
-    before: Callable[[int, Report], None] = lambda _number, _report: None,
+    run_round: Callable[[int, Report, Callable[[], None]], None],
 ) -> SuiteState:
-    """Run every round, ``before`` each of which something else is done; the state with the cases that failed."""
+    """Run every round; the state with the cases that failed."""
 
     def now() -> SuiteState:
         return state.model_copy(update={"failures": tuple(rounds.failures.values())})
@@ -149,21 +153,14 @@ def _run_all(
             kept.save(now())
 
     for number in range(1, state.repeats + 1):
-        share = part_of(report, number - 1, state.repeats)
-        before(number, share)
-        rounds.run(number, share, keep)
+        run_round(number, part_of(report, number - 1, state.repeats), keep)
     return now()
 
 
-def _probed(suite: Suite, kept: SuiteFolder, number: int, report: Report) -> HardwareProfile:
-    """The profile of a round, made where it is not there yet: all probes of the quick plan, layers of every model."""
-    file = kept.round_profile_file(number)
-    if not file.exists():
-        named = [suite.base["model"], *(work.settings.get("model") for work in suite.works.values())]
-        models = [name for name in dict.fromkeys(named) if name is not None]
-        profile = probing.probe(models, quick=True, report=lambda what, _ratio: report(f"probes, {what}", 0.0))
-        store.write_text(file, store.to_yaml(profile))
-    return store.load_hardware(str(file))
+def _models(suite: Suite) -> list[str]:
+    """The models whose layers the suite's cases take."""
+    named = [suite.base["model"], *(work.settings.get("model") for work in suite.works.values())]
+    return [name for name in dict.fromkeys(named) if name is not None]
 
 
 def is_whole(ready: Mapping[str, ResolvedScenario], measured: Mapping[str, RunRecord], state: SuiteState) -> bool:

@@ -1,9 +1,9 @@
 """The folder of a suite: small records of every case, and enough to go on after an interruption.
 
 ``rounds/N`` holds what was run in round N: a record of each case as soon as its work is done, and the profile of that
-round where the machine is probed in every round. When all rounds are done, ``measured`` holds one record per case over
-all of them. A later run into the same folder takes over what is there, provided it was asked for the same;
-predictions are always made anew, because they cost next to nothing.
+round where the machine is probed in every round; ``rounds/before.yaml`` is a profile made before any run then. When all
+rounds are done, ``measured`` holds one record per case over all of them. A later run into the same folder takes over
+what is there, provided it was asked for the same; predictions are always made anew, because they cost next to nothing.
 """
 
 from collections.abc import Mapping
@@ -67,6 +67,12 @@ class SuiteFolder:
     def round_profile_file(self, number: int) -> Path:
         """The profile of one round; its folder is made."""
         return self._round(number) / PROFILE_FILE
+
+    @property
+    def first_profile_file(self) -> Path:
+        """The profile made before any run, where the machine is probed in every round; its folder is made."""
+        make_folder(self.path / "rounds")
+        return self.path / "rounds" / "before.yaml"
 
     def state(self) -> SuiteState | None:
         """What the folder holds, or None where nothing was measured yet."""

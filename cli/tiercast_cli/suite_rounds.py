@@ -49,10 +49,16 @@ class SuiteRounds:
         self.failures = {failure.case: failure for failure in failures}
         self._found: dict[str, list[RunRecord]] = {name: [] for name in ready}
 
-    def run(self, number: int, report: Report, keep_failures: Callable[[], None]) -> None:
+    def run(
+        self,
+        number: int,
+        report: Report,
+        keep_failures: Callable[[], None],
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         """Round ``number``, from 1: every case once, a work after the other, its arms in turns.
 
-        ``keep_failures`` is called when a work is done, before it counts as done.
+        ``keep_failures`` is called when a work is done, before it counts as done; ``between`` where the pace is timed.
 
         Raises:
             MissingCapability: the runtime extra is not installed.
@@ -73,8 +79,13 @@ class SuiteRounds:
                 report(f"{title}, round {number}", (done + ratio) / len(works))
 
             with self._pace() as pace:
-                bench = partial(bench_in_rounds, repeats=1, progress=report_run, between=pace.measure)
-                found = measure(todo, bench)
+
+                def look(pace: "Pace" = pace) -> Mapping[str, float]:
+                    found = pace.measure()
+                    between()
+                    return found
+
+                found = measure(todo, partial(bench_in_rounds, repeats=1, progress=report_run, between=look))
             records |= found.records
             self.failures |= {name: Failure(case=name, reason=str(error)) for name, error in found.errors.items()}
             keep_failures()

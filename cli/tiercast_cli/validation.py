@@ -117,12 +117,21 @@ def measured_cases(
     repeats: int,
     folder: Path | None,
     report: Callable[[str, float], None],
+    between: Callable[[], None] = lambda: None,
 ) -> MeasuredCases:
-    """Bench every scenario in rounds, the machine's pace timed around each run; one that cannot be run is named."""
+    """Bench every scenario in rounds, the machine's pace timed around each run; one that cannot be run is named.
+
+    ``between`` is called where the pace is timed.
+    """
     from tiercast_cli.probing import PaceBetweenRuns
     from tiercast_runtime.bench import bench_in_rounds
 
     pace = PaceBetweenRuns(list(scenarios.values()), folder)
+
+    def look() -> Mapping[str, float]:
+        paces = pace.measure()
+        between()
+        return paces
 
     def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:
         with closing(pace):  # what it holds is free again before the engines of other scenarios are made
@@ -131,7 +140,7 @@ def measured_cases(
                 repeats=repeats,
                 folder=folder,
                 progress=lambda ratio: report("run", ratio),
-                between=pace.measure,
+                between=look,
             )
 
     found = measure(scenarios, bench, failing=(TiercastError,))

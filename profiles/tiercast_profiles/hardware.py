@@ -266,18 +266,39 @@ class InterferencePoint(Strict):
     lookup_speed_ratio: Quantity
 
 
-class LookupOverhead(Strict):
+class OverheadPoint(Strict):
+    """What lookups of so many rows take: see :class:`LookupOverhead`."""
+
+    num_rows: int = Field(gt=0)
+    issue_us: Quantity
+    beside_us: Quantity
+    after_us: Quantity
+    inline_us: Quantity
+
+
+class LookupOverhead(Grown):
     """What lookups by the host take from the thread that computes, beside the time it waits for them.
 
     ``issue_us``: handing the lookups of a step over. A lookup made beside compute takes ``beside_us`` from it; one that
     the thread makes itself between layers takes ``inline_us`` more than its curve says, and what is computed behind it
-    ``after_us`` more.
+    ``after_us`` more. These are means over the ``points``, one for each size of lookup that was timed; absent: only the
+    means are known.
     """
+
+    added_fields = frozenset({"points"})
 
     issue_us: Quantity
     beside_us: Quantity
     after_us: Quantity
     inline_us: Quantity
+    points: tuple[OverheadPoint, ...] = ()
+
+    def by_rows(self) -> tuple[OverheadPoint, ...]:
+        """The points in order of rows; the means as the only one where there are none."""
+        if self.points:
+            return tuple(sorted(self.points, key=lambda point: point.num_rows))
+        times = {"issue_us": self.issue_us, "beside_us": self.beside_us}
+        return (OverheadPoint(num_rows=1, after_us=self.after_us, inline_us=self.inline_us, **times),)
 
 
 class Interference(Grown):

@@ -23,6 +23,7 @@ from tiercast_profiles.hardware import (
     LatencyPoint,
     LookupCurve,
     LookupPoint,
+    OverheadPoint,
     ProbeResult,
     SettlingPoint,
 )
@@ -38,6 +39,7 @@ _KEYS: Mapping[type[BaseModel], tuple[str, ...]] = {
     SettlingPoint: ("num_sequences",),
     Efficiency: ("model_name", "graph_mode", "precision"),
     Interference: ("tier", "path"),
+    OverheadPoint: ("num_rows",),
     InterferencePoint: ("num_tokens", "num_rows", "row_bytes", "num_programs", "num_threads"),
 }
 """What tells the entries of a list apart; the same entry of several profiles is pooled."""

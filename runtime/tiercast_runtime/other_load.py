@@ -1,11 +1,12 @@
 """How much of the machine other processes used while something was timed.
 
 Two busy processes on one core's hardware threads slow each other, and nothing in either's own clock says why. What the
-kernel counts as busy, less what this process and its children used, is what others took.
+kernel counts as busy, less what this process and those it started used, is what others took.
 """
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -45,12 +46,13 @@ class OtherLoad:
         return self._others_s / self._total_s if self._is_known and self._total_s > 0 else None
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds of all cores busy, of this process and its children, and of the clock."""
+        """Seconds of all cores busy, of this process and those it started, and of the clock."""
         if not self._is_known:
             return 0.0, 0.0, time.perf_counter()
         whole = (self._proc / "stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
         busy = sum(int(whole[field]) for field in BUSY_FIELDS)
-        me, own = str(os.getpid()), 0
+        me = str(os.getpid())
+        parents, used = {}, {}
         for folder in self._proc.iterdir():
             if not folder.name.isdecimal():
                 continue
@@ -58,6 +60,15 @@ class OtherLoad:
                 fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             except OSError:  # it ended while we looked
                 continue
-            if folder.name == me or fields[PARENT] == me:
-                own += int(fields[UTIME]) + int(fields[STIME])
+            parents[folder.name], used[folder.name] = fields[PARENT], int(fields[UTIME]) + int(fields[STIME])
+        own = sum(ticks for name, ticks in used.items() if _descends(name, me, parents))
         return busy / self._ticks_per_s, own / self._ticks_per_s, time.perf_counter()
+
+
+def _descends(name: str, ancestor: str, parents: Mapping[str, str]) -> bool:
+    """Whether a process is another, or one that it started, at any remove."""
+    seen: set[str] = set()  # processes come and go while they are read: parents may run in a circle
+    while name != ancestor and name in parents and name not in seen:
+        seen.add(name)
+        name = parents[name]
+    return name == ancestor

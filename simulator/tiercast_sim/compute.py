@@ -124,9 +124,10 @@ class ComputeModel:
         self.warnings = tuple(warnings)
         settling = None if table is None else table.settling
         self.settling = None if settling is None else SettlingShares(settling)
-        placement, overhead = resolved.placement, LookupOverheads.of(resolved, bound)
+        placement = resolved.placement
         self._hands_over = placement.prefetch != "off" and placement.path != "device"
-        self._issue_ns = None if overhead is None else overhead.issue_ns
+        self._overheads = LookupOverheads.of(resolved, bound)
+        self._rows_per_token = resolved.model.engram.num_rows_per_token
         self._linear_ns: dict[tuple[int, bool], float] = {}
         self._by_tokens: dict[tuple[Component, int], float] = {}
         self.largest_step_tokens = 0
@@ -214,7 +215,9 @@ class ComputeModel:
         """
         if not self._hands_over:
             return 0.0
-        return self.tokenwise_ns("lookup_issue", num_tokens) if self._issue_ns is None else self._issue_ns
+        if self._overheads is None:
+            return self.tokenwise_ns("lookup_issue", num_tokens)
+        return self._overheads.issue_ns(num_tokens * self._rows_per_token)
 
     def linear_ns(self, num_tokens: int, *, is_late: bool) -> float:
         """One decoder layer without attention; ``is_late``: behind the prefill layers."""

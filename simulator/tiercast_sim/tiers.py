@@ -122,7 +122,7 @@ class LookupCosts:
                 latency_ns, ns_per_byte = self._ids_ns
                 tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
         if self._overheads is not None:
-            tier_ns += self._overheads.lookup_ns
+            tier_ns += self._overheads.lookup_ns(rows + hits)
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:
@@ -136,7 +136,7 @@ class LookupCosts:
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
         rate = size * NS_PER_S / duration_ns
-        taken_ns = 0 if self._overheads is None else self._overheads.taken_ns
+        taken_ns = 0 if self._overheads is None else self._overheads.taken_ns(rows + hits)
         return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns)
 
     def _on_slowest_rank(self, rows: int) -> int:

@@ -133,12 +133,21 @@ def test_the_parts_of_a_layer_stand_beside_each_other(cpu_hardware, width):
 def test_what_lookups_take_stands_beside_each_path(cpu_hardware, width):
     times = {"issue_us": 133.25, "beside_us": 67.5, "after_us": 37.75, "inline_us": 112.5}
     ratios = {"compute_speed_ratio": 1, "lookup_speed_ratio": 1}
-    entries = [{"tier": "dram", "path": "uva"}, {"tier": "nvme", "path": "disk", "overhead": times}]
+    by_size = times | {"points": [times | {"num_rows": 24, "issue_us": 8}, times | {"num_rows": 3}]}
+    entries = [
+        {"tier": "dram", "path": "uva"},
+        {"tier": "dram", "path": "cpu_gather", "overhead": by_size},
+        {"tier": "nvme", "path": "disk", "overhead": times},
+    ]
     interference = tuple(Interference.model_validate(entry | ratios) for entry in entries)
     profile = cpu_hardware.model_copy(update={"interference": interference})
     text = render.to_text(lambda: catalogue_views.profile_summary(profile), width)
     rows = [line.split() for line in text[text.index("what lookups take beside") :].splitlines() if " by " in line]
-    assert rows == [["nvme", "by", "disk", "133.2", "67.50", "112.5", "37.75"]]
+    assert rows == [
+        ["dram", "by", "cpu_gather", "3", "133.2", "67.50", "112.5", "37.75"],
+        ["dram", "by", "cpu_gather", "24", "8", "67.50", "112.5", "37.75"],
+        ["nvme", "by", "disk", "any", "133.2", "67.50", "112.5", "37.75"],
+    ]
     bare = cpu_hardware.model_copy(update={"interference": interference[:1]})
     assert "what lookups take" not in render.to_text(lambda: catalogue_views.profile_summary(bare), width)
 

@@ -58,6 +58,16 @@ OVERHEAD = {
     "after_us": 31.5,
     "inline_us": {"value": 40, "low": 30, "high": 55},
 }
+OVERHEAD["points"] = [
+    {**OVERHEAD, "num_rows": 12},
+    {
+        "num_rows": 96,
+        "issue_us": 19,
+        "beside_us": {"value": 11, "low": 3, "high": 12},
+        "after_us": 2,
+        "inline_us": 90.5,
+    },
+]
 
 
 @settings(max_examples=400, deadline=None)

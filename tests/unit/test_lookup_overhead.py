@@ -2,6 +2,7 @@
 
 import math
 from itertools import count
+from statistics import median
 
 import pytest
 
@@ -125,6 +126,11 @@ def test_every_part_is_measured_by_size(bench, name, tmp_path):
     assert {len(probe.samples) for probe in probes} == {3}
     overhead = entry.overhead
     assert entry.compute_speed_ratio.value == 1.0
+    assert [point.num_rows for point in overhead.points] == [rows, 8 * rows]
+    for part in ("issue", "beside", "after", "inline"):
+        means = [getattr(point, f"{part}_us").value for point in overhead.points]
+        medians = [median(probe.samples) for probe in probes if probe.name == f"{prefix}{part}"]
+        assert means == pytest.approx([max(0.0, each) for each in medians], rel=1e-3)
     assert overhead.issue_us.value > 0
     assert overhead.beside_us.value >= 0
     assert overhead.after_us.value >= 0

@@ -143,15 +143,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machi
 
 
 @pytest.fixture
-def probes(profile, monkeypatch):
-    """Probes that find layers 1, 3, then 2 times as long as the profile has them; counts how often they ran."""
+def probes(profile, probes_at_once, monkeypatch):
+    """Probes that find layers 1, 1, 3, then 2 times as long as the profile has them; counts how often they ran."""
     made = []
 
     def probe(models, *, quick, report):
         made.append(tuple(models))
         assert quick
         report("copies", 0.5)
-        times = dict.fromkeys(("decode_1", "chunk_151"), float((1, 3, 2)[len(made) - 1]))
+        times = dict.fromkeys(("decode_1", "chunk_151"), float((1, 1, 3, 2)[len(made) - 1]))
         return at_pace(store.load_hardware(profile), RunPace(times, None))
 
     monkeypatch.setattr(probing, "probe", probe)
@@ -165,7 +165,7 @@ def run_probed(folder: Path, repeats: int = 3):
 def test_a_suite_that_probes_in_every_round_predicts_from_all_its_profiles(small_suite, machine, probes, tmp_path):
     out = tmp_path / "out"
     found = run_probed(out)
-    assert probes == [("tiny",)] * 3
+    assert probes == [("tiny",)] * 4
     assert len(machine) == 18
     whole, second = (store.load_hardware(str(file)) for file in (out / "profile.yaml", out / "rounds/3/profile.yaml"))
     assert found.predicted_from_sha256 == found.profile_sha256 == whole.sha256
@@ -175,11 +175,11 @@ def test_a_suite_that_probes_in_every_round_predicts_from_all_its_profiles(small
     assert all(not case.differing_inputs for case in found.cases), "records are those of the pooled profile"
     score = found.score_of("output_tokens_per_s")
     assert score.bias is not None
-    assert score.bias < -0.2, "the runs were as fast as the first profile, the pooled one is half as fast"
-    alone = suite.rescore(out, str(out / "rounds/1/profile.yaml")).score_of("output_tokens_per_s")
+    assert score.bias < -0.2, "the runs were as fast as the profile before them, the pooled one is half as fast"
+    alone = suite.rescore(out, str(out / "rounds/before.yaml")).score_of("output_tokens_per_s")
     assert alone.worst_absolute == pytest.approx(0, abs=1e-6)
     assert run_probed(out) == found
-    assert (len(probes), len(machine)) == (3, 18), "a folder that is whole is only predicted anew"
+    assert (len(probes), len(machine)) == (4, 18), "a folder that is whole is only predicted anew"
     with pytest.raises(BadInput, match=r"probed in every round, 3 repeats\), not of .*2 repeats"):
         run_probed(out, repeats=2)
 
@@ -192,9 +192,9 @@ def test_an_interrupted_suite_keeps_the_profiles_it_made(small_suite, machine, p
         patch.setattr(suite_rounds, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_probed(tmp_path / "out")
-    assert (len(probes), len(machine)) == (1, 0)
+    assert (len(probes), len(machine)) == (2, 0)
     run_probed(tmp_path / "out")
-    assert (len(probes), len(machine)) == (3, 18)
+    assert (len(probes), len(machine)) == (4, 18)
 
 
 def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, tmp_path, monkeypatch):

@@ -12,14 +12,14 @@ layers, which took its code and buffers out of the caches, shows beside the work
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from tiercast_profiles.document import Quantity
-from tiercast_profiles.hardware import Interference, LookupOverhead, ProbeResult
+from tiercast_profiles.hardware import Interference, LookupOverhead, OverheadPoint, ProbeResult
 from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import NS_PER_US
@@ -83,6 +83,7 @@ def measure_overhead(
         for (part, num_rows), spread in spreads.items()
     ]
     by_part: dict[Part, list[Spread[Key]]] = {}
+    sizes = sorted({num_rows for _, num_rows in spreads})
     for (part, _), spread in spreads.items():
         by_part.setdefault(part, []).append(spread)
     speeds = tuple(sample for spread in by_part["lookup_speed"] for sample in spread.samples)
@@ -96,16 +97,27 @@ def measure_overhead(
             beside_us=mean_us(by_part["beside"]),
             after_us=mean_us(by_part["after"]),
             inline_us=mean_us(by_part["inline"]),
+            points=tuple(_point(num_rows, spreads) for num_rows in sizes),
         ),
     )
     return entry, tuple(probes)
 
 
+def _point(num_rows: int, spreads: Mapping[Key, Spread[Key]]) -> OverheadPoint:
+    """What lookups of one size take."""
+    return OverheadPoint(
+        num_rows=num_rows,
+        issue_us=mean_us([spreads["issue", num_rows]]),
+        beside_us=mean_us([spreads["beside", num_rows]]),
+        after_us=mean_us([spreads["after", num_rows]]),
+        inline_us=mean_us([spreads["inline", num_rows]]),
+    )
+
+
 def mean_us(spreads: Sequence[Spread[Key]]) -> Quantity:
     """One time out of those of several sizes, in ns: the mean of their medians; below zero counts as zero.
 
-    The sizes differ (a hand-over of eight sequences took half as much again as that of one), and the smallest, of which
-    there are the most samples, is not the one that most steps have. The band is the standard error.
+    Sizes count alike, whatever their number of samples. The band is the standard error.
     """
     middle = sum(spread.value for spread in spreads) / len(spreads)
     error = math.sqrt(sum(standard_error(spread) ** 2 for spread in spreads)) / len(spreads)

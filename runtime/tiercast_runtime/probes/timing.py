@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 Clock = Callable[[], int]
+Pause = Callable[[], int]
+"""Lets others have the machine for a while; returns for how many ns, 0 where it did not."""
 KeyT = TypeVar("KeyT", bound=Hashable)
 Case = Callable[[], Iterable[tuple[KeyT, float]]]
 """One pass of something: prepares itself untimed, does the work once, and returns what it timed as (key, value)."""
@@ -86,6 +88,23 @@ class Spread(Generic[KeyT]):
         return Spread(self.key, tuple(sample * factor for sample in self.samples))
 
 
+def _go_on() -> int:
+    return 0
+
+
+_pause: list[Pause] = [_go_on]  # the last one counts
+
+
+@contextmanager
+def pausing(pause: Pause) -> Iterator[None]:
+    """Inside, probes call ``pause`` before every case; what it takes counts against no budget."""
+    _pause.append(pause)
+    try:
+        yield
+    finally:
+        _pause.pop()
+
+
 def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.perf_counter_ns) -> list[Spread[KeyT]]:
     """Run the cases in rounds and gather what they report, by key, in the order keys were first seen.
 
@@ -99,10 +118,12 @@ def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.per
     with without_garbage_collection():
         for _ in range(effort.num_warm_ups):
             for case in cases:
+                start_ns += _pause[-1]()
                 case()
         for number in range(max(effort.min_rounds, effort.max_rounds)):
             first = number % len(cases) if cases else 0
             for case in (*cases[first:], *cases[:first]):
+                start_ns += _pause[-1]()
                 for key, value in case():
                     samples.setdefault(key, []).append(value)
             if number + 1 < effort.min_rounds:

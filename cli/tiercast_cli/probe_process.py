@@ -1,0 +1,99 @@
+"""Probes that stop for others: ``python -m tiercast_cli.probe_process``. Started by ``probe_turns``; never by hand.
+
+Reads what to probe as one line of JSON, then for how long it may: ``{"seconds": 0.5}``, or null for the rest. Behind
+each stretch it says so and waits for the next. It ends when the pipe it reads from closes, however the other ended.
+"""
+
+import importlib
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiercast_cli import probing
+from tiercast_profiles import store
+from tiercast_profiles.errors import TiercastError
+from tiercast_profiles.units import NS_PER_S
+
+Say = Callable[[dict[str, object]], None]
+
+
+class Stretches:
+    """When to stop, as the other side says; :meth:`pause` is called between the cases of the probes.
+
+    Args:
+        descriptor: what the other side writes to.
+        say: tells it something.
+        clock: ns.
+    """
+
+    def __init__(self, descriptor: int, say: Say, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._descriptor, self._say, self._clock = descriptor, say, clock
+        self._until_ns: int | None = 0
+
+    def pause(self) -> int:
+        """Wait for the other side where the stretch is over; for how many ns.
+
+        Raises:
+            SystemExit: the other side is gone.
+        """
+        begun_ns = self._clock()
+        if self._until_ns is None:
+            ready, _, _ = select.select([self._descriptor], [], [], 0)
+            if ready:  # nothing is said behind "the rest": its end is
+                raise SystemExit(1)
+            return 0
+        if begun_ns < self._until_ns:
+            return 0
+        self._say({"paused": True})
+        seconds = self.order()["seconds"]
+        now_ns = self._clock()
+        self._until_ns = None if seconds is None else now_ns + round(float(seconds) * NS_PER_S)
+        return now_ns - begun_ns
+
+    def order(self) -> dict[str, Any]:  # Any: what ``probe_turns`` wrote
+        """The next line of the other side.
+
+        Raises:
+            SystemExit: it is gone.
+        """
+        line = b""
+        while not line.endswith(b"\n"):
+            found = os.read(self._descriptor, 1)
+            if not found:
+                raise SystemExit(1)
+            line += found
+        order: dict[str, Any] = json.loads(line)
+        return order
+
+
+def main() -> None:
+    """Probe as the other side says."""
+    # Libraries print to standard output too: what is said goes where they cannot.
+    said = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: dict[str, object]) -> None:
+        said.write(json.dumps(message) + "\n")
+        said.flush()
+
+    stretches = Stretches(sys.stdin.fileno(), say)
+    order = stretches.order()
+    try:
+        importlib.import_module("tiercast_runtime.probes.survey")  # seconds, which are no part of the first stretch
+        from tiercast_runtime.probes.timing import pausing
+
+        stretches.pause()
+        with pausing(stretches.pause):
+            profile = probing.probe(order["models"], quick=True, report=lambda what, _ratio: say({"stage": what}))
+        store.write_text(Path(order["file"]), store.to_yaml(profile))
+    except TiercastError as error:
+        say({"problem": type(error).__name__, "text": str(error)})
+
+
+if __name__ == "__main__":
+    main()
