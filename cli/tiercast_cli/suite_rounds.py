@@ -1,7 +1,7 @@
 """The cases of a suite run for real, all of them once per round, so that each meets the machine at several times.
 
 A machine that others share changes speed from minute to minute. A case whose repeats follow one another meets one such
-minute; one that is run in every round meets as many as there are rounds. Every other round goes backwards.
+minute; one that is run in every round, a few seconds at a time, meets all of them. Every other round goes backwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from tiercast_cli import probing
 from tiercast_cli.case_scores import Failure
-from tiercast_cli.measuring import measure
+from tiercast_cli.measuring import Measured, measure
 from tiercast_cli.suite_folder import SuiteFolder
 from tiercast_profiles import store
+from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.repeats import together
@@ -56,42 +57,47 @@ class SuiteRounds:
         keep_failures: Callable[[], None],
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        """Round ``number``, from 1: every case once, a work after the other, its arms in turns.
+        """Round ``number``, from 1: every case once, the arms of a work in turns, works a few seconds at a time.
 
         ``keep_failures`` is called when a work is done, before it counts as done; ``between`` where the pace is timed.
 
         Raises:
             MissingCapability: the runtime extra is not installed.
         """
-        from tiercast_runtime.bench import bench_in_rounds
+        from tiercast_runtime.bench import bench_groups, bench_in_rounds
 
         records = {} if self._kept is None else self._kept.measured_in(number, self._ready)
         works = list(self._suite.works.items())
-        for done, (work_name, work) in enumerate(works if number % 2 else reversed(works)):
+        todo: dict[str, dict[str, ResolvedScenario]] = {}
+        for work_name, work in works if number % 2 else reversed(works):
             names = [f"{work_name}/{arm}" for arm in work.arms]
-            todo = {
-                name: self._ready[name] for name in (names if number % 2 else reversed(names)) if self._may_run(name)
-            }
-            if all(name in records for name in todo):
-                continue  # of a work that is not whole every arm is measured again: they are compared in turns
-
-            def report_run(ratio: float, done: int = done, title: str = work_name) -> None:
-                report(f"{title}, round {number}", (done + ratio) / len(works))
-
+            names = [name for name in (names if number % 2 else reversed(names)) if self._may_run(name)]
+            # of a work that is not whole every arm is measured again: they are compared in turns
+            if not all(name in records for name in names):
+                todo[work_name] = {name: self._ready[name] for name in names}
+        if todo:
             with self._pace() as pace:
 
-                def look(pace: "Pace" = pace) -> Mapping[str, float]:
-                    found = pace.measure()
+                def look() -> Mapping[str, float]:
+                    paces = pace.measure()
                     between()
-                    return found
+                    return paces
 
-                found = measure(todo, partial(bench_in_rounds, repeats=1, progress=report_run, between=look))
-            records |= found.records
-            self.failures |= {name: Failure(case=name, reason=str(error)) for name, error in found.errors.items()}
-            keep_failures()
-            if self._kept is not None:
-                for name, record in found.records.items():
-                    self._kept.write_in(number, name, record)
+                groups = {work: list(cases.values()) for work, cases in todo.items()}
+                ran = bench_groups(groups, progress=lambda ratio: report(f"round {number}", ratio), between=look)
+                for work_name, cases in todo.items():
+                    result = ran[work_name]
+                    if isinstance(result, TiercastError):  # some of it may run apart
+                        bench = partial(bench_in_rounds, repeats=1, between=look)
+                        found = measure(cases, bench)
+                    else:
+                        found = Measured(dict(zip(cases, result, strict=True)))
+                    records |= found.records
+                    self.failures |= {name: Failure(case=name, reason=str(why)) for name, why in found.errors.items()}
+                    keep_failures()
+                    if self._kept is not None:
+                        for name, record in found.records.items():
+                            self._kept.write_in(number, name, record)
         for name, record in records.items():
             self._found[name].append(record)
 

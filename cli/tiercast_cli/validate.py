@@ -36,7 +36,8 @@ def command(
     probe: Annotated[
         bool,
         typer.Option(
-            "--probe", help="Probe the machine before every round of runs and predict from all those profiles, pooled."
+            "--probe",
+            help="Probe the machine in turns with the runs of every round; predict from all those profiles, pooled.",
         ),
     ] = False,
     folder: Annotated[

@@ -4,17 +4,20 @@ Table files are kept under the cache folder and used again when their header mat
 disk. Nothing in a measured record is predicted, and nothing in it is corrected.
 """
 
-import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from tiercast_profiles import __version__, stats
-from tiercast_profiles.errors import BadInput, FileProblem
+from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, MissingCapability, TiercastError
 from tiercast_profiles.hardware import Tier as MemoryTier
 from tiercast_profiles.quantiles import is_unstable
 from tiercast_profiles.record import LayerWindow, Metric, Metrics, Percentiles, Provenance, RunRecord
@@ -25,13 +28,14 @@ from tiercast_profiles.units import NS_PER_S, NS_PER_US, bytes_per_s_to_gb_per_s
 from tiercast_profiles.workload import workload_sha256
 from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, num_cores, set_compute_threads
-from tiercast_runtime.engine import Engine, EngineRun
+from tiercast_runtime.engine import Engine, EngineRun, serving
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.other_load import OtherLoad
 from tiercast_runtime.recorder import LayerStep
 from tiercast_runtime.support import check_supported, device_of
 from tiercast_runtime.table import FileTable, MemoryTable, Table
-from tiercast_runtime.turns import RunInTurns, run_in_turns
+from tiercast_runtime.turns import RunInTurns, turns
 
 MAX_REPEATS = 1000
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
@@ -146,43 +150,180 @@ def bench_in_rounds(
     averaged into the facts of all records.
     """
     check_repeats(repeats)
-    for resolved in scenarios:
-        check_supported(resolved)
-        if checkpoint is not None and resolved.placement.tier == "none":
-            raise BadInput(NO_TABLES)
-    opened = [None if checkpoint is None else Checkpoint(checkpoint, resolved.model) for resolved in scenarios]
-    devices = [device_of(resolved) for resolved in scenarios]
-    previous_threads = torch.get_num_threads()
-    num_threads = set_compute_threads()
+    with ExitStack() as stack:
+        num_threads = stack.enter_context(_compute_threads())
+        sources = Sources(folder=folder, tables=tables, checkpoint=checkpoint, memory=memory)
+        together = stack.enter_context(_Together(scenarios, sources, between))
+
+        def report(share: float) -> None:
+            if progress is not None:
+                progress((together.num_rounds + share) / repeats)
+
+        with serving():
+            for _ in range(repeats):
+                for _ in together.round(report):
+                    pass
+        return together.records(num_threads)
+
+
+def bench_groups(
+    groups: Mapping[str, Sequence[ResolvedScenario]],
+    *,
+    folder: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+    between: Callable[[], Mapping[str, float]] | None = None,
+) -> dict[str, tuple[RunRecord, ...] | TiercastError]:
+    """Serve several groups of scenarios once each, a few seconds of one group after those of another.
+
+    Within a group scenarios are compared and take turns as in :func:`bench_in_rounds`. Groups differ in their work and
+    are only to meet the same machine in the long run: one after the other, each would meet its own half minute. As many
+    are in memory at once as leave half of it free; on a GPU, whose memory engines take whole, one.
+
+    Returns:
+        By group its records, or why it cannot be run.
+    """
+    found: dict[str, tuple[RunRecord, ...] | TiercastError] = {}
+    shares = dict.fromkeys(groups, 0.0)
+    left = deque(groups.items())
+    spare_bytes = available_host_bytes() // 2
+
+    def report_of(name: str) -> Callable[[float], None]:
+        def report(share: float) -> None:
+            shares[name] = share
+            if progress is not None:
+                progress(sum(shares.values()) / len(shares))
+
+        return report
+
+    with _compute_threads() as num_threads:
+        while left:
+            with ExitStack() as stack:
+                opened: dict[str, _Together] = {}
+                while left and (not opened or _has_room(opened, spare_bytes)):
+                    name, scenarios = left.popleft()
+                    try:
+                        others = [engine for each in opened.values() for engine in each.engines]
+                        together = _Together(scenarios, Sources(folder=folder), between, others)
+                        opened[name] = stack.enter_context(together)
+                    except (InfeasibleScenario, MissingCapability) as error:
+                        found[name] = error
+                going = {name: together.round(report_of(name)) for name, together in opened.items()}
+                with serving():
+                    while going:
+                        for name in list(going):
+                            try:
+                                next(going[name])
+                            except StopIteration:
+                                del going[name]
+                                found[name] = opened[name].records(num_threads)
+                            except (InfeasibleScenario, MissingCapability) as error:
+                                del going[name]
+                                found[name] = error
+    return found
+
+
+def _has_room(opened: "Mapping[str, _Together]", spare_bytes: int) -> bool:
+    """Whether another group may be in memory beside those that are."""
+    is_on_gpu = any(engine.device.type == "cuda" for each in opened.values() for engine in each.engines)
+    return not is_on_gpu and available_host_bytes() >= spare_bytes
+
+
+@contextmanager
+def _compute_threads() -> Iterator[int]:
+    """Compute with the threads of this machine, and with those of before afterwards."""
+    previous = torch.get_num_threads()
     try:
-        with contextlib.ExitStack() as stack:
-            engines: list[Engine] = []
-            for resolved, device, rows in zip(scenarios, devices, opened, strict=True):
-                place = _prepared(folder, resolved)
-                engine = Engine(resolved, device, place, tables=tables, checkpoint=rows, memory=memory, others=engines)
-                engines.append(stack.enter_context(engine))
-            runs: list[list[RunInTurns]] = [[] for _ in engines]
-            load, around = OtherLoad(), _Around(between)
-            for index in range(repeats):
-                order = list(range(len(engines)))[:: 1 if index % 2 == 0 else -1]
-
-                def report(share: float, done: int = index) -> None:
-                    if progress is not None:
-                        progress((done + share) / repeats)
-
-                around.begin()
-                with load:
-                    found = run_in_turns([engines[at] for at in order], report, look=around.look)
-                around.look()
-                for at, run in zip(order, found, strict=True):
-                    runs[at].append(run)
-            facts = around.facts() | _others(load.num_cores)
-            return tuple(
-                _record(resolved, engine, [each.run for each in done], num_threads, facts | _turns(done, engines))
-                for resolved, engine, done in zip(scenarios, engines, runs, strict=True)
-            )
+        yield set_compute_threads()
     finally:
-        torch.set_num_threads(previous_threads)
+        torch.set_num_threads(previous)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the tables of a bench come from: see :func:`bench`."""
+
+    folder: Path | None = None
+    tables: Sequence[Table] | None = None
+    checkpoint: Path | None = None
+    memory: MemoryRequest | None = None
+
+
+class _Together:
+    """Scenarios that are compared: their engines, all in memory, and what their rounds have given so far.
+
+    ``others`` are open engines whose weights may be shared.
+
+    Raises:
+        As :func:`bench`.
+    """
+
+    def __init__(
+        self,
+        scenarios: Sequence[ResolvedScenario],
+        sources: Sources,
+        between: Callable[[], Mapping[str, float]] | None,
+        others: Sequence[Engine] = (),
+    ) -> None:
+        for resolved in scenarios:
+            check_supported(resolved)
+            if sources.checkpoint is not None and resolved.placement.tier == "none":
+                raise BadInput(NO_TABLES)
+        opened = [None if sources.checkpoint is None else Checkpoint(sources.checkpoint, s.model) for s in scenarios]
+        devices = [device_of(resolved) for resolved in scenarios]
+        self.engines: list[Engine] = []
+        self.num_rounds = 0
+        self._scenarios, self._load, self._around = scenarios, OtherLoad(), _Around(between)
+        self._runs: list[list[RunInTurns]] = [[] for _ in scenarios]
+        with ExitStack() as stack:
+            for resolved, device, rows in zip(scenarios, devices, opened, strict=True):
+                place = _prepared(sources.folder, resolved)
+                engine = Engine(
+                    resolved,
+                    device,
+                    place,
+                    tables=sources.tables,
+                    checkpoint=rows,
+                    memory=sources.memory,
+                    others=[*others, *self.engines],
+                )
+                self.engines.append(stack.enter_context(engine))
+            self._opened = stack.pop_all()  # from here on they are this object's to close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def round(self, report: Callable[[float], None]) -> Generator[None, None, None]:
+        """Serve each once, in turns, every other round backwards; stops where ``between`` was called meanwhile."""
+        order = list(range(len(self.engines)))[:: 1 if self.num_rounds % 2 == 0 else -1]
+        going = turns([self.engines[place] for place in order], report)
+        self._around.begin()
+        try:
+            while True:
+                try:
+                    with self._load:
+                        next(going)
+                except StopIteration as end:
+                    found: list[RunInTurns] = end.value
+                    break
+                self._around.look()
+                yield
+        finally:
+            going.close()
+        self._around.look()
+        for place, run in zip(order, found, strict=True):
+            self._runs[place].append(run)
+        self.num_rounds += 1
+
+    def records(self, num_threads: int) -> tuple[RunRecord, ...]:
+        """One record per scenario over all rounds."""
+        facts = self._around.facts() | _others(self._load.num_cores)
+        return tuple(
+            _record(resolved, engine, [each.run for each in done], num_threads, facts | _turns(done, self.engines))
+            for resolved, engine, done in zip(self._scenarios, self.engines, self._runs, strict=True)
+        )
 
 
 class _Around:

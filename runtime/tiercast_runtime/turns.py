@@ -16,7 +16,7 @@ from tiercast_runtime.engine import EngineRun, serving
 # Short: means over many steps of a shared machine scatter nearly as much as single steps, so that many short turns say
 # more than a few long ones.
 TURN_NS = NS_PER_S // 50
-LOOK_EVERY_NS = 2 * NS_PER_S  # at least so long apart something may be looked at between turns
+STOP_EVERY_NS = 2 * NS_PER_S  # at least so long apart there is time for something else between turns
 Steps = Generator[None, None, EngineRun]
 
 
@@ -66,6 +66,29 @@ def run_in_turns(
 ) -> list[RunInTurns]:
     """Serve every engine's requests once, in turns; the time others take is in no engine's run.
 
+    Arguments are those of :func:`turns`; ``look`` is called where that stops, and may take the time it needs.
+    """
+    with serving():
+        going = turns(engines, progress, turn_ns=turn_ns, clock=clock)
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                found: list[RunInTurns] = end.value
+                return found
+            if look is not None:
+                look()
+
+
+def turns(
+    engines: Sequence[Steppable],
+    progress: Callable[[float], None] | None = None,
+    *,
+    turn_ns: int = TURN_NS,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Generator[None, None, list[RunInTurns]]:
+    """As :func:`run_in_turns`, but it stops between laps, at least two seconds apart; wants to be run in ``serving()``.
+
     All warm up first. Then the engines take laps, each beginning with another one: the first takes as many steps as
     fit in ``turn_ns``, the others as many as it. Engines that serve the same requests therefore keep together to the
     end. One that looks up a step ahead does not stop, and serves its whole run at once behind its warm-up.
@@ -73,7 +96,6 @@ def run_in_turns(
     Args:
         engines: open, each in its own memory.
         progress: called with the share done of all of them.
-        look: called between laps, at least two seconds apart; it may take the time it needs.
         turn_ns: of the first of a lap.
         clock: ns.
     """
@@ -89,18 +111,17 @@ def run_in_turns(
 
     runs = [_Run(engine.steps(report_of(place)), engine.compute_cores) for place, engine in enumerate(engines)]
     try:
-        with serving():
-            for run in runs:
-                with on_cores(run.cores):
-                    run.advance()
-            lap, looked_ns = 0, clock()
-            while left := [run for run in runs if run.found is None]:
-                first = lap % len(left)
-                _lap([*left[first:], *left[:first]], turn_ns, clock)
-                lap += 1
-                if look is not None and clock() - looked_ns >= LOOK_EVERY_NS and any(run.found is None for run in runs):
-                    look()
-                    looked_ns = clock()
+        for run in runs:
+            with on_cores(run.cores):
+                run.advance()
+        lap, stopped_ns = 0, clock()
+        while left := [run for run in runs if run.found is None]:
+            first = lap % len(left)
+            _lap([*left[first:], *left[:first]], turn_ns, clock)
+            lap += 1
+            if clock() - stopped_ns >= STOP_EVERY_NS and any(run.found is None for run in runs):
+                yield
+                stopped_ns = clock()
     finally:
         for run in runs:
             run.steps.close()

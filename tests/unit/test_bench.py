@@ -1,13 +1,23 @@
 """The bench: a whole measured record from a mini model, and every knob it lacks refused by name."""
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_profiles.errors import BadInput, FileProblem, MissingCapability  # noqa: E402
+from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, MissingCapability  # noqa: E402
 from tiercast_profiles.record import RunRecord  # noqa: E402
 from tiercast_profiles.stats import SampleStatistics  # noqa: E402
-from tiercast_runtime.bench import bench, bench_in_rounds, default_table_folder, git_commit  # noqa: E402
+from tiercast_runtime import bench as bench_module  # noqa: E402
+from tiercast_runtime import turns  # noqa: E402
+from tiercast_runtime.bench import (  # noqa: E402
+    bench,
+    bench_groups,
+    bench_in_rounds,
+    default_table_folder,
+    git_commit,
+)
 
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 STEADY = {
@@ -84,6 +94,90 @@ def test_scenarios_run_in_turns_and_each_record_is_as_of_a_run_alone(mini_scenar
         assert len(record.metrics.runs_output_tokens_per_s) == 2
         assert record.provenance.facts["turns"] >= 2
         assert "turns" not in alone.provenance.facts
+
+
+@pytest.fixture
+def groups(mini_scenario):
+    """Two works, each in two arms."""
+    works = {"few": STEADY, "many": {**STEADY, "num_requests": 9}}
+    return {
+        name: [mini_scenario({"tier": tier}, workload=work) for tier in ("none", "nvme")]
+        for name, work in works.items()
+    }
+
+
+def test_groups_go_on_after_each_other_and_keep_their_own_turns_and_figures(groups, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "STOP_EVERY_NS", 0)  # stops behind every lap
+    looks, served, shares, made = itertools.count(), [], [], bench_module.Engine
+
+    class Watched(made):
+        def steps(self, progress=None):
+            going = super().steps(progress)
+            while True:
+                served.append(self.resolved.scenario.workload.num_requests)
+                try:
+                    next(going)
+                except StopIteration as end:
+                    return end.value
+                yield
+
+    def between():
+        return {"pace_a": float(next(looks))}
+
+    monkeypatch.setattr(bench_module, "Engine", Watched)
+
+    found = bench_groups(groups, folder=tmp_path, progress=shares.append, between=between)
+    assert sorted(found) == ["few", "many"]
+    turned = [count for count, _ in itertools.groupby(served)]
+    assert turned[:4] == [4, 9, 4, 9], "a stretch of one, a stretch of the other"
+    paces = set()
+    for name, records in found.items():
+        for resolved, record in zip(groups[name], records, strict=True):
+            alone = bench(resolved, folder=tmp_path)
+            assert record.scenario_sha256 == resolved.sha256
+            assert record.samples.steps.rows_read == alone.samples.steps.rows_read
+        facts = [record.provenance.facts for record in records]
+        assert facts[0]["pace_a"] == facts[1]["pace_a"]
+        assert facts[0]["turns"] == facts[1]["turns"] >= 2
+        paces.add(facts[0]["pace_a"])
+    assert len(paces) == 2, "each has the figures of its own stretches"
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_a_group_that_cannot_run_is_given_back_as_its_error(groups, tmp_path, monkeypatch):
+    made = bench_module.Engine
+
+    def engine(resolved, *given, **named):
+        if resolved.scenario.workload.num_requests != 9 and resolved.placement.tier == "nvme":
+            raise InfeasibleScenario("no room")
+        return made(resolved, *given, **named)
+
+    monkeypatch.setattr(bench_module, "Engine", engine)
+    found = bench_groups(groups, folder=tmp_path)
+    assert str(found["few"]) == "no room"
+    assert [record.placement.tier for record in found["many"]] == ["none", "nvme"]
+
+
+def test_where_half_of_memory_is_taken_groups_follow_one_another(groups, tmp_path, monkeypatch):
+    free = iter((100, 49))
+    monkeypatch.setattr(bench_module, "available_host_bytes", lambda: next(free))
+    opened, made = [], bench_module.Engine
+
+    class Watched(made):
+        def __init__(self, resolved, *given, **named) -> None:
+            super().__init__(resolved, *given, **named)
+            opened.append(("open", resolved.scenario.workload.num_requests))
+
+        def close(self) -> None:
+            opened.append(("close", self.resolved.scenario.workload.num_requests))
+            super().close()
+
+    monkeypatch.setattr(bench_module, "Engine", Watched)
+    found = bench_groups(groups, folder=tmp_path)
+    assert [len(records) for records in found.values()] == [2, 2]
+    few = STEADY["num_requests"]
+    assert opened[:4] == 2 * [("open", few)] + 2 * [("close", few)], "closed before the next is opened"
 
 
 def test_without_tables_a_record_has_no_lookup_metrics(mini_scenario, tmp_path):

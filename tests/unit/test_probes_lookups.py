@@ -218,6 +218,24 @@ def test_disk_lookups_ask_for_distinct_rows_and_leave_only_the_table(engram, tmp
     assert sorted(ids[0].tolist()) == list(range(300))
 
 
+def test_a_large_file_stands_for_a_small_table_too(engram, tmp_path, monkeypatch):
+    asked = {}
+    small_bytes = 64 * engram.row_bytes
+    monkeypatch.setattr(storage, "SMALL_TABLE_BYTES", small_bytes)
+    monkeypatch.setattr(storage, "SMALL_TABLE_ROWS", (4, 64, 65))
+    monkeypatch.setattr(
+        storage.LookupTimer, "time_ns", lambda _, ids: asked.setdefault(ids.shape[1], []).append(int(ids.max())) or 1.0
+    )
+    table = FileTable(engram, 0, "packed", tmp_path, num_rows=64 * storage.MIN_TIMES_SMALL)
+    assert storage.small_table_rows(table) == (), "it is no larger than so many small ones"
+    table = FileTable(engram, 0, "packed", tmp_path, num_rows=64 * storage.MIN_TIMES_SMALL + 1)
+    spreads, *_ = storage.measure_disk_lookups(table, (300,), ONCE)
+    assert [spread.key[2:] for spread in spreads] == [(300, table.size_bytes), (4, small_bytes), (64, small_bytes)]
+    assert max(asked[4]) < 64
+    assert set(asked[64]) == {63}, "all rows of the small table"
+    assert max(asked[300]) > 64
+
+
 def test_buffered_reads_drop_the_page_cache(tmp_path, monkeypatch):
     dropped = []
     monkeypatch.setattr(storage, "drop_page_cache", lambda path: dropped.append(path) or 0.0)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tiercast_cli import probing, suite, suite_rounds, suite_views
+from tiercast_cli import probing, suite, suite_views
 from tiercast_cli.changed_profiles import WRONG, at_pace, spoilt
 from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
+from tiercast_cli.suite_folder import SuiteFolder
 from tiercast_profiles import store
-from tiercast_profiles.errors import BadInput, FileProblem
+from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, MissingCapability
 from tiercast_profiles.suite import HeldOut, Suite
 from tiercast_sim.simulate import simulate
 
@@ -60,7 +61,7 @@ def machine(monkeypatch):
     """A machine that does to the nanosecond what its profile predicts; counts the cases it was made to run."""
     ran = []
 
-    def bench_in_rounds(scenarios, *, repeats, progress, between):
+    def bench_in_rounds(scenarios, *, repeats, between, progress=None):
         ran.extend(scenario.scenario.placement.tier for scenario in scenarios)
         return tuple(
             simulate(scenario, with_baselines=False, with_bounds=False).model_copy(update={"kind": "measured"})
@@ -68,8 +69,24 @@ def machine(monkeypatch):
         )
 
     monkeypatch.setattr(probing, "pace_of", lambda _profile, _model: contextlib.nullcontext(NoPace()))
-    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    in_rounds(monkeypatch, bench_in_rounds)
     return ran
+
+
+def in_rounds(monkeypatch, bench_in_rounds):
+    """Have the runtime measure so, groups one after the other; one that cannot be run is given back as its error."""
+
+    def bench_groups(groups, *, progress, between):
+        found = {}
+        for name, scenarios in groups.items():
+            try:
+                found[name] = bench_in_rounds(scenarios, repeats=1, progress=progress, between=between)
+            except (InfeasibleScenario, MissingCapability) as error:
+                found[name] = error
+        return found
+
+    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    monkeypatch.setattr("tiercast_runtime.bench.bench_groups", bench_groups)
 
 
 def run(profile: str, folder: Path, repeats: int = 3):
@@ -106,7 +123,7 @@ def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
             records.append(record.model_copy(update={"kind": "measured", "provenance": provenance}))
         return tuple(records)
 
-    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    in_rounds(monkeypatch, bench_in_rounds)
     found = run(profile, tmp_path / "out")
     for metric in ("output_tokens_per_s", "stall_ms_per_step", "penalty"):
         assert found.score_of(metric, "at pace").worst_absolute == pytest.approx(0, abs=1e-9)
@@ -121,24 +138,25 @@ def test_a_machine_that_slowed_down_is_predicted_perfectly_at_its_pace(
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(profile, small_suite, machine, tmp_path, monkeypatch):
-    whole = suite_rounds.measure
+    whole = SuiteFolder.write_in
 
-    def interrupted(todo, bench):
-        if len(machine) == 9:  # in the second round, behind its first work
+    def interrupted(folder, number, name, record):
+        if number == 2 and name.startswith("docs/"):  # the second round goes backwards: its other work is written
             raise KeyboardInterrupt
-        return whole(todo, bench)
+        whole(folder, number, name, record)
 
-    monkeypatch.setattr(suite_rounds, "measure", interrupted)
+    monkeypatch.setattr(SuiteFolder, "write_in", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(profile, tmp_path / "out")
+    assert len(machine) == 12
     assert not list((tmp_path / "out" / "measured").iterdir()), "no case was run as often as was asked for"
-    monkeypatch.setattr(suite_rounds, "measure", whole)
+    monkeypatch.setattr(SuiteFolder, "write_in", whole)
     found = run(profile, tmp_path / "out")
-    assert len(machine) == 18, "works that were whole are not run again"
+    assert len(machine) == 21, "works that were whole are not run again"
     assert found.score_of("output_tokens_per_s").num_cases == 6
     shutil.rmtree(tmp_path / "out" / "rounds")
     again = run(profile, tmp_path / "out")
-    assert len(machine) == 18, "nor is anything once all rounds are done"
+    assert len(machine) == 21, "nor is anything once all rounds are done"
     assert again == found
 
 
@@ -185,11 +203,11 @@ def test_a_suite_that_probes_in_every_round_predicts_from_all_its_profiles(small
 
 
 def test_an_interrupted_suite_keeps_the_profiles_it_made(small_suite, machine, probes, tmp_path, monkeypatch):
-    def interrupted(_todo, _bench):
+    def interrupted(_groups, **_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(suite_rounds, "measure", interrupted)
+        patch.setattr("tiercast_runtime.bench.bench_groups", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_probed(tmp_path / "out")
     assert (len(probes), len(machine)) == (2, 0)
@@ -210,7 +228,7 @@ def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, 
 
     monkeypatch.setattr(probing, "pace_of", lambda profile, _model: contextlib.nullcontext(Timed(profile)))
 
-    def bench_in_rounds(scenarios, *, repeats, progress, between):
+    def bench_in_rounds(scenarios, *, repeats, between, progress=None):
         found = []
         for scenario in scenarios:
             record = simulate(scenario, with_baselines=False, with_bounds=False)
@@ -219,7 +237,7 @@ def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, 
             found.append(record.model_copy(update={"kind": "measured", "provenance": provenance}))
         return tuple(found)
 
-    monkeypatch.setattr("tiercast_runtime.bench.bench_in_rounds", bench_in_rounds)
+    in_rounds(monkeypatch, bench_in_rounds)
     found = run_probed(tmp_path / "out")
     assert [case.step_paces for case in found.cases] == [{"decode_1": 0.75}] * 6
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from tiercast_runtime.turns import LOOK_EVERY_NS, run_in_turns
+from tiercast_runtime.turns import STOP_EVERY_NS, run_in_turns
 
 MS = 1_000_000
 
@@ -89,7 +89,7 @@ def test_between_laps_something_is_looked_at_every_two_seconds_and_not_at_the_en
 
     go(stand, [stand.engine("a", 300), stand.engine("b", 300)], look=look)
     assert len(looks) == 2, "six seconds of steps"
-    assert looks[1] - looks[0] >= LOOK_EVERY_NS + 500 * MS
+    assert looks[1] - looks[0] >= STOP_EVERY_NS + 500 * MS
 
 
 def test_progress_is_the_share_of_all():

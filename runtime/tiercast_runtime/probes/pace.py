@@ -152,13 +152,15 @@ class DiskPace:
 
 
 def _disk_points(model: ModelSpec, hardware: HardwareProfile) -> dict[int, float]:
-    return {
-        point.num_rows: point.time_us
+    points = [
+        point
         for curve in hardware.lookups
         if curve.path == "disk"
         for point in curve.points
         if point.row_bytes == model.engram.row_bytes and point.num_rows in DISK_ROWS
-    }
+    ]
+    largest = max((point.footprint_bytes for point in points), default=0)  # smaller ones are of a part of the file
+    return {point.num_rows: point.time_us for point in points if point.footprint_bytes == largest}
 
 
 def _table(model: ModelSpec, hardware: HardwareProfile) -> ComputeTable:

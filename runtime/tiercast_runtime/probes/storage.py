@@ -35,6 +35,11 @@ from tiercast_runtime.table import FileTable
 
 SPARE_BYTES = 512 * MIB  # what a probe leaves free on the disk it writes to
 DISK_ROWS = (1, 8, 32, 96, 256, 1024, 3072)
+SMALL_TABLE_BYTES = (
+    8 * MIB
+)  # in tables like this several rows of a lookup lie in one block, and some drives remember it
+SMALL_TABLE_ROWS = (32, 256, 1024, 3072)
+MIN_TIMES_SMALL = 8  # a file no larger than so many small tables is one itself
 READ_DEPTHS = (1, 8, 32, 128)
 READ_BYTES = (512, 4096, 16384, 65536)
 SINGLE_READ_BYTES = 4096
@@ -185,7 +190,8 @@ def measure_disk_lookups(
 ) -> tuple[list[Spread[GatherKey]], int, dict[str, str | int | float | bool]]:
     """Whole lookups of the ``disk`` path on a table file, by number of distinct rows.
 
-    Another ``moment`` asks for other rows: whoever stands behind a virtual drive may remember those of the one before.
+    Some are made of the first rows alone, as if the table ended there. Another ``moment`` asks for other rows: whoever
+    stands behind a virtual drive may remember those of the one before.
 
     Returns:
         The times in µs, the bytes a read is rounded to, and what the path says of itself.
@@ -200,15 +206,22 @@ def measure_disk_lookups(
     try:
         reader = path.readers[0]
         exclude_page_cache(table.path, is_direct=reader.mode != "pread_buffered")
-        cases = [
-            _lookup_case(("disk", table.engram.row_bytes, count, table.size_bytes), path, table, timer, moment)
-            for count in row_counts
-        ]
+        row_bytes = table.engram.row_bytes
+        whole: list[GatherKey] = [("disk", row_bytes, count, table.size_bytes) for count in row_counts]
+        small: list[GatherKey] = [("disk", row_bytes, count, SMALL_TABLE_BYTES) for count in small_table_rows(table)]
+        cases = [_lookup_case(key, path, table, timer, moment) for key in (*whole, *small)]
         spreads = [to_us(spread) for spread in collect(cases, effort, clock)]
         return spreads, reader.granularity_bytes, dict(path.facts)
     finally:
         timer.close()
         path.close()
+
+
+def small_table_rows(table: FileTable) -> tuple[int, ...]:
+    """Rows of the lookups that are made of a file's first rows alone; none of a file that is small itself."""
+    is_large = table.size_bytes > MIN_TIMES_SMALL * SMALL_TABLE_BYTES
+    num_rows = SMALL_TABLE_BYTES // table.engram.row_bytes
+    return tuple(count for count in SMALL_TABLE_ROWS if count <= num_rows) if is_large else ()
 
 
 def exclude_page_cache(path: Path, *, is_direct: bool) -> str:
@@ -282,13 +295,15 @@ def _read_case(key: ReadKey, reader: RowReader, count: int, clock: Clock) -> Cas
 
 
 def _lookup_case(key: GatherKey, path: DiskPath, table: FileTable, timer: LookupTimer, moment: int) -> Case[GatherKey]:
-    generator = stream(0, f"disk/{key[1]}/{key[2]}/{moment}")
-    ids = random_ids(generator, table.num_rows, key[2], distinct=True)
+    is_whole = key[3] == table.size_bytes
+    num_rows = table.num_rows if is_whole else key[3] // key[1]
+    generator = stream(0, f"disk/{key[1]}/{key[2]}/{moment}" + ("" if is_whole else "/small"))
+    ids = random_ids(generator, num_rows, key[2], distinct=True)
     expected = expected_rows(table.engram, table.layer_index, ids[0].numpy())
     check_rows(path.fetch(0, ids), torch.from_numpy(expected))
 
     def case() -> list[tuple[GatherKey, float]]:
-        fresh = random_ids(generator, table.num_rows, key[2], distinct=True)
+        fresh = random_ids(generator, num_rows, key[2], distinct=True)
         if path.readers[0].mode == "pread_buffered":
             drop_page_cache(table.path)
         return [(key, timer.time_ns(fresh))]
