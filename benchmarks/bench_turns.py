@@ -16,7 +16,6 @@ from tiercast_profiles import store
 from tiercast_profiles.quantiles import median
 from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import SampleStatistics
-from tiercast_runtime.bench import default_table_folder
 from tiercast_runtime.cores import on_cores
 from tiercast_runtime.device import set_compute_threads
 from tiercast_runtime.engine import Engine
@@ -27,6 +26,7 @@ from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.step_bench import Geometry, StepBench
 from tiercast_runtime.probes.timing import Spread
 from tiercast_runtime.table import FileTable
+from tiercast_runtime.table_folders import default_table_folder
 from tiercast_runtime.turns import run_in_turns
 
 CPU = torch.device("cpu")

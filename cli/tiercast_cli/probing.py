@@ -84,9 +84,9 @@ def pace_of(
         MissingCapability: the runtime cannot compute the model.
         InfeasibleScenario: it does not fit in memory.
     """
-    from tiercast_runtime.bench import table_folder
     from tiercast_runtime.device import set_compute_threads
     from tiercast_runtime.probes.pace import Pace
+    from tiercast_runtime.table_folders import table_folder
 
     set_compute_threads()
     with Pace(model, profile, table_folder(folder) if with_drive else None) as pace:

@@ -19,11 +19,12 @@ import torch.distributed as dist
 
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.scenario import ResolvedScenario
-from tiercast_runtime.bench import bench_engine, memory_bytes
+from tiercast_runtime.bench import bench_engine
 from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.device import describe, set_compute_threads
 from tiercast_runtime.engine import Engine
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.measured_record import memory_bytes
 from tiercast_runtime.ranks import RankReport, tokens_sha256
 from tiercast_runtime.shard import HeadShard, build_shard_tables
 from tiercast_runtime.sharded_lookup import Team, join_group

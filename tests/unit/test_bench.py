@@ -10,14 +10,14 @@ from tiercast_profiles.errors import BadInput, FileProblem, InfeasibleScenario, 
 from tiercast_profiles.record import RunRecord  # noqa: E402
 from tiercast_profiles.stats import SampleStatistics  # noqa: E402
 from tiercast_runtime import bench as bench_module  # noqa: E402
-from tiercast_runtime import turns  # noqa: E402
+from tiercast_runtime import together, turns  # noqa: E402
 from tiercast_runtime.bench import (  # noqa: E402
     bench,
     bench_groups,
     bench_in_rounds,
-    default_table_folder,
-    git_commit,
 )
+from tiercast_runtime.measured_record import git_commit  # noqa: E402
+from tiercast_runtime.table_folders import default_table_folder  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 STEADY = {
@@ -108,7 +108,7 @@ def groups(mini_scenario):
 
 def test_groups_go_on_after_each_other_and_keep_their_own_turns_and_figures(groups, tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "STOP_EVERY_NS", 0)  # stops behind every lap
-    looks, served, shares, made = itertools.count(), [], [], bench_module.Engine
+    looks, served, shares, made = itertools.count(), [], [], together.Engine
 
     class Watched(made):
         def steps(self, progress=None):
@@ -124,10 +124,10 @@ def test_groups_go_on_after_each_other_and_keep_their_own_turns_and_figures(grou
     def between():
         return {"pace_a": float(next(looks))}
 
-    monkeypatch.setattr(bench_module, "Engine", Watched)
+    monkeypatch.setattr(together, "Engine", Watched)
 
     found = bench_groups(groups, folder=tmp_path, progress=shares.append, between=between)
-    assert sorted(found) == ["few", "many"]
+    assert list(found) == ["few", "many"]
     turned = [count for count, _ in itertools.groupby(served)]
     assert turned[:4] == [4, 9, 4, 9], "a stretch of one, a stretch of the other"
     paces = set()
@@ -146,23 +146,39 @@ def test_groups_go_on_after_each_other_and_keep_their_own_turns_and_figures(grou
 
 
 def test_a_group_that_cannot_run_is_given_back_as_its_error(groups, tmp_path, monkeypatch):
-    made = bench_module.Engine
+    made = together.Engine
 
     def engine(resolved, *given, **named):
         if resolved.scenario.workload.num_requests != 9 and resolved.placement.tier == "nvme":
             raise InfeasibleScenario("no room")
         return made(resolved, *given, **named)
 
-    monkeypatch.setattr(bench_module, "Engine", engine)
+    monkeypatch.setattr(together, "Engine", engine)
     found = bench_groups(groups, folder=tmp_path)
     assert str(found["few"]) == "no room"
     assert [record.placement.tier for record in found["many"]] == ["none", "nvme"]
 
 
+def test_a_group_that_has_no_room_beside_others_comes_after_them(groups, tmp_path, monkeypatch):
+    opened, made = [], together.Engine
+
+    class Crowded(made):
+        def __init__(self, resolved, *given, others, **named) -> None:
+            if any(other.resolved.scenario.workload != resolved.scenario.workload for other in others):
+                raise InfeasibleScenario("no room beside others")
+            super().__init__(resolved, *given, others=others, **named)
+            opened.append(resolved.scenario.workload.num_requests)
+
+    monkeypatch.setattr(together, "Engine", Crowded)
+    found = bench_groups(groups, folder=tmp_path)
+    assert opened == [4, 4, 9, 9]
+    assert [len(records) for records in found.values()] == [2, 2]
+
+
 def test_where_half_of_memory_is_taken_groups_follow_one_another(groups, tmp_path, monkeypatch):
     free = iter((100, 49))
     monkeypatch.setattr(bench_module, "available_host_bytes", lambda: next(free))
-    opened, made = [], bench_module.Engine
+    opened, made = [], together.Engine
 
     class Watched(made):
         def __init__(self, resolved, *given, **named) -> None:
@@ -173,7 +189,7 @@ def test_where_half_of_memory_is_taken_groups_follow_one_another(groups, tmp_pat
             opened.append(("close", self.resolved.scenario.workload.num_requests))
             super().close()
 
-    monkeypatch.setattr(bench_module, "Engine", Watched)
+    monkeypatch.setattr(together, "Engine", Watched)
     found = bench_groups(groups, folder=tmp_path)
     assert [len(records) for records in found.values()] == [2, 2]
     few = STEADY["num_requests"]

@@ -8,12 +8,13 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 from tiercast_profiles.text import load_text  # noqa: E402
 from tiercast_profiles.units import gib_to_bytes  # noqa: E402
 from tiercast_profiles.workload import draw_requests  # noqa: E402
-from tiercast_runtime.bench import bench, memory_bytes  # noqa: E402
+from tiercast_runtime.bench import bench  # noqa: E402
 from tiercast_runtime.cache import hot_places  # noqa: E402
 from tiercast_runtime.cache_plan import plan_cache  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.hashing import numpy_row_ids  # noqa: E402
 from tiercast_runtime.hot_rows import hot_row_ids  # noqa: E402
+from tiercast_runtime.measured_record import memory_bytes  # noqa: E402
 from tiercast_runtime.paths.cached import CachedPath  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.prefetch import Prefetcher  # noqa: E402

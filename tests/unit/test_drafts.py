@@ -13,7 +13,7 @@ from tiercast_profiles.errors import BadInput, MissingCapability  # noqa: E402
 from tiercast_profiles.scenario import Speculative  # noqa: E402
 from tiercast_profiles.text import fold, load_text, request_token_ids  # noqa: E402
 from tiercast_profiles.workload import Request  # noqa: E402
-from tiercast_runtime import bench as benches  # noqa: E402
+from tiercast_runtime import measured_record  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
 from tiercast_runtime.bench import bench  # noqa: E402
 from tiercast_runtime.drafts import fed_tokens  # noqa: E402
@@ -246,12 +246,12 @@ def test_drafts_behind_the_last_output_have_a_place_in_the_cache(mini_scenario, 
 
 def test_a_record_says_what_drafts_cost_and_what_not(mini_scenario, tmp_path):
     record = bench(mini_scenario({"tier": "dram"}, workload=LONG, speculative=DRAFTS), folder=tmp_path)
-    assert record.provenance.facts["drafts"] == benches.DRAFTS_ARE
-    assert benches.FREE_DRAFTS in record.provenance.warnings
+    assert record.provenance.facts["drafts"] == measured_record.DRAFTS_ARE
+    assert measured_record.FREE_DRAFTS in record.provenance.warnings
     stated = bench(
         mini_scenario({"tier": "none"}, workload=LONG, speculative={**DRAFTS, "draft_step_us": 0.0}), folder=tmp_path
     )
-    assert benches.FREE_DRAFTS not in stated.provenance.warnings
+    assert measured_record.FREE_DRAFTS not in stated.provenance.warnings
     assert stated.metrics.wasted_row_ratio is None
     without = bench(mini_scenario({"tier": "dram"}, workload=LONG), folder=tmp_path)
     assert "drafts" not in without.provenance.facts
