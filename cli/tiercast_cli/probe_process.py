@@ -18,8 +18,7 @@ from tiercast_cli import probing
 from tiercast_profiles import store
 from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.units import NS_PER_S
-
-Say = Callable[[dict[str, object]], None]
+from tiercast_runtime.saying import Say, say_on_stdout
 
 
 class Stretches:
@@ -73,14 +72,7 @@ class Stretches:
 
 def main() -> None:
     """Probe as the other side says."""
-    # Libraries print to standard output too: what is said goes where they cannot.
-    said = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def say(message: dict[str, object]) -> None:
-        said.write(json.dumps(message) + "\n")
-        said.flush()
-
+    say = say_on_stdout()
     stretches = Stretches(sys.stdin.fileno(), say)
     order = stretches.order()
     try:

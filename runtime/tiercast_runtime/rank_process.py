@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tiercast_runtime.engine import Engine
 from tiercast_runtime.host_pages import MemoryRequest
 from tiercast_runtime.measured_record import memory_bytes
 from tiercast_runtime.ranks import RankReport, tokens_sha256
+from tiercast_runtime.saying import Say, say_on_stdout
 from tiercast_runtime.shard import HeadShard, build_shard_tables
 from tiercast_runtime.sharded_lookup import Team, join_group
 from tiercast_runtime.table import Table, build_tables
@@ -33,14 +33,7 @@ from tiercast_runtime.table import Table, build_tables
 
 def main() -> None:
     """Do what the order says."""
-    # Libraries print to standard output too (NCCL its version): what is said goes where they cannot.
-    said = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def say(message: dict[str, object]) -> None:
-        said.write(json.dumps(message) + "\n")
-        said.flush()
-
+    say = say_on_stdout()
     order: dict[str, Any] = json.loads(sys.stdin.buffer.readline())  # Any: what ``ranks`` wrote
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
@@ -54,7 +47,7 @@ def main() -> None:
     os._exit(0)  # a broken group would wait for the dead
 
 
-def _work(order: dict[str, Any], say: Callable[[dict[str, object]], None]) -> None:  # Any: as above
+def _work(order: dict[str, Any], say: Say) -> None:  # Any: as above
     resolved = ResolvedScenario.model_validate_json(order["resolved"])
     rank, num_ranks = int(order["rank"]), int(order["num_ranks"])
     if resolved.hardware.device.kind == "cuda":
