@@ -129,6 +129,11 @@ class PaceBetweenRuns:
             self.untimed = "the profile holds none of the reference steps"
         return found
 
+    def warm_up(self) -> None:
+        """Compute for a second, untimed, behind a time in which this process stood still, where a pace is timed."""
+        if self._pace is not None:
+            self._pace.warm_up()
+
     def close(self) -> None:
         """Give back memory and files; another call to measure gets ready again."""
         self._pace = None

@@ -55,7 +55,7 @@ class SuiteRounds:
         number: int,
         report: Report,
         keep_failures: Callable[[], None],
-        between: Callable[[], None] = lambda: None,
+        between: Callable[[], None] | None = None,
     ) -> None:
         """Round ``number``, from 1: every case once, the arms of a work in turns, works a few seconds at a time.
 
@@ -80,7 +80,9 @@ class SuiteRounds:
 
                 def look() -> Mapping[str, float]:
                     paces = pace.measure()
-                    between()
+                    if between is not None:
+                        between()
+                        pace.warm_up()
                     return paces
 
                 groups = {work: list(cases.values()) for work, cases in todo.items()}

@@ -117,7 +117,7 @@ def measured_cases(
     repeats: int,
     folder: Path | None,
     report: Callable[[str, float], None],
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], None] | None = None,
 ) -> MeasuredCases:
     """Bench every scenario in rounds, the machine's pace timed around each run; one that cannot be run is named.
 
@@ -130,7 +130,9 @@ def measured_cases(
 
     def look() -> Mapping[str, float]:
         paces = pace.measure()
-        between()
+        if between is not None:
+            between()
+            pace.warm_up()
         return paces
 
     def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:

@@ -82,6 +82,21 @@ def test_a_drive_is_timed_where_the_profile_has_its_curve(probed, mini_scenario,
         assert "pace_disk" not in found.measure(), "no folder: no drive is timed"
 
 
+def test_a_warm_up_computes_for_a_second_and_no_longer(probed, monkeypatch):
+    model, hardware = probed
+    now = [0]
+    with pace.Pace(model, hardware, None, lambda: now[0]) as found:
+        walks = []
+
+        def walk(step):
+            walks.append(len(step.plan.decodes))
+            now[0] += pace.WARM_UP_NS // 4
+
+        monkeypatch.setattr(found._bench, "walk", walk)
+        found.warm_up()
+    assert walks == [max(pace.SEQUENCES)] * 4
+
+
 def test_a_profile_of_other_models_is_refused(probed, tmp_path):
     model, hardware = probed
     with pytest.raises(BadInput, match="tiercast profile --model"):

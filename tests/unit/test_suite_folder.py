@@ -52,6 +52,9 @@ class NoPace:
     def measure(self):
         return {}
 
+    def warm_up(self):
+        pass
+
     def profile_us(self):
         return {}
 
@@ -215,13 +218,19 @@ def test_an_interrupted_suite_keeps_the_profiles_it_made(small_suite, machine, p
     assert (len(probes), len(machine)) == (4, 18)
 
 
-def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, tmp_path, monkeypatch):
+def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, probes_at_once, tmp_path, monkeypatch):
+    done = probes_at_once
+
     class Timed:
         def __init__(self, hardware) -> None:
             self.us = hardware.compute[0].components["linear"][0].time_us
 
         def measure(self):
+            done.append("measure")
             return {"pace_decode_1": 1.5}  # beside the first profile
+
+        def warm_up(self):
+            done.append("warm up")
 
         def profile_us(self):
             return {"pace_decode_1": self.us, "pace_disk": 0.0}
@@ -240,6 +249,8 @@ def test_a_pace_is_told_beside_the_pooled_profile(small_suite, machine, probes, 
     in_rounds(monkeypatch, bench_in_rounds)
     found = run_probed(tmp_path / "out")
     assert [case.step_paces for case in found.cases] == [{"decode_1": 0.75}] * 6
+    assert done[:3] == ["measure", "turn", "warm up"], "the core stood still while others probed"
+    assert len(done) % 3 == 0
 
 
 def test_one_round_is_too_few_to_pool(tmp_path):

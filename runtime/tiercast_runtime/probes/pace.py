@@ -17,7 +17,7 @@ from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import ComputeTable, HardwareProfile
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.rng import stream
-from tiercast_profiles.units import NS_PER_US
+from tiercast_profiles.units import NS_PER_S, NS_PER_US
 from tiercast_runtime.device import pick_device
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.probes.gather import random_ids
@@ -32,6 +32,7 @@ NUM_DECODE_SAMPLES, NUM_CHUNK_SAMPLES = 6, 3
 NUM_TURNS = 2  # of all reference steps: a shared machine changes speed within a second, and one stretch of it says less
 DISK_ROWS, NUM_DISK_WARM_UPS, NUM_DISK_SAMPLES = (32, 256), 2, 7
 DISK = "pace_disk"
+WARM_UP_NS = NS_PER_S
 
 
 class Pace:
@@ -53,7 +54,7 @@ class Pace:
     def __init__(
         self, model: ModelSpec, hardware: HardwareProfile, folder: Path | None, clock: Clock = time.perf_counter_ns
     ) -> None:
-        self._known_us = _known_us(_table(model, hardware))
+        self._known_us, self._clock = _known_us(_table(model, hardware)), clock
         geometry = Geometry(max(SEQUENCES), 2 * CONTEXT_TOKENS, CHUNK_TOKENS)
         with ExitStack() as stack:
             self._bench = stack.enter_context(StepBench(model, pick_device(), geometry, clock))
@@ -88,6 +89,16 @@ class Pace:
         if self._disk is not None:
             found[DISK] = self._disk.ratio()
         return found
+
+    def warm_up(self) -> None:
+        """Compute for a second, untimed, behind a time in which this process stood still.
+
+        A core that waits may lose its speed, and take that long to find it again.
+        """
+        step, until_ns = self._steps[f"decode_{max(SEQUENCES)}"], self._clock() + WARM_UP_NS
+        with torch.inference_mode():
+            while self._clock() < until_ns:
+                self._bench.walk(step)
 
     def profile_us(self) -> dict[str, float]:
         """What the profile says each of them takes, µs, by the names of :meth:`measure`; those it does not know are 0.
