@@ -26,7 +26,7 @@ from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.step_bench import Geometry, StepBench
 from tiercast_runtime.probes.timing import Spread
 from tiercast_runtime.table import FileTable
-from tiercast_runtime.table_folders import default_table_folder
+from tiercast_runtime.table_folders import table_folder
 from tiercast_runtime.turns import run_in_turns
 
 CPU = torch.device("cpu")
@@ -39,8 +39,7 @@ CHUNK_TOKENS = 228
 def main() -> None:
     figures = Figures("Arms served in turns beside arms served one after the other")
     set_compute_threads()
-    folder = default_table_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = table_folder(None)
     losses = _losses(folder)
     figures.note(f"work {WORK} of the suite, model tiny, {ROUNDS} rounds each way, which take turns")
     for arm in ARMS[1:]:

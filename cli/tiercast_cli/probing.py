@@ -93,6 +93,21 @@ def pace_of(
         yield pace
 
 
+def look_of(
+    pace: "Pace | PaceBetweenRuns", between: Callable[[], None] | None = None
+) -> "Callable[[], Mapping[str, float]]":
+    """What runs call between turns: the pace; then ``between``, in which this process stands still, and a warm-up."""
+
+    def look() -> "Mapping[str, float]":
+        found = pace.measure()
+        if between is not None:
+            between()
+            pace.warm_up()
+        return found
+
+    return look
+
+
 class PaceBetweenRuns:
     """The pace of the machine between the runs of some scenarios, where it can be timed.
 

@@ -77,14 +77,7 @@ class SuiteRounds:
                 todo[work_name] = {name: self._ready[name] for name in names}
         if todo:
             with self._pace() as pace:
-
-                def look() -> Mapping[str, float]:
-                    paces = pace.measure()
-                    if between is not None:
-                        between()
-                        pace.warm_up()
-                    return paces
-
+                look = probing.look_of(pace, between)
                 groups = {work: list(cases.values()) for work, cases in todo.items()}
                 ran = bench_groups(groups, progress=lambda ratio: report(f"round {number}", ratio), between=look)
                 for work_name, cases in todo.items():

@@ -123,17 +123,10 @@ def measured_cases(
 
     ``between`` is called where the pace is timed.
     """
-    from tiercast_cli.probing import PaceBetweenRuns
+    from tiercast_cli.probing import PaceBetweenRuns, look_of
     from tiercast_runtime.bench import bench_in_rounds
 
     pace = PaceBetweenRuns(list(scenarios.values()), folder)
-
-    def look() -> Mapping[str, float]:
-        paces = pace.measure()
-        if between is not None:
-            between()
-            pace.warm_up()
-        return paces
 
     def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:
         with closing(pace):  # what it holds is free again before the engines of other scenarios are made
@@ -142,7 +135,7 @@ def measured_cases(
                 repeats=repeats,
                 folder=folder,
                 progress=lambda ratio: report("run", ratio),
-                between=look,
+                between=look_of(pace, between),
             )
 
     found = measure(scenarios, bench, failing=(TiercastError,))

@@ -32,7 +32,7 @@ NUM_DECODE_SAMPLES, NUM_CHUNK_SAMPLES = 6, 3
 NUM_TURNS = 2  # of all reference steps: a shared machine changes speed within a second, and one stretch of it says less
 DISK_ROWS, NUM_DISK_WARM_UPS, NUM_DISK_SAMPLES = (32, 256), 2, 7
 DISK = "pace_disk"
-WARM_UP_NS = NS_PER_S
+WARM_UP_NS = NS_PER_S  # behind a sleep of a second steps were longer for up to a second
 
 
 class Pace:
