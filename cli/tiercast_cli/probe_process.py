@@ -2,9 +2,11 @@
 
 Reads what to probe as one line of JSON, then for how long it may: ``{"seconds": 0.5}``, or null for the rest. Behind
 each stretch it says so and waits for the next. It ends when the pipe it reads from closes, however the other ended.
+
+A stretch begins with a fifth of a second of compute that nobody times: a process that stood still for some seconds
+computes a tenth more slowly at first. Table files are made before the first stretch, for a drive is slow behind writes.
 """
 
-import importlib
 import json
 import os
 import select
@@ -20,6 +22,9 @@ from tiercast_profiles.errors import TiercastError
 from tiercast_profiles.units import NS_PER_S
 from tiercast_runtime.saying import Say, say_on_stdout
 
+WARM_UP_S = 0.2  # about as long as the first steps of a process that stood still are slower on a virtual machine
+WARM_UP_SIDE = 256  # of a square matrix: a product takes a fraction of a millisecond
+
 
 class Stretches:
     """When to stop, as the other side says; :meth:`pause` is called between the cases of the probes.
@@ -27,11 +32,18 @@ class Stretches:
     Args:
         descriptor: what the other side writes to.
         say: tells it something.
+        warm_up: what a stretch begins with.
         clock: ns.
     """
 
-    def __init__(self, descriptor: int, say: Say, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._descriptor, self._say, self._clock = descriptor, say, clock
+    def __init__(
+        self,
+        descriptor: int,
+        say: Say,
+        warm_up: Callable[[], None],
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._descriptor, self._say, self._warm_up, self._clock = descriptor, say, warm_up, clock
         self._until_ns: int | None = 0
 
     def pause(self) -> int:
@@ -50,6 +62,7 @@ class Stretches:
             return 0
         self._say({"paused": True})
         seconds = self.order()["seconds"]
+        self._warm_up()
         now_ns = self._clock()
         self._until_ns = None if seconds is None else now_ns + round(float(seconds) * NS_PER_S)
         return now_ns - begun_ns
@@ -70,16 +83,24 @@ class Stretches:
         return order
 
 
+def warm_up() -> None:
+    """Compute for :data:`WARM_UP_S`."""
+    import torch
+
+    square = torch.ones(WARM_UP_SIDE, WARM_UP_SIDE)
+    ends = time.perf_counter() + WARM_UP_S
+    while time.perf_counter() < ends:
+        torch.mm(square, square)
+
+
 def main() -> None:
     """Probe as the other side says."""
     say = say_on_stdout()
-    stretches = Stretches(sys.stdin.fileno(), say)
+    stretches = Stretches(sys.stdin.fileno(), say, warm_up)
     order = stretches.order()
     try:
-        importlib.import_module("tiercast_runtime.probes.survey")  # seconds, which are no part of the first stretch
         from tiercast_runtime.probes.timing import pausing
 
-        stretches.pause()
         with pausing(stretches.pause):
             profile = probing.probe(order["models"], quick=True, report=lambda what, _ratio: say({"stage": what}))
         store.write_text(Path(order["file"]), store.to_yaml(profile))

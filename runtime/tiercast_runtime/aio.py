@@ -30,19 +30,22 @@ class RowReader:
     """Reads rows of one file at random offsets.
 
     ``depth`` reads are in flight at most. ``mode`` forces one way to read; by default it is the best this machine has,
-    which at a depth of 1 is a ``pread`` per read. ``granularity_bytes`` is the block a direct read is rounded to,
-    1 for reads through the page cache. One thread at a time.
+    which at a depth of 1 is a ``pread`` per read. ``polls`` has AIO keep the core while it waits
+    (:mod:`tiercast_runtime.polling`); the other ways sleep. ``granularity_bytes`` is the block a direct read is rounded
+    to, 1 for reads through the page cache. One thread at a time.
 
     Raises:
         FileProblem: the file is missing or cannot be read.
         MissingCapability: the forced mode is not available here.
     """
 
-    def __init__(self, path: Path, *, depth: int = DEFAULT_DEPTH, mode: ReadMode | None = None) -> None:
+    def __init__(
+        self, path: Path, *, depth: int = DEFAULT_DEPTH, mode: ReadMode | None = None, polls: bool = False
+    ) -> None:
         if depth < 1:
             raise BadInput(f"depth={depth}; must be at least 1")
         self.path = path
-        self.depth = depth
+        self.depth, self.polls = depth, polls
         self.num_reads = 0
         self.num_bytes_read = 0
         self._aio: NativeAio | None = None
@@ -56,7 +59,7 @@ class RowReader:
             self.mode = "pread_direct"
             if "aio_direct" in wanted and (depth > 1 or mode is not None):
                 try:
-                    self._aio = NativeAio(depth)
+                    self._aio = NativeAio(depth, polls=polls)
                     self.mode = "aio_direct"
                 except OSError as error:
                     if mode is not None:

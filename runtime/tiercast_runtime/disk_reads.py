@@ -27,7 +27,10 @@ class DiskTable:
 
 
 class DiskReader:
-    """Reads lookups of one table, past a cache of ``cache_slots`` rows if that is not 0; one thread at a time."""
+    """Reads lookups of one table, past a cache of ``cache_slots`` rows if that is not 0; one thread at a time.
+
+    ``polls`` has that thread keep its core while the drive reads (:mod:`tiercast_runtime.polling`).
+    """
 
     def __init__(
         self,
@@ -37,10 +40,11 @@ class DiskReader:
         mode: ReadMode | None = None,
         cache_slots: int = 0,
         cache_policy: Policy = "lru",
+        polls: bool = False,
     ) -> None:
         self.table = table
         self.cache = RowCache(cache_slots, table.row_bytes, policy=cache_policy) if cache_slots else None
-        self.rows = RowReader(Path(table.path), depth=depth, mode=mode)
+        self.rows = RowReader(Path(table.path), depth=depth, mode=mode, polls=polls)
 
     def unique(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Distinct ids, ascending, and the place of each id among them.

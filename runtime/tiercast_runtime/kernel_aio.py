@@ -7,12 +7,14 @@ import mmap
 import os
 import platform
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from tiercast_runtime.polling import polling_ends_ns
 from tiercast_runtime.threads import submit_all
 
 # io_setup, io_destroy, io_getevents, io_submit: Linux kernel, arch/*/include/…/unistd
@@ -54,15 +56,20 @@ def _system_call(library: ctypes.CDLL, number: int, *arguments: object) -> int:
 
 
 class NativeAio:
-    """One kernel AIO context."""
+    """One kernel AIO context.
 
-    def __init__(self, depth: int) -> None:
+    Args:
+        depth: reads in flight at most.
+        polls: whether a wait keeps its core and asks again and again (:mod:`tiercast_runtime.polling`).
+    """
+
+    def __init__(self, depth: int, *, polls: bool = False) -> None:
         if sys.platform != "linux" or sys.byteorder != "little" or platform.machine() not in _SYSCALLS:
             raise OSError(errno.ENOSYS, "native AIO is known here for Linux on x86_64 and aarch64")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc_keeping_lock = ctypes.PyDLL(None, use_errno=True)
         setup, self._destroy, self._getevents, self._submit = _SYSCALLS[platform.machine()]
-        self._depth = depth
+        self._depth, self._polls = depth, polls
         self._events = np.zeros(depth, dtype=_IO_EVENT)
         self._make_room(depth)
         context = ctypes.c_ulong(0)
@@ -138,6 +145,14 @@ class NativeAio:
         self._pointers_address = int(self._pointers.ctypes.data)
 
     def _reap(self, context: ctypes.c_ulong, num_awaited: int) -> int:
+        """Wait for reads to end: for so many of them asleep, for any while polling; how many did."""
+        polling_ends = polling_ends_ns(polls=self._polls)
+        while time.perf_counter_ns() < polling_ends:
+            if num_ended := self._ended(context, 0):
+                return num_ended
+        return self._ended(context, num_awaited)
+
+    def _ended(self, context: ctypes.c_ulong, num_awaited: int) -> int:
         while True:
             try:
                 return _system_call(

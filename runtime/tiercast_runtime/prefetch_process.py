@@ -19,6 +19,7 @@ import torch
 
 from tiercast_profiles.errors import MissingCapability, TiercastError
 from tiercast_runtime.cache import hot_places
+from tiercast_runtime.device import num_cores
 from tiercast_runtime.lookup_process import (
     CAPACITY,
     CLEAR_CACHES,
@@ -42,6 +43,7 @@ from tiercast_runtime.lookup_process import (
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.paths.staging import host_ids
+from tiercast_runtime.polling import polling_ends_ns
 from tiercast_runtime.prefetch_lanes import LookupTiming
 
 _SLOTS_PER_LAYER = 2
@@ -87,6 +89,7 @@ class ProcessLane:
     def __init__(self, path: DiskPath) -> None:
         self._row_bytes = [table.row_bytes for table in path.disk_tables]
         self._cache_slots = path.cache_slots
+        self._polls = num_cores() > 1  # on a single one the process would not get to read
         # By layer, whether a lookup is made ahead, and turn: each kind takes turns of its own.
         self._slots: dict[tuple[int, bool, int], _Slot] = {}
         self._turns = [[0] * len(path.disk_tables) for _ in range(2)]
@@ -181,9 +184,9 @@ class ProcessLane:
         stall_ns = 0
         self._collect(0)
         if self._num_done <= flight.number:
-            arrived_ns = time.perf_counter_ns()
+            arrived_ns, polling_ends = time.perf_counter_ns(), polling_ends_ns(polls=self._polls)
             while self._num_done <= flight.number:
-                self._collect(None)
+                self._collect(0 if time.perf_counter_ns() < polling_ends else None)
             stall_ns = time.perf_counter_ns() - arrived_ns
         job: list[int] = self._jobs[flight.number % MAX_JOBS].tolist()
         if job[STATUS] != STATUS_DONE:

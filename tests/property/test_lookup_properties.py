@@ -116,6 +116,7 @@ def opened(stack, engram, layout, folder, cache_slots):
     paths["cpu_gather, 3 threads"] = CpuGatherPath(memory, CPU, 3, cache_slots=cache_slots)
     for mode in read_modes(folder):
         paths[mode] = DiskPath(files, CPU, depth=4, mode=mode, cache_slots=cache_slots)
+        paths[f"{mode}, polling"] = DiskPath(files, CPU, depth=4, mode=mode, cache_slots=cache_slots, polls=True)
     for path in paths.values():
         stack.callback(path.close)
     return paths

@@ -97,12 +97,12 @@ def submissions(monkeypatch):
     return watch
 
 
-@pytest.fixture
-def scattered(tmp_path):
+@pytest.fixture(params=[False, True], ids=["asleep", "polling"])
+def scattered(request, tmp_path):
     """A reader of depth 32 of a file, 100 rows far apart and what must come."""
     content = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)
     content.tofile(tmp_path / "data")
-    reader = aio.RowReader(tmp_path / "data", depth=32)
+    reader = aio.RowReader(tmp_path / "data", depth=32, polls=request.param)
     if reader.mode != "aio_direct":
         pytest.skip("no native AIO on this machine")
     offsets = np.arange(100) * 10_240

@@ -185,7 +185,7 @@ def test_without_native_aio_threads_read(open_named, tmp_path, monkeypatch):
     if not direct_io_works(tmp_path):
         pytest.skip("this file system refuses direct I/O")
 
-    def refuse(depth):
+    def refuse(depth, *, polls):
         raise OSError(errno.ENOSYS, "no such system call")
 
     monkeypatch.setattr(aio, "NativeAio", refuse)

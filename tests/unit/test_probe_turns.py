@@ -76,9 +76,9 @@ def test_probes_that_are_done_within_a_stretch_are_done(begin, tmp_path):
         assert probes.finish(lambda _what, _ratio: None).name == "this-intel-xeon"
 
 
-def test_what_ends_the_probes_is_the_error_of_the_turn(begin, tmp_path):
-    with begin("refuses") as probes, pytest.raises(FileProblem, match=r"^/there: is full$"):
-        probes.turn()
+def test_what_ends_the_probes_is_the_error_of_the_start_or_the_turn(begin, tmp_path):
+    with pytest.raises(FileProblem, match=r"^/there: is full$"):
+        begin("refuses")  # files are made before the first stretch
     with (
         begin("crashes") as probes,
         pytest.raises(
@@ -124,7 +124,10 @@ def test_a_stretch_ends_between_two_cases_and_the_pause_is_in_no_budget(pipe):
         said.append((now[0], message))
         now[0] += 500  # the other side takes its time
 
-    stretches = Stretches(pipe[0], say, lambda: now[0])
+    def warm_up():
+        now[0] += 100
+
+    stretches = Stretches(pipe[0], say, warm_up, lambda: now[0])
 
     def case():
         now[0] += 600
@@ -133,14 +136,14 @@ def test_a_stretch_ends_between_two_cases_and_the_pause_is_in_no_budget(pipe):
     with pausing(stretches.pause):
         collect([case], Effort(6000, num_warm_ups=0, min_rounds=2, max_rounds=99), lambda: now[0])
     # 600 ns a case: two in the first stretch of 1 µs, four in the second of 2 µs, and the rest in one go
-    assert said == [(at, {"paused": True}) for at in (0, 1700, 4600)]
-    assert now[0] == 3 * 500 + 10 * 600, "as many as fit in the budget without pauses"
+    assert said == [(at, {"paused": True}) for at in (0, 1800, 4800)]
+    assert now[0] == 3 * (500 + 100) + 10 * 600, "as many as fit in the budget without pauses"
     assert collect([case], Effort(0, num_warm_ups=0, min_rounds=2, max_rounds=2), lambda: now[0])
     assert len(said) == 3, "outside nothing pauses"
 
 
 def test_probes_whose_other_side_is_gone_end(pipe):
-    stretches = Stretches(pipe[0], lambda _message: None)
+    stretches = Stretches(pipe[0], lambda _message: None, lambda: None)
     os.write(pipe[1], b'{"seconds": null}\n')
     stretches.pause()
     stretches.pause()  # the other side is there and silent
@@ -148,5 +151,5 @@ def test_probes_whose_other_side_is_gone_end(pipe):
     with pytest.raises(SystemExit):
         stretches.pause()
     with pytest.raises(SystemExit):
-        Stretches(pipe[0], lambda _message: None).pause()
+        Stretches(pipe[0], lambda _message: None, lambda: None).pause()
     pipe.pop()

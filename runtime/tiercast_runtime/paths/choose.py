@@ -39,5 +39,6 @@ def choose_path(resolved: ResolvedScenario, tables: Sequence[Table], device: tor
         return CpuGatherPath(memory_tables, device, cache_slots=slots, cache_policy=policy)
     if name == "disk":
         file_tables = [table for table in tables if isinstance(table, FileTable)]
-        return DiskPath(file_tables, device, cache_slots=slots, cache_policy=policy)
+        polls = device.type == "cpu" and resolved.placement.prefetch == "off"
+        return DiskPath(file_tables, device, cache_slots=slots, cache_policy=policy, polls=polls)
     raise MissingCapability(f"the runtime has no path {name!r}; it has device, uva, cpu_gather and disk")

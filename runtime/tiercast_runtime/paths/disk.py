@@ -18,7 +18,9 @@ from tiercast_runtime.table import FileTable
 class DiskPath:
     """Rows from table files. ``mode`` forces a way to read; by default the best this machine has.
 
-    ``cache_slots`` rows of each table are kept in host memory, as ``cache_policy`` says.
+    ``cache_slots`` rows of each table are kept in host memory, as ``cache_policy`` says. ``polls`` has ``fetch`` keep
+    its core while the drive reads, which is right in a thread that has nothing to do meanwhile and wrong in one beside
+    it (:mod:`tiercast_runtime.polling`).
     """
 
     name = "disk"
@@ -33,6 +35,7 @@ class DiskPath:
         mode: ReadMode | None = None,
         cache_slots: int = 0,
         cache_policy: Policy = "lru",
+        polls: bool = False,
     ) -> None:
         self.device = device
         self.depth, self.mode = depth, mode
@@ -40,7 +43,7 @@ class DiskPath:
         self.cache_policy: Policy = cache_policy
         self.disk_tables = tuple(_disk_table(table) for table in tables)
         self._disks = tuple(
-            DiskReader(table, depth=depth, mode=mode, cache_slots=cache_slots, cache_policy=cache_policy)
+            DiskReader(table, depth=depth, mode=mode, cache_slots=cache_slots, cache_policy=cache_policy, polls=polls)
             for table in self.disk_tables
         )
         self._ring = StagingRing(len(tables), tables[0].engram.row_bytes if tables else 0, device)

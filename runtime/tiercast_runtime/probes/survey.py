@@ -188,7 +188,9 @@ class _Survey:
         self._telemetry = Telemetry()
         self._kept = ExitStack()
         self._memory = KeptMemory()
-        self._drive: Drive | None = None
+        self._files: Drive | None = None
+        self._no_files: MissingCapability | None = None
+        self._drive: Drive | None = None  # once it could be timed
 
     def run(self, date: datetime.date) -> Findings:
         """Every stage in turn, in one telemetry session."""
@@ -198,7 +200,9 @@ class _Survey:
 
     def _stages(self, date: datetime.date) -> Findings:
         is_gpu = self._device.type == "cuda"
-        self._progress("host", 0.0)
+        self._progress("table files", 0.0)
+        self._make_files()
+        self._progress("host", 0.01)
         host = read_host()
         threads = set_compute_threads()
         gather_threads = gather.default_threads(self._device)
@@ -227,7 +231,7 @@ class _Survey:
         self._gathers(found, gather_threads)
         self._sweeps(found)
         self._progress("storage", 0.36)
-        self._attempt(found, "lookup.nvme.disk", self._open_drive, "disk")
+        self._attempt(found, "lookup.nvme.disk", self._first_drive_times, "disk")
         self._layers(found)
         self._progress("what drifted", 0.97)
         found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort, self._memory)
@@ -362,12 +366,23 @@ class _Survey:
         found.curves.append(curve)
         found.probes += probes
 
-    def _open_drive(self) -> None:
-        """Make table files on the drive and time it a first time; they stay until the survey ends."""
+    def _make_files(self) -> None:
+        """Make table files on the drive, which stay until the survey ends.
+
+        First of all: a drive is slow for seconds behind such writes, and they hold up whoever takes turns with probes.
+        """
         engrams = [model.engram for model in (*self._models, *self._shapes)]
-        drive = self._kept.enter_context(open_drive(self._folder, engrams, self._plan))
-        drive.time()
-        self._drive = drive
+        try:
+            self._files = self._kept.enter_context(open_drive(self._folder, engrams, self._plan))
+        except MissingCapability as error:
+            self._no_files = error
+
+    def _first_drive_times(self) -> None:
+        if self._files is None:
+            assert self._no_files is not None, "files come first"
+            raise self._no_files
+        self._files.time()
+        self._drive = self._files
 
     def _drive_again(self, found: Findings) -> None:
         if self._drive is not None:
@@ -491,7 +506,7 @@ class _Survey:
                     if name == "disk":
                         assert self._drive is not None, "asked above"
                         file = self._drive.files[engram.row_bytes]
-                        table, path = file, DiskPath([file] * num_tables, device)
+                        table, path = file, DiskPath([file] * num_tables, device, polls=not is_gpu)
                     elif name == "cpu_gather":
                         path = CpuGatherPath([bench.table] * num_tables, device)
                     else:
