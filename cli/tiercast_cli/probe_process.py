@@ -102,7 +102,9 @@ def main() -> None:
         from tiercast_runtime.probes.timing import pausing
 
         with pausing(stretches.pause):
-            profile = probing.probe(order["models"], quick=True, report=lambda what, _ratio: say({"stage": what}))
+            profile = probing.probe(
+                order["models"], quick=True, is_in_turns=True, report=lambda what, _ratio: say({"stage": what})
+            )
         store.write_text(Path(order["file"]), store.to_yaml(profile))
     except TiercastError as error:
         say({"problem": type(error).__name__, "text": str(error)})

@@ -21,9 +21,7 @@ from tiercast_profiles import errors, store
 from tiercast_profiles.errors import MissingCapability, TiercastError
 from tiercast_profiles.hardware import HardwareProfile
 
-# A round of the suite is looked at some ninety times; layers take most of a quick profile and decide most of a
-# prediction, so they are spread over most of the round.
-STRETCH_S, LAYERS_STRETCH_S = 2.0, 0.7
+STRETCH_S = 1.2  # a round of the suite is looked at some ninety times, and its probes take some hundred seconds
 COMMAND = (sys.executable, "-m", "tiercast_cli.probe_process")
 _END_TIMEOUT_S = 20.0
 
@@ -77,7 +75,7 @@ class ProbesInTurns:
             TiercastError: what ended them.
         """
         if not self._is_done:
-            self._tell({"seconds": LAYERS_STRETCH_S if self._stage.startswith("layers") else STRETCH_S})
+            self._tell({"seconds": STRETCH_S})
             self._listen(None)
 
     def finish(self, report: Report) -> HardwareProfile:

@@ -26,12 +26,14 @@ def probe(
     memory_bytes: int | None = None,
     output: str | None = None,
     is_resumed: bool = False,
+    is_in_turns: bool = False,
     report: Report | None = None,
 ) -> "HardwareProfile":
     """Probe this machine; the files that the storage probe reads live in ``folder`` or a temporary one.
 
-    ``output`` is where the profile will go; sweeps of a full run that end before it are kept beside it. ``report``
-    takes the progress of a longer job that this is a part of; without it the probes show their own.
+    ``output`` is where the profile will go; sweeps of a full run that end before it are kept beside it. With
+    ``is_in_turns`` a quick run times layers more often, for nobody waits for it. ``report`` takes the progress of a
+    longer job that this is a part of; without it the probes show their own.
 
     Raises:
         UnknownModel: a model is neither shipped nor a file.
@@ -54,6 +56,7 @@ def probe(
                 memory_bytes=memory_bytes,
                 output=target,
                 is_resumed=is_resumed,
+                is_in_turns=is_in_turns,
             )
 
         if folder is not None:

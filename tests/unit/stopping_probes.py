@@ -25,9 +25,9 @@ def case():
     return [("key", 1.0)]
 
 
-def probe(models, *, quick, report):
-    assert (list(models), quick) == (["tiny"], True)
-    report("layers of beds" if STORY == "layers" else "naps", 0.0)
+def probe(models, *, quick, is_in_turns, report):
+    assert (list(models), quick, is_in_turns) == (["tiny"], True, True)
+    report("naps", 0.0)
     if STORY == "refuses":
         raise FileProblem("/there: is full")
     if STORY == "crashes":

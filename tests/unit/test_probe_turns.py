@@ -58,16 +58,6 @@ def test_probes_run_in_their_stretches_alone(begin, tmp_path):
     assert not heard, "the stage began in the first stretch"
 
 
-def test_layers_are_spread_over_more_turns(begin, monkeypatch, tmp_path):
-    monkeypatch.setattr(probe_turns, "LAYERS_STRETCH_S", 0.0)
-    with begin("layers") as probes:
-        for _ in range(3):  # what a stage's first turn is given is that of the stage before
-            probes.turn()
-            num_cases = len(cases(tmp_path))
-        probes.turn()
-        assert len(cases(tmp_path)) == num_cases + 1
-
-
 def test_probes_that_are_done_within_a_stretch_are_done(begin, tmp_path):
     with begin(stretch_s=60) as probes:
         probes.turn()

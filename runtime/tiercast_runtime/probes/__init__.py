@@ -27,6 +27,7 @@ def profile_machine(
     memory_bytes: int | None = None,
     output: Path | None = None,
     is_resumed: bool = False,
+    is_in_turns: bool = False,
 ) -> "HardwareProfile":
     """Measure this machine.
 
@@ -41,6 +42,8 @@ def profile_machine(
         output: where the caller will write the profile; unless ``quick``, finished sweeps are kept in a file beside it
             (``.partial``) until the caller removes that, so that an interrupted run can go on.
         is_resumed: take the sweeps of that file instead of repeating them.
+        is_in_turns: the probes take turns with something else and are in no hurry; a quick profile times layers more
+            often then.
 
     Raises:
         MissingCapability: this machine does not say how much memory it has.
@@ -65,4 +68,5 @@ def profile_machine(
             memory_bytes=memory_bytes,
             output=output,
             is_resumed=is_resumed,
+            is_in_turns=is_in_turns,
         )

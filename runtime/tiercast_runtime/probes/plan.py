@@ -1,6 +1,6 @@
 """What the probes measure and for how long: a quick plan and a full one. What is stable earlier stops earlier."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tiercast_profiles.units import GIB, MIB
 from tiercast_runtime.probes.interference import SIZE_MIXES, Mix
@@ -75,6 +75,9 @@ QUICK = ProbePlan(
     interference=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=60),
     numa=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=20),
 )
+# In turns with runs nobody waits for the probes. Cores of a shared machine change between two speeds, a third apart,
+# every second or few: three samples of a size may all have met the slower one, nine hardly do.
+IN_TURNS = replace(QUICK, layers=Effort(seconds(70.0), num_warm_ups=1, min_rounds=9, max_rounds=40))
 FULL = ProbePlan(
     copy_bytes=512 * MIB,  # nvbandwidth's own size, so that both can be read side by side
     footprint_bytes=256 * MIB,

@@ -18,7 +18,7 @@ from tiercast_runtime.device import describe, num_cores, pick_device
 from tiercast_runtime.probes.gather import default_threads
 from tiercast_runtime.probes.host import read_host
 from tiercast_runtime.probes.partial import PartialSweeps, side_file
-from tiercast_runtime.probes.plan import FULL, QUICK
+from tiercast_runtime.probes.plan import FULL, IN_TURNS, QUICK
 from tiercast_runtime.probes.survey import Findings, survey
 from tiercast_runtime.probes.timing import Spread, rounded
 
@@ -37,6 +37,7 @@ def measure(
     memory_bytes: int | None = None,
     output: Path | None = None,
     is_resumed: bool = False,
+    is_in_turns: bool = False,
 ) -> HardwareProfile:
     """See :func:`tiercast_runtime.probes.profile_machine`."""
     if read_host().memory_total_bytes is None:
@@ -46,8 +47,9 @@ def measure(
     partial = None
     if output is not None and not quick:
         partial = PartialSweeps(side_file(output), _machine(memory_bytes), is_resumed=is_resumed)
+    brief = IN_TURNS if is_in_turns else QUICK
     found = survey(
-        plan=QUICK if quick else FULL,
+        plan=brief if quick else FULL,
         models=models,
         folder=folder,
         device=pick_device(),
