@@ -76,7 +76,7 @@ docs: $(READY) ## regenerate the parts of README and docs that come from committ
 MACHINE ?= two-core-xeon
 REPEATS ?= 5
 MADE := out/validation/$(MACHINE)
-validation: $(READY) ## probe this machine and run the validation suite in rounds, score it, rewrite the pages (MACHINE=name; half an hour)
+validation: $(READY) ## probe this machine and run the validation suite in rounds, score it, rewrite the pages (MACHINE=name; about an hour)
 	mkdir -p $(MADE)
 	$(BIN)/tiercast validate --suite --probe --folder $(MADE) --repeats $(REPEATS)
 	$(BIN)/python docs/other_profiles.py $(MADE)

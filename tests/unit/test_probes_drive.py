@@ -51,6 +51,23 @@ def test_samples_of_all_moments_are_pooled_and_the_files_go(mini_model, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_are_read_from_end_to_end_before_anything_is_timed(mini_model, tmp_path, monkeypatch):
+    read = []
+    whole = storage.RowReader.read_blocks
+    monkeypatch.setattr(
+        storage.RowReader,
+        "read_blocks",
+        lambda self, offsets, size: (
+            read.extend((self.path, offset, size) for offset in offsets.tolist()) or whole(self, offsets, size)
+        ),
+    )
+    plan = dataclasses.replace(PLAN, file_bytes=11 * MIB)
+    with drive.open_drive(tmp_path, [mini_model("v41").engram], plan) as found:
+        (file,) = found.files.values()
+        assert read == [(file.path, number * MIB, MIB) for number in range(file.path.stat().st_size // MIB)]
+        assert len(read) > storage.THROUGH_DEPTH, "in more than one call"
+
+
 def test_another_moment_asks_for_other_rows(mini_model, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(storage.LookupTimer, "time_ns", lambda _, ids: asked.append(tuple(ids[0].tolist())) or 1.0)

@@ -91,6 +91,7 @@ def open_drive(folder: Path, engrams: Sequence[Engram], plan: ProbePlan) -> Iter
         for row_bytes, engram in sorted(by_row_bytes.items()):
             place = stack.enter_context(storage.probe_folder(folder, plan.file_bytes))
             files[row_bytes] = FileTable(engram, 0, "packed", place, num_rows=plan.file_bytes // row_bytes)
+            storage.read_through(files[row_bytes].path)
         yield Drive(files, plan)
 
 
