@@ -4,7 +4,7 @@ Reads what to probe as one line of JSON, then for how long it may: ``{"seconds":
 each stretch it says so and waits for the next. It ends when the pipe it reads from closes, however the other ended.
 
 A stretch begins with a fifth of a second of compute that nobody times: a process that stood still for some seconds
-computes a tenth more slowly at first. Table files are made before the first stretch, for a drive is slow behind writes.
+computes a tenth more slowly at first. Table files are made before the first stretch.
 """
 
 import json

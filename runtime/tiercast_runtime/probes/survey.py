@@ -369,7 +369,7 @@ class _Survey:
     def _make_files(self) -> None:
         """Make table files on the drive, which stay until the survey ends.
 
-        First of all: a drive is slow for seconds behind such writes, and they hold up whoever takes turns with probes.
+        First of all: writing and reading them through would hold up whoever takes turns with the probes.
         """
         engrams = [model.engram for model in (*self._models, *self._shapes)]
         try:
