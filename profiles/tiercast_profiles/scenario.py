@@ -17,6 +17,7 @@ from tiercast_profiles.workload import Workload
 
 PlacementTier = Literal["none", "hbm", "dram", "cxl", "nvme", "pool"]
 MAX_SEED = 2**63 - 1
+MAX_RANKS_NAMED = 1024  # of those that an error lists
 Prefetch = Literal["off", "step_entry", "prev_step"]
 GraphMode = Literal["eager", "piecewise", "full"]
 CachePolicy = Literal["lru", "lfu", "static_hot"]
@@ -233,12 +234,14 @@ def _check_heads(tensor: int, hardware: HardwareProfile, model: ModelSpec) -> No
     Each rank has as many heads as every other, and whole KV heads or a copy of one.
     """
     heads, kv_heads = model.backbone.num_attention_heads, model.backbone.num_kv_heads
-    allowed = [
-        ranks
-        for ranks in range(1, hardware.device.num_per_host + 1)
-        if heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
-    ]
-    if tensor not in allowed:
+    most = hardware.device.num_per_host
+
+    def can_share(ranks: int) -> bool:
+        return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+    if tensor > most or not can_share(tensor):
+        # more ranks than heads cannot share them; files may name any number of devices or heads
+        allowed = [ranks for ranks in range(1, min(most, heads, MAX_RANKS_NAMED) + 1) if can_share(ranks)]
         raise BadInput(
             f"parallel.tensor={tensor}: {heads} attention heads and {kv_heads} KV heads of {model.name!r} do not "
             f"divide evenly over so many ranks; allowed on one {hardware.name!r} host are "

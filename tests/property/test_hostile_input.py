@@ -251,6 +251,13 @@ FULL_MACHINE = {
 }
 
 
+@pytest.mark.parametrize("tensor", [1, 3])
+def test_a_machine_with_any_number_of_devices_is_an_error_or_an_answer(sim_scenario, tensor):
+    whole = sim_scenario({"tier": "nvme"}).hardware.model_dump(mode="json")
+    many = with_number(whole, ("device", "num_per_host"), 10**18)
+    answer_or_error(sim_scenario, {"tier": "nvme"}, hardware=many, parallel={"tensor": tensor})
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), value=st.sampled_from(HOSTILE), placement=st.sampled_from(PLACEMENTS))
 def test_a_machine_file_with_any_number_wrong_is_an_error_or_an_answer(sim_scenario, data, value, placement):
