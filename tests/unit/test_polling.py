@@ -4,11 +4,12 @@ import platform
 
 import numpy as np
 import pytest
-import torch
 
-from tiercast_runtime import aio, kernel_aio, paths, polling, prefetch_process, table
-from tiercast_runtime.paths.disk import DiskPath
-from tiercast_runtime.prefetch_process import ProcessLane
+torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
+
+from tiercast_runtime import aio, kernel_aio, paths, polling, prefetch_process, table  # noqa: E402
+from tiercast_runtime.paths.disk import DiskPath  # noqa: E402
+from tiercast_runtime.prefetch_process import ProcessLane  # noqa: E402
 
 CPU = torch.device("cpu")
 
