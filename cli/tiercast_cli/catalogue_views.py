@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from tiercast_cli import inputs, render
+from tiercast_cli.views import WARNING_SIGN
 from tiercast_profiles import store
 from tiercast_profiles.document import Document, Quantity, Source
 from tiercast_profiles.head_sizes import table_rows
@@ -41,6 +43,11 @@ HEADINGS = {
 }
 PROBE_STATES = ("ok", "unstable", "invalid", "not_supported", "failed")
 WORD_COLUMNS = {"hardware": 4, "models": 3, "prices": 2}
+IDLE_RATIO = 3  # where nothing is taken away both touches cost the same
+IDLE_WARNING = (
+    "the host of this machine takes idle memory away: rows of tables in DRAM that are seldom read will be slower than "
+    "predicted"
+)
 # raw measurements are counted, not listed: they belong to the file, and a page of them tells a reader nothing
 LONG_LISTS = ("points", "probes", "components")
 
@@ -215,6 +222,7 @@ def profile_summary(profile: "HardwareProfile") -> None:
             "layers\nbehind it",
         ]
         render.table("what lookups take beside their time, us", columns, overheads, left=1)
+    _idle_memory(profile)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
     cases = [probe for probe in profile.probes if not probe.name.startswith("telemetry.")]
@@ -229,6 +237,20 @@ def profile_summary(profile: "HardwareProfile") -> None:
     if unstable:
         names = ", ".join(f"{name} x {count}" if count > 1 else name for name, count in unstable.items())
         render.line(f"  unstable (quartiles too far apart): {names}")
+
+
+def _idle_memory(profile: "HardwareProfile") -> None:
+    """Whether memory that nothing reads stays where it is."""
+    found = {probe.name: mean(probe.samples) for probe in profile.probes if probe.name.startswith("memory.idle.")}
+    if not found:
+        return
+    first, again = found["memory.idle.first"], found["memory.idle.again"]
+    render.line(
+        f"memory that stood still for {found['memory.idle.stood']:.0f} s: {render.number(first)} ns a page at first "
+        f"touch, {render.number(again)} at the second"
+    )
+    if first > IDLE_RATIO * again:
+        render.line(WARNING_SIGN + IDLE_WARNING)
 
 
 def _times_of(point: "OverheadPoint") -> tuple[Quantity, ...]:

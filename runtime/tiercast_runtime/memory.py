@@ -20,6 +20,7 @@ from tiercast_profiles.errors import InfeasibleScenario, MissingCapability
 from tiercast_profiles.units import GIB, format_bytes
 from tiercast_runtime.growing_memory import PIECE_BYTES, memory_field, touch_as_it_grows
 from tiercast_runtime.host_pages import MemoryRequest, ObtainedMemory, map_memory, read_back
+from tiercast_runtime.idle_memory import touch_blocks
 
 PIN_CHUNK_BYTES = 8 * GIB
 _HOST_REGISTER_PORTABLE_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped
@@ -130,6 +131,7 @@ class HostBlock:
         is_fresh = descriptor is None and (request is None or not request.is_from_pool)
         if is_fresh and size_bytes >= PIECE_BYTES and _bytes_to_come():
             self._wait_for_memory()
+        touch_blocks.watch(self)
 
     def _wait_for_memory(self) -> None:
         touched = touch_as_it_grows(self.array, lambda: memory_field("MemAvailable"))
@@ -141,6 +143,11 @@ class HostBlock:
                 f"{format_bytes(missing + touched)}; use a smaller model or a lower tier",
                 shortfall_bytes=missing,
             )
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether any of it is page-locked."""
+        return bool(self._pinned_addresses)
 
     @property
     def span(self) -> tuple[int, int]:

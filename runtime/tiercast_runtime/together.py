@@ -9,16 +9,20 @@ from typing import Self
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.record import RunRecord
 from tiercast_profiles.scenario import ResolvedScenario
+from tiercast_profiles.units import GIB
 from tiercast_runtime.checkpoint import Checkpoint
 from tiercast_runtime.engine import Engine
 from tiercast_runtime.host_pages import MemoryRequest
+from tiercast_runtime.idle_memory import touch_blocks
 from tiercast_runtime.measured_record import OTHERS, measured_record
 from tiercast_runtime.other_load import OtherLoad
+from tiercast_runtime.read_through import read_through
 from tiercast_runtime.support import check_supported, device_of
-from tiercast_runtime.table import Table
+from tiercast_runtime.table import FileTable, Table
 from tiercast_runtime.table_folders import prepared_folder
 from tiercast_runtime.turns import RunInTurns, turns
 
+MOST_READ_THROUGH_BYTES = 4 * GIB  # of larger files no host of a virtual drive keeps much
 NO_TABLES = "placement.tier is none: there are no tables to fill; leave the checkpoint out"
 
 
@@ -71,6 +75,8 @@ class Together:
                     others=[*others, *self.engines],
                 )
                 self.engines.append(stack.enter_context(engine))
+            if len(self.engines) > 1:
+                _read_through(self.engines)
             self._opened = stack.pop_all()  # from here on they are this object's to close
 
     def __enter__(self) -> Self:
@@ -86,6 +92,8 @@ class Together:
         self._around.begin()
         try:
             while True:
+                if len(self.engines) > 1:  # one that is served alone does not stand still
+                    touch_blocks()
                 try:
                     with self._load:
                         next(going)
@@ -136,6 +144,14 @@ class _Around:
             for name in (found[0] if found else ())
             if all(name in each for each in found)
         }
+
+
+def _read_through(engines: Sequence[Engine]) -> None:
+    """Read the table files once, as the probes do theirs: no arm is to meet blocks that another has made fast."""
+    paths = {table.path for engine in engines for table in engine.tables if isinstance(table, FileTable)}
+    for path in sorted(paths):
+        if path.stat().st_size <= MOST_READ_THROUGH_BYTES:
+            read_through(path)
 
 
 def _others(num_cores_used: float | None) -> dict[str, float]:

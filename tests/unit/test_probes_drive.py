@@ -11,6 +11,7 @@ from tiercast_profiles.units import MIB  # noqa: E402
 from tiercast_runtime.probes import drive, storage  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
+from tiercast_runtime.read_through import THROUGH_DEPTH  # noqa: E402
 
 BRIEF = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
 PLAN = dataclasses.replace(QUICK, file_bytes=2 * MIB, tokens=(1, 8), reads=BRIEF, disk=BRIEF)
@@ -65,7 +66,7 @@ def test_files_are_read_from_end_to_end_before_anything_is_timed(mini_model, tmp
     with drive.open_drive(tmp_path, [mini_model("v41").engram], plan) as found:
         (file,) = found.files.values()
         assert read == [(file.path, number * MIB, MIB) for number in range(file.path.stat().st_size // MIB)]
-        assert len(read) > storage.THROUGH_DEPTH, "in more than one call"
+        assert len(read) > THROUGH_DEPTH, "in more than one call"
 
 
 def test_another_moment_asks_for_other_rows(mini_model, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from tiercast_runtime.probes.gather import GatherKey
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.storage import ReadTimes, StorageFacts
 from tiercast_runtime.probes.timing import Spread
+from tiercast_runtime.read_through import read_through
 from tiercast_runtime.table import FileTable
 
 NUM_MOMENTS = 3  # once the files are made, between layers and lookups beside them, and at the end
@@ -91,7 +92,7 @@ def open_drive(folder: Path, engrams: Sequence[Engram], plan: ProbePlan) -> Iter
         for row_bytes, engram in sorted(by_row_bytes.items()):
             place = stack.enter_context(storage.probe_folder(folder, plan.file_bytes))
             files[row_bytes] = FileTable(engram, 0, "packed", place, num_rows=plan.file_bytes // row_bytes)
-            storage.read_through(files[row_bytes].path)
+            read_through(files[row_bytes].path)
         yield Drive(files, plan)
 
 

@@ -46,7 +46,6 @@ SINGLE_READ_BYTES = 4096
 NUM_SINGLE_READS = 400  # one at a time; enough for a 99th percentile
 QUANTILES = {"p50_us": 0.5, "p90_us": 0.9, "p99_us": 0.99}
 LARGE_READ_BYTES = 256 * 1024  # what the rate of the drive is taken from
-THROUGH_BYTES, THROUGH_DEPTH = 1 * MIB, 8  # how a file is read from end to end
 SAMPLE_BYTES = 8 * MIB  # a sample of small reads moves up to this
 MAX_RESIDENT_RATIO = 0.05
 
@@ -97,25 +96,6 @@ def probe_folder(folder: Path, num_bytes: int) -> Iterator[Path]:
         raise FileProblem(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from None
     with scratch_folder(folder) as made:
         yield made
-
-
-def read_through(path: Path) -> None:
-    """Read a file once from end to end, past the page cache where that can be.
-
-    The host of a virtual drive keeps what was read or written lately in its own memory, and a block that it does not
-    have takes several times as long. Random reads of a file of which it has some would be of both kinds, in shares that
-    change as they go on. A drive without such a host does not care.
-
-    Raises:
-        FileProblem: the file cannot be read.
-    """
-    reader = RowReader(path, depth=THROUGH_DEPTH)
-    try:
-        offsets = np.arange(0, path.stat().st_size // THROUGH_BYTES * THROUGH_BYTES, THROUGH_BYTES)
-        for first in range(0, len(offsets), THROUGH_DEPTH):
-            reader.read_blocks(offsets[first : first + THROUGH_DEPTH], THROUGH_BYTES)
-    finally:
-        reader.close()
 
 
 def measure_reads(

@@ -41,6 +41,7 @@ from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
+from tiercast_runtime.probes.idle import IdleMemory
 from tiercast_runtime.probes.interference import (
     GRID_RATIOS,
     MAX_LOOKUPS,
@@ -203,6 +204,7 @@ class _Survey:
         self._progress("table files", 0.0)
         self._make_files()
         self._progress("host", 0.01)
+        idle = IdleMemory()
         host = read_host()
         threads = set_compute_threads()
         gather_threads = gather.default_threads(self._device)
@@ -237,6 +239,7 @@ class _Survey:
         found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort, self._memory)
         self._copies_again(found, size, counts)
         self._drive_at_last(found)
+        found.probes += idle.look()
         for name, reason in (
             ("lookup.cxl", "no probe for CXL memory yet"),
             ("lookup.pool", "no probe for a remote pool yet"),

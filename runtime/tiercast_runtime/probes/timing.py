@@ -1,7 +1,8 @@
 """The discipline of every timed probe: warm up, repeat in rounds, keep every sample, say when it stays unstable.
 
 Cases are measured in rounds, each case once per round: a disturbance of the machine then touches every case a little
-instead of one case a lot, and a slow drift does not favour the cases that came first.
+instead of one case a lot, and a slow drift does not favour the cases that came first. Tables of other cases stand still
+meanwhile; that none of them loses its memory is seen to (:mod:`tiercast_runtime.idle_memory`).
 """
 
 import gc
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from tiercast_profiles.hardware import ProbeResult
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, capped_mean, is_unstable, median, quantile
 from tiercast_profiles.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from tiercast_runtime.idle_memory import touch_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +107,13 @@ def pausing(pause: Pause) -> Iterator[None]:
         _pause.pop()
 
 
+def _between(clock: Clock) -> int:
+    """What stands between two cases; for how many ns."""
+    paused_ns, begun_ns = _pause[-1](), clock()
+    touch_blocks()
+    return paused_ns + clock() - begun_ns
+
+
 def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.perf_counter_ns) -> list[Spread[KeyT]]:
     """Run the cases in rounds and gather what they report, by key, in the order keys were first seen.
 
@@ -118,12 +127,12 @@ def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.per
     with without_garbage_collection():
         for _ in range(effort.num_warm_ups):
             for case in cases:
-                start_ns += _pause[-1]()
+                start_ns += _between(clock)
                 case()
         for number in range(max(effort.min_rounds, effort.max_rounds)):
             first = number % len(cases) if cases else 0
             for case in (*cases[first:], *cases[:first]):
-                start_ns += _pause[-1]()
+                start_ns += _between(clock)
                 for key, value in case():
                     samples.setdefault(key, []).append(value)
             if number + 1 < effort.min_rounds:
