@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiercast_profiles.units import KIB
+from tiercast_profiles.kernel_files import read_choice, read_memory_info, read_number, read_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class HostFacts:
 
 def read_host_facts(disk: Path, root: Path = Path("/")) -> HostFacts:
     """The facts; ``disk`` is where tables would lie on a drive, ``root`` is where proc, sys and dev are (for tests)."""
-    memory = _memory_info(root)
+    memory = read_memory_info(root / "proc/meminfo")
     shm = _filesystem(root / "dev/shm")
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     free = _filesystem(disk)
@@ -54,43 +54,20 @@ def read_host_facts(disk: Path, root: Path = Path("/")) -> HostFacts:
         shm_free_bytes=None if shm is None else shm[1],
         memlock_limit_bytes=None if soft == resource.RLIM_INFINITY else soft,
         is_memlock_unlimited=soft == resource.RLIM_INFINITY,
-        thp_mode=_chosen(root / "sys/kernel/mm/transparent_hugepage/enabled"),
-        thp_shmem_mode=_chosen(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        thp_mode=read_choice(root / "sys/kernel/mm/transparent_hugepage/enabled"),
+        thp_shmem_mode=read_choice(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         huge_page_bytes=memory.get("Hugepagesize"),
         num_free_huge_pages=memory.get("HugePages_Free"),
         num_numa_nodes=len(list((root / "sys/devices/system/node").glob("node[0-9]*"))) or None,
-        numa_balancing=_number(root / "proc/sys/kernel/numa_balancing"),
+        numa_balancing=read_number(root / "proc/sys/kernel/numa_balancing"),
         container=_container(root),
         nvidia_driver=_nvidia_driver(root),
         num_nvidia_devices=len(list((root / "dev").glob("nvidia[0-9]*"))),
-        amd_driver=_text(root / "sys/module/amdgpu/version"),
+        amd_driver=read_words(root / "sys/module/amdgpu/version"),
         disk_free_bytes=None if free is None else free[1],
         has_direct_io=_has_direct_io(disk),
         disk_path=str(disk),
     )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.isdecimal() else None
-
-
-def _memory_info(root: Path) -> dict[str, int]:
-    """``/proc/meminfo``, sizes in bytes and counts as they are."""
-    sizes = {}
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
-        name, _, rest = line.partition(":")
-        fields = rest.split()
-        if fields and fields[0].isdecimal():
-            sizes[name] = int(fields[0]) * (KIB if fields[1:] == ["kB"] else 1)
-    return sizes
 
 
 def _filesystem(path: Path) -> tuple[int, int] | None:
@@ -102,16 +79,10 @@ def _filesystem(path: Path) -> tuple[int, int] | None:
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def _chosen(path: Path) -> str | None:
-    """The bracketed choice of a list such as ``always [madvise] never``."""
-    text = _text(path)
-    return None if text is None else (text.partition("[")[2].partition("]")[0] or text)
-
-
 def _cgroup_limit(root: Path) -> int | None:
     """The tightest memory limit above this process, version 2 or 1; None without one."""
     limits = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (read_words(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers not in ("", "memory"):
             continue
@@ -120,10 +91,10 @@ def _cgroup_limit(root: Path) -> int | None:
         name = "memory.max" if is_second else "memory.limit_in_bytes"
         folder = base / group.lstrip("/")
         for level in (folder, *folder.parents):
-            limits.append(_number(level / name))
+            limits.append(read_number(level / name))
             if level == base:
                 break
-    limits.append(_number(root / "sys/fs/cgroup/memory.max"))
+    limits.append(read_number(root / "sys/fs/cgroup/memory.max"))
     # Version 1 says "no limit" with a number near 2^63.
     return min((limit for limit in limits if limit is not None and limit < 1 << 62), default=None)
 
@@ -134,16 +105,16 @@ def _container(root: Path) -> str | None:
         return "docker"
     if (root / "run/.containerenv").exists():
         return "podman"
-    words = _text(root / "proc/1/cgroup") or ""
+    words = read_words(root / "proc/1/cgroup") or ""
     return next((kind for kind in ("kubepods", "docker", "lxc", "containerd") if kind in words), None)
 
 
 def _nvidia_driver(root: Path) -> str | None:
     """Version of the loaded NVIDIA kernel module."""
-    text = _text(root / "sys/module/nvidia/version")
+    text = read_words(root / "sys/module/nvidia/version")
     if text is not None:
         return text
-    line = (_text(root / "proc/driver/nvidia/version") or "").splitlines()[:1]
+    line = (read_words(root / "proc/driver/nvidia/version") or "").splitlines()[:1]
     words = line[0].split() if line else []
     return next((word for word in words if word[0].isdigit() and "." in word), None)
 

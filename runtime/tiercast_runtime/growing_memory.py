@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tiercast_profiles.kernel_files import read_memory_info
 from tiercast_profiles.units import GIB, MIB
 
 PIECE_BYTES = 128 * MIB
@@ -28,10 +29,7 @@ _LONGEST_TRIAL_S = 180
 
 def memory_field(name: str, proc: Path = Path("/proc/meminfo")) -> int:
     """A field of the kernel's memory report, in bytes."""
-    for line in proc.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
+    return read_memory_info(proc)[name]
 
 
 def touch_as_it_grows(

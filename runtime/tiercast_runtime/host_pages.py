@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from tiercast_profiles.errors import BadInput, MissingCapability
+from tiercast_profiles.kernel_files import read_choice
 from tiercast_profiles.units import GIB, KIB, MIB, format_bytes
 
 PageSize = Literal["4k", "thp", "2m", "1g"]
@@ -113,11 +114,7 @@ def _advise(memory: mmap.mmap, page_size: PageSize | None) -> None:
 
 def transparent_policy(root: Path = Path("/")) -> str | None:
     """``always``, ``madvise`` or ``never``; None where the kernel does not say."""
-    try:
-        text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return text.partition("[")[2].partition("]")[0] or None
+    return read_choice(root / "sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def numa_nodes(root: Path = Path("/")) -> tuple[int, ...]:

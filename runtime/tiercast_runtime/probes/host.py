@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiercast_profiles.hardware import ProbeResult, Reading
+from tiercast_profiles.kernel_files import read_choice, read_memory_info, read_number, read_words
 from tiercast_profiles.units import KIB, MIB
 
 CORE_CACHE_LEVEL = 2
@@ -68,11 +69,11 @@ class HostFacts:
 
 def read_host(root: Path = Path("/")) -> HostFacts:
     """The facts of this host; ``root`` is where ``proc`` and ``sys`` lie, which a test may replace."""
-    memory = _memory_info(root)
+    memory = read_memory_info(root / "proc/meminfo")
     total = memory.get("MemTotal")
     if total is None:
         total = _sysconf_bytes("SC_PHYS_PAGES")
-    limit = _number(root / "sys/fs/cgroup/memory.max")
+    limit = read_number(root / "sys/fs/cgroup/memory.max")
     if total is not None and limit is not None:
         total = min(total, limit)
     available = memory.get("MemAvailable")
@@ -89,7 +90,7 @@ def read_host(root: Path = Path("/")) -> HostFacts:
         huge_pages=_huge_pages(root),
         kernel=platform.release() or "unknown",
         iommu=_iommu(root),
-        aspm_policy=_chosen(root / "sys/module/pcie_aspm/parameters/policy"),
+        aspm_policy=read_choice(root / "sys/module/pcie_aspm/parameters/policy"),
         load_average=_load_average(),
     )
 
@@ -108,18 +109,6 @@ def _load_average() -> float | None:
         return None
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.isdecimal() else None
-
-
 def _sysconf_bytes(pages: str) -> int | None:
     if pages not in os.sysconf_names:
         return None
@@ -127,19 +116,8 @@ def _sysconf_bytes(pages: str) -> int | None:
     return count * os.sysconf("SC_PAGE_SIZE") if count > 0 else None
 
 
-def _memory_info(root: Path) -> dict[str, int]:
-    """``/proc/meminfo`` in bytes."""
-    sizes = {}
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
-        name, _, rest = line.partition(":")
-        fields = rest.split()
-        if fields and fields[0].isdecimal():
-            sizes[name] = int(fields[0]) * (KIB if fields[1:] == ["kB"] else 1)
-    return sizes
-
-
 def _cpu_model(root: Path) -> str:
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read_words(root / "proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip().lower() in ("model name", "cpu model", "hardware") and value.strip():
             return value.strip()
@@ -148,7 +126,7 @@ def _cpu_model(root: Path) -> str:
 
 def core_cache_bytes(root: Path = Path("/")) -> int | None:
     """The second-level cache of core 0, which today's cores have for themselves; None where nothing says."""
-    sizes = [size for path, size in _caches(root) if _number(path / "level") == CORE_CACHE_LEVEL]
+    sizes = [size for path, size in _caches(root) if read_number(path / "level") == CORE_CACHE_LEVEL]
     return max(sizes, default=None)
 
 
@@ -161,29 +139,21 @@ def _caches(root: Path) -> list[tuple[Path, int]]:
     """The caches core 0 sees, each the folder that describes it and its bytes."""
     found = []
     for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = _text(path) or ""
+        text = read_words(path) or ""
         for suffix, factor in (("K", KIB), ("M", MIB)):
             if text.endswith(suffix) and text[:-1].isdecimal():
                 found.append((path.parent, int(text[:-1]) * factor))
     return found
 
 
-def _chosen(path: Path) -> str | None:
-    """The bracketed choice of a sysfs list such as ``always [madvise] never``."""
-    text = _text(path)
-    if text is None:
-        return None
-    return text.partition("[")[2].partition("]")[0] or text
-
-
 def _huge_pages(root: Path) -> str:
     """Transparent huge pages and the reserved pools, in one line; ``unknown`` where nothing says."""
     parts = []
-    policy = _chosen(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    policy = read_choice(root / "sys/kernel/mm/transparent_hugepage/enabled")
     if policy is not None:
         parts.append(f"transparent {policy}")
     for pool in sorted((root / "sys/kernel/mm/hugepages").glob("hugepages-*kB")):
-        count, size_kib = _number(pool / "nr_hugepages"), pool.name.removeprefix("hugepages-").removesuffix("kB")
+        count, size_kib = read_number(pool / "nr_hugepages"), pool.name.removeprefix("hugepages-").removesuffix("kB")
         if count is not None and size_kib.isdecimal():
             parts.append(f"{count} reserved of {int(size_kib) // KIB} MiB")
     return ", ".join(parts) or "unknown"
@@ -195,5 +165,5 @@ def _iommu(root: Path) -> str | None:
     if not folder.is_dir():
         return None
     names = sorted(entry.name for entry in folder.iterdir())
-    wanted = [word for word in (_text(root / "proc/cmdline") or "").split() if "iommu" in word]
+    wanted = [word for word in (read_words(root / "proc/cmdline") or "").split() if "iommu" in word]
     return " ".join([*(names or ["none"]), *wanted])
