@@ -1,4 +1,4 @@
-"""Small files of ``/proc`` and ``/sys`` in which Linux describes the machine; an unknown is None or missing, never 0."""
+"""Small files of /proc and /sys in which Linux describes the machine; an unknown is None or missing, never 0."""
 
 from pathlib import Path
 
