@@ -43,7 +43,7 @@ HEADINGS = {
 }
 PROBE_STATES = ("ok", "unstable", "invalid", "not_supported", "failed")
 WORD_COLUMNS = {"hardware": 4, "models": 3, "prices": 2}
-IDLE_RATIO = 3  # where nothing is taken away both touches cost the same
+IDLE_NS = 500  # more than a miss of every cache and of the page's translation, which the first touch may have alone
 IDLE_WARNING = (
     "the host of this machine takes idle memory away: rows of tables in DRAM that are seldom read will be slower than "
     "predicted"
@@ -249,7 +249,7 @@ def _idle_memory(profile: "HardwareProfile") -> None:
         f"memory that stood still for {found['memory.idle.stood']:.0f} s: {render.number(first)} ns a page at first "
         f"touch, {render.number(again)} at the second"
     )
-    if first > IDLE_RATIO * again:
+    if first - again > IDLE_NS:
         render.line(WARNING_SIGN + IDLE_WARNING)
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tiercast_profiles.units import KIB, NS_PER_S
 
 PAGE_BYTES = 4 * KIB  # the smallest that a host takes away
-EVERY_NS = 2 * NS_PER_S  # memory that was touched every four seconds stayed
-MOST_SHARE = 20  # a twentieth of the time at most: tables of 100 GiB take half a second
+EVERY_NS = 2 * NS_PER_S  # where memory was taken away, little had gone after ten seconds
+MOST_SHARE = 20  # a twentieth of the time at most, however large the tables are
 
 
 class Block(Protocol):
@@ -54,8 +54,11 @@ class Touch:
         if begun_ns < self._next_ns:
             return False
         for block in list(self._blocks):
-            if not block.is_pinned and len(block.array):
-                block.array[::PAGE_BYTES].max()
+            if block.is_pinned:
+                continue
+            array = block.array
+            if len(array):
+                array[::PAGE_BYTES].max()
         self._next_ns = begun_ns + max(EVERY_NS, MOST_SHARE * (self._clock() - begun_ns))
         return True
 

@@ -39,7 +39,7 @@ def test_pages_are_different_ones_of_their_region(monkeypatch):
         assert not any(place % PAGE_BYTES for place in places)
 
 
-@pytest.mark.parametrize(("first_ns", "warns"), [(2000.0, True), (160.0, False)])
+@pytest.mark.parametrize(("first_ns", "warns"), [(2000.0, True), (600.0, False), (160.0, False)])
 def test_the_page_of_a_profile_warns_of_a_host_that_takes_memory_away(first_ns, warns, cpu_hardware, capsys):
     found = {"stood": 95.0, "first": first_ns, "again": 150.0}
     probes = [
