@@ -14,9 +14,9 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from tiercast_profiles.units import KIB, NS_PER_S
+from tiercast_profiles.gather import SMALL_PAGE_BYTES
+from tiercast_profiles.units import NS_PER_S
 
-PAGE_BYTES = 4 * KIB  # the smallest that a host takes away
 EVERY_NS = 2 * NS_PER_S  # where memory was taken away, little had gone after ten seconds
 MOST_SHARE = 20  # a twentieth of the time at most, however large the tables are
 
@@ -58,7 +58,7 @@ class Touch:
                 continue
             array = block.array
             if len(array):
-                array[::PAGE_BYTES].max()
+                array[::SMALL_PAGE_BYTES].max()
         self._next_ns = begun_ns + max(EVERY_NS, MOST_SHARE * (self._clock() - begun_ns))
         return True
 

@@ -8,10 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
+from tiercast_profiles.gather import SMALL_PAGE_BYTES  # noqa: E402
 from tiercast_profiles.units import MIB, NS_PER_S  # noqa: E402
 from tiercast_runtime import together  # noqa: E402
 from tiercast_runtime.host_pages import MemoryRequest  # noqa: E402
-from tiercast_runtime.idle_memory import EVERY_NS, MOST_SHARE, PAGE_BYTES, Touch  # noqa: E402
+from tiercast_runtime.idle_memory import EVERY_NS, MOST_SHARE, Touch  # noqa: E402
 from tiercast_runtime.memory import HostBlock  # noqa: E402
 from tiercast_runtime.probes import timing  # noqa: E402
 
@@ -37,7 +38,7 @@ class FakeBlock:
     def array(self):
         self.num_looks += 1
         self._clock.now_ns += self._taken_ns
-        return np.ones(PAGE_BYTES, dtype=np.uint8)
+        return np.ones(SMALL_PAGE_BYTES, dtype=np.uint8)
 
 
 def test_every_page_of_a_block_is_touched():
@@ -46,7 +47,7 @@ def test_every_page_of_a_block_is_touched():
     touch.watch(block)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     assert touch()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= 4 * MIB // PAGE_BYTES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= 4 * MIB // SMALL_PAGE_BYTES
     block.close()
 
 

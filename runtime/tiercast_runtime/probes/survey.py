@@ -41,7 +41,6 @@ from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
-from tiercast_runtime.probes.idle import IdleMemory
 from tiercast_runtime.probes.interference import (
     GRID_RATIOS,
     MAX_LOOKUPS,
@@ -52,6 +51,7 @@ from tiercast_runtime.probes.interference import (
 from tiercast_runtime.probes.kept_memory import KeptMemory
 from tiercast_runtime.probes.layers import LayerGrid, LayerTimes, grids_that_fit, joined, measure_layers
 from tiercast_runtime.probes.lookup_overhead import measure_overhead
+from tiercast_runtime.probes.memory_idle import IdleMemory
 from tiercast_runtime.probes.partial import PartialSweeps
 from tiercast_runtime.probes.pci import slot_node
 from tiercast_runtime.probes.plan import ProbePlan

@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 
+from tiercast_profiles.gather import SMALL_PAGE_BYTES
 from tiercast_profiles.hardware import ProbeResult
 from tiercast_profiles.rng import stream
 from tiercast_profiles.units import MIB, NS_PER_S
 from tiercast_runtime.host_pages import MemoryRequest, map_memory
-from tiercast_runtime.idle_memory import PAGE_BYTES
 from tiercast_runtime.probes.timing import Clock, rounded
 
 PROBE = "memory.idle"
@@ -45,7 +45,8 @@ class IdleMemory:
         idle_ns = self._clock() - self._since_ns
         generator = stream(0, PROBE)
         pages = [
-            region * REGION_BYTES + PAGE_BYTES * generator.permutation(REGION_BYTES // PAGE_BYTES)[:PAGES_OF_REGION]
+            region * REGION_BYTES
+            + SMALL_PAGE_BYTES * generator.permutation(REGION_BYTES // SMALL_PAGE_BYTES)[:PAGES_OF_REGION]
             for region in range(NUM_REGIONS)
         ]
         found = {"first": self._pass(pages), "again": self._pass(pages)}
