@@ -36,7 +36,7 @@ def probes_at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     turns = []
 
     class ProbesAtOnce(probe_turns.Made):
-        def __init__(self, models, file) -> None:
+        def __init__(self, models, file, _plan) -> None:
             super().__init__(file)
             probe_turns.probe_into(file, models, lambda _what, _ratio: None)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tiercast_cli import demo_views, inputs, pricing, probing, render, validation
 from tiercast_cli.output import make_folder, to_json
+from tiercast_cli.pooled import predicted_from
+from tiercast_cli.probe_turns import TurnPlan, probing_round
 from tiercast_cli.text_locality import TextLocality, measure
 from tiercast_cli.validation_case import Case, measured_penalty
 from tiercast_profiles import __version__, store
@@ -22,6 +24,10 @@ LOCALITY_TOKENS = 200_000
 LOCALITY_CACHE_GIB = (0.0625, 0.25, 1.0)
 LOCALITY_STREAMS = (1, 64)
 PAGE_WIDTH = 100
+MODELS = ("tiny",)  # of the arms
+PROFILE, BEFORE = "profile.yaml", "profile-before.yaml"
+# the arms stop for the probes some twenty-five times, and those take some fifty seconds
+PROBES = TurnPlan(stretch_s=1.8, is_awaited=True)
 
 Report = Callable[[str, float], None]
 Show = Callable[[str, "DemoResult"], None]
@@ -29,8 +35,13 @@ Show = Callable[[str, "DemoResult"], None]
 
 @dataclass(slots=True)
 class DemoResult:
-    """What the demo has found so far; parts are added as they are done."""
+    """What the demo has found so far; parts are added as they are done.
 
+    ``first`` is the profile made before anything ran, ``profile`` the one made in turns with the arms, from which they
+    are predicted.
+    """
+
+    first: HardwareProfile | None = None
     profile: HardwareProfile | None = None
     localities: list[TextLocality] = field(default_factory=list)
     validated: validation.Validation = field(default_factory=validation.Validation)
@@ -53,12 +64,11 @@ def run(folder: Path, repeats: int, report: Report, *, show: Show | None) -> Dem
         InfeasibleScenario: a demo arm does not fit this machine.
     """
     make_folder(folder)
-    profile_file = folder / "profile.yaml"
     result = DemoResult()
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("profile", lambda: _profile(result, folder, profile_file)),
+        ("profile", lambda: _profile(result, folder)),
         ("locality", lambda: _locality(result)),
-        ("validation", lambda: _validation(result, profile_file, folder, repeats, report)),
+        ("validation", lambda: _validation(result, folder, repeats, report)),
         ("prediction", lambda: _prediction(result, report)),
     )
     for index, (name, part) in enumerate(parts):
@@ -129,9 +139,9 @@ def write(folder: Path, result: DemoResult) -> None:
     store.write_text(folder / "error-table.md", demo_views.error_table_markdown(result))
 
 
-def _profile(result: DemoResult, folder: Path, profile_file: Path) -> None:
-    result.profile = probing.probe(["tiny"], quick=True, folder=folder)
-    store.write_text(profile_file, store.to_yaml(result.profile))
+def _profile(result: DemoResult, folder: Path) -> None:
+    result.first = probing.probe(MODELS, quick=True, folder=folder)
+    store.write_text(folder / BEFORE, store.to_yaml(result.first))
 
 
 def _locality(result: DemoResult) -> None:
@@ -148,11 +158,23 @@ def _locality(result: DemoResult) -> None:
         )
 
 
-def _validation(result: DemoResult, profile_file: Path, folder: Path, repeats: int, report: Report) -> None:
-    arms = {name: inputs.resolve(name, str(profile_file)) for name in validation.DEMO_ARMS}
-    result.validated = validation.run_cases(
-        arms, repeats=repeats, folder=folder / "tables", report=report, needs_all=True
-    )
+def _validation(result: DemoResult, folder: Path, repeats: int, report: Report) -> None:
+    """Run the arms on the machine of the first profile, probe it again in turns with them, and predict from that."""
+    assert result.first is not None, "the machine is probed before it runs anything"
+    names, file = validation.DEMO_ARMS, folder / PROFILE
+    arms = {name: inputs.resolve(name, str(folder / BEFORE)) for name in names}
+    file.unlink(missing_ok=True)  # of an earlier demo
+    with probing_round(MODELS, file, report, PROBES) as probes:
+        measured = validation.measured_cases(
+            arms,
+            repeats=repeats,
+            folder=folder / "tables",
+            report=report,
+            between=probes.turn,
+            is_paced=False,  # the profile is of the same minutes
+        )
+        result.profile = probes.finish(report)
+    result.validated = predicted_from(names, measured, first=result.first, file=file, report=report, needs_all=True)
 
 
 def _prediction(result: DemoResult, report: Report) -> None:

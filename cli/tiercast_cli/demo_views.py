@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiercast_cli import catalogue_views, pricing_views, render, text_locality, validation_views, views
-from tiercast_cli.case_scores import AT_PACE
 
 if TYPE_CHECKING:
     from tiercast_cli.demo_job import DemoResult
+
+PREDICTED_FROM = (
+    "predicted from probes of the same minutes: they took turns with the runs, and neither sees the other "
+    "(profile.yaml; the profile of part 1 is profile-before.yaml)"
+)
 
 
 def show(part: str, result: "DemoResult") -> None:
@@ -22,10 +26,10 @@ def page(result: "DemoResult") -> None:
 
 
 def profile(result: "DemoResult") -> None:
-    """What the probes found."""
-    if result.profile is not None:
+    """What the probes found before anything ran."""
+    if result.first is not None:
         render.heading("1. This machine, as its probes found it")
-        catalogue_views.profile_summary(result.profile)
+        catalogue_views.profile_summary(result.first)
 
 
 def locality(result: "DemoResult") -> None:
@@ -44,7 +48,7 @@ def validation(result: "DemoResult") -> None:
     penalty_table(result)
     validation_views.ranking(result.cases)
     prefetch_verdict(result)
-    validation_views.pace_line(result.validated)
+    render.line(PREDICTED_FROM)
 
 
 def penalty_table(result: "DemoResult") -> None:
@@ -108,11 +112,10 @@ def closing(folder: Path, result: "DemoResult") -> None:
 def error_table_markdown(result: "DemoResult") -> str:
     """The error table of the README, as Markdown."""
     columns = ["arm", "metric", "measured", "predicted", "error"]
-    columns += [AT_PACE] if validation_views.is_paced(result.cases) else []
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for case in result.cases:
         for name, title in validation_views.SUMMARY:
-            cells = validation_views.row(case, name)[1 : len(columns) - 1]
+            cells = validation_views.row(case, name)[1:4]
             if cells[0] != render.UNKNOWN:
                 lines.append(f"| {case.name} | {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

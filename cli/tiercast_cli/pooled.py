@@ -1,4 +1,4 @@
-"""Runs of one machine beside several of its profiles: predicted from all of them pooled."""
+"""Runs of one machine beside several of its profiles: predicted from another than they began with, or all pooled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,11 +34,28 @@ def predicted_from_pool(
         TiercastError: why the first scenario failed, where all did.
     """
     store.write_text(file, store.to_yaml(pool(profiles)))
+    return predicted_from(names, measured, first=first, file=file, report=report)
+
+
+def predicted_from(
+    names: Sequence[str],
+    measured: MeasuredCases,
+    *,
+    first: "HardwareProfile",
+    file: Path,
+    report: Callable[[str, float], None],
+    needs_all: bool = False,
+) -> Validation:
+    """Predict from the profile in a file what was measured beside the ``first``, another one of the same machine.
+
+    Raises:
+        TiercastError: why the first scenario failed, where all did, or where any did and ``needs_all``.
+    """
     whole = store.load_hardware(str(file))
     again = {name: inputs.resolve(name, str(file)) for name in measured.found.records}
     records = restated(measured.found.records, again, measured.pace_model, first, whole)
     found = replace(measured.found, records=records)
-    return predicted_cases(names, again, replace(measured, found=found), report)
+    return predicted_cases(names, again, replace(measured, found=found), report, needs_all=needs_all)
 
 
 def restated(

@@ -13,6 +13,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from tiercast_profiles.units import NS_PER_S
 from tiercast_runtime.saying import Say, say_on_stdout
 
 WARM_UP_S = 0.2  # about as long as the first steps of a process that stood still are slower on a virtual machine
-WARM_UP_SIDE = 256  # of a square matrix: a product takes a fraction of a millisecond
 
 
 class Stretches:
@@ -83,27 +83,20 @@ class Stretches:
         return order
 
 
-def warm_up() -> None:
-    """Compute for :data:`WARM_UP_S`."""
-    import torch
-
-    square = torch.ones(WARM_UP_SIDE, WARM_UP_SIDE)
-    ends = time.perf_counter() + WARM_UP_S
-    while time.perf_counter() < ends:
-        torch.mm(square, square)
-
-
 def main() -> None:
     """Probe as the other side says."""
     say = say_on_stdout()
-    stretches = Stretches(sys.stdin.fileno(), say, warm_up)
+    stretches = Stretches(sys.stdin.fileno(), say, partial(probing.warm_up, WARM_UP_S))
     order = stretches.order()
     try:
         from tiercast_runtime.probes.timing import pausing
 
         with pausing(stretches.pause):
             profile = probing.probe(
-                order["models"], quick=True, is_in_turns=True, report=lambda what, _ratio: say({"stage": what})
+                order["models"],
+                quick=True,
+                is_in_turns=order["is_in_turns"],
+                report=lambda what, _ratio: say({"stage": what}),
             )
         store.write_text(Path(order["file"]), store.to_yaml(profile))
     except TiercastError as error:

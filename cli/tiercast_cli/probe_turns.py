@@ -21,11 +21,26 @@ from tiercast_profiles import errors, store
 from tiercast_profiles.errors import MissingCapability, TiercastError
 from tiercast_profiles.hardware import HardwareProfile
 
-STRETCH_S = 1.2  # a round of the suite is looked at some ninety times, and its probes take some hundred seconds
 COMMAND = (sys.executable, "-m", "tiercast_cli.probe_process")
 _END_TIMEOUT_S = 20.0
 
 Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """How probes take turns with runs.
+
+    ``stretch_s`` is how long each stretch is; where the end ``is_awaited``, layers are timed no more often than in any
+    quick run.
+    """
+
+    stretch_s: float
+    is_awaited: bool
+
+
+# a round of the suite is looked at some ninety times, and its probes take some hundred seconds
+IN_A_ROUND = TurnPlan(stretch_s=1.2, is_awaited=False)
 
 
 class ProbesInTurns:
@@ -34,14 +49,15 @@ class ProbesInTurns:
     Args:
         models: whose layers are timed.
         file: where the profile is written.
+        plan: of the turns.
 
     Raises:
         MissingCapability: the process could not be started.
         TiercastError: it ended before it was ready.
     """
 
-    def __init__(self, models: Sequence[str], file: Path) -> None:
-        self._file, self._stage = file, ""
+    def __init__(self, models: Sequence[str], file: Path, plan: TurnPlan = IN_A_ROUND) -> None:
+        self._file, self._stage, self._plan = file, "", plan
         self._is_done = False
         self._errors_said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         try:
@@ -56,7 +72,8 @@ class ProbesInTurns:
             self._errors_said.close()
             raise MissingCapability(f"the process of the probes could not be started ({error})") from None
         try:
-            self._tell({"models": list(models), "file": str(file.absolute())})
+            is_in_turns = not plan.is_awaited
+            self._tell({"models": list(models), "file": str(file.absolute()), "is_in_turns": is_in_turns})
             self._listen(None)
         except BaseException:
             self.close()
@@ -75,7 +92,7 @@ class ProbesInTurns:
             TiercastError: what ended them.
         """
         if not self._is_done:
-            self._tell({"seconds": STRETCH_S})
+            self._tell({"seconds": self._plan.stretch_s})
             self._listen(None)
 
     def finish(self, report: Report) -> HardwareProfile:
@@ -159,7 +176,9 @@ class Made:
 
 
 @contextmanager
-def probing_round(models: Sequence[str], file: Path, report: Report) -> Iterator[RoundProbes]:
+def probing_round(
+    models: Sequence[str], file: Path, report: Report, plan: TurnPlan = IN_A_ROUND
+) -> Iterator[RoundProbes]:
     """The probes of one round: in turns with its runs, or before them.
 
     On a GPU they come before: engines leave no memory there for layers to be timed beside. Nothing is probed where the
@@ -169,6 +188,7 @@ def probing_round(models: Sequence[str], file: Path, report: Report) -> Iterator
         models: whose layers are timed.
         file: where the profile goes, whole.
         report: takes the progress.
+        plan: of the turns.
 
     Raises:
         MissingCapability: the runtime extra is not installed, or the process of the probes could not be started.
@@ -182,7 +202,7 @@ def probing_round(models: Sequence[str], file: Path, report: Report) -> Iterator
     if file.exists():
         yield Made(file)
         return
-    with ProbesInTurns(models, file) as probes:
+    with ProbesInTurns(models, file, plan) as probes:
         yield probes
 
 

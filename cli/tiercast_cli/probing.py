@@ -1,5 +1,6 @@
 """Running the probes for a command: where their files go and how their progress is shown."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from tiercast_runtime.probes.pace import Pace
 
 Report = Callable[[str, float], None]
+BEHIND_A_STRETCH_S = 1.0  # behind a time in which it stood still a process was slower for up to so long
+WARM_UP_SIDE = 256  # of a square matrix: a product takes a fraction of a millisecond
+
+
+def warm_up(seconds: float) -> None:
+    """Compute for so long, untimed."""
+    import torch
+
+    square = torch.ones(WARM_UP_SIDE, WARM_UP_SIDE)
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        torch.mm(square, square)
 
 
 def probe(
@@ -107,6 +120,17 @@ def look_of(
             between()
             pace.warm_up()
         return found
+
+    return look
+
+
+def standing_still(between: Callable[[], None]) -> "Callable[[], Mapping[str, float]]":
+    """What runs call between turns where no pace is timed: ``between``, and a warm-up."""
+
+    def look() -> "Mapping[str, float]":
+        between()
+        warm_up(BEHIND_A_STRETCH_S)
+        return {}
 
     return look
 

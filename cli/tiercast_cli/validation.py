@@ -118,15 +118,17 @@ def measured_cases(
     folder: Path | None,
     report: Callable[[str, float], None],
     between: Callable[[], None] | None = None,
+    is_paced: bool = True,
 ) -> MeasuredCases:
     """Bench every scenario in rounds, the machine's pace timed around each run; one that cannot be run is named.
 
-    ``between`` is called where the pace is timed.
+    ``between`` is called where the pace is timed, or instead of it where not ``is_paced``.
     """
-    from tiercast_cli.probing import PaceBetweenRuns, look_of
+    from tiercast_cli.probing import PaceBetweenRuns, look_of, standing_still
     from tiercast_runtime.bench import bench_in_rounds
 
     pace = PaceBetweenRuns(list(scenarios.values()), folder)
+    look = look_of(pace, between) if is_paced or between is None else standing_still(between)
 
     def bench(chosen: "Sequence[ResolvedScenario]") -> Sequence[RunRecord]:
         with closing(pace):  # what it holds is free again before the engines of other scenarios are made
@@ -135,11 +137,11 @@ def measured_cases(
                 repeats=repeats,
                 folder=folder,
                 progress=lambda ratio: report("run", ratio),
-                between=look_of(pace, between),
+                between=look,
             )
 
     found = measure(scenarios, bench, failing=(TiercastError,))
-    return MeasuredCases(found, pace.untimed, pace.model)
+    return MeasuredCases(found, pace.untimed if is_paced else "", pace.model)
 
 
 def predicted_cases(

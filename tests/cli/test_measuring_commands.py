@@ -126,7 +126,7 @@ def test_profile_writes_what_the_probes_return(run, files, monkeypatch):
 
 
 @pytest.fixture
-def small_demo(monkeypatch, tmp_path, mini_scenario, cpu_hardware, files):
+def small_demo(monkeypatch, tmp_path, mini_scenario, cpu_hardware, files, probes_at_once):
     """The demo's real parts on a small model, without probes and without the large model."""
     placements = {
         "demo-resident": {"tier": "hbm"},
@@ -142,15 +142,18 @@ def small_demo(monkeypatch, tmp_path, mini_scenario, cpu_hardware, files):
         return mini_scenario(placements[name]) if name in placements else whole(str(files.scenario))
 
     monkeypatch.setattr(inputs, "resolve", resolve)
-    monkeypatch.setattr(probing, "probe", lambda _models, *, quick, folder=None: cpu_hardware)
+    monkeypatch.setattr(probing, "probe", lambda _models, *, quick, folder=None, report=None: cpu_hardware)
     monkeypatch.setattr(demo_job, "TEXTS", (str(text),))
     monkeypatch.setattr(demo_job, "LARGE_SCENARIOS", ("v41-dram",))
 
 
-def test_demo_writes_every_record_and_a_page(run, small_demo, tmp_path):
+def test_demo_writes_every_record_and_a_page(run, small_demo, tmp_path, probes_at_once):
     folder = tmp_path / "out" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "profile.yaml").write_text("of an earlier demo", encoding="utf-8")
     result = run("demo", "--folder", folder, "--repeats", "1", width=100)
     assert result.exit_code == 0, result.output
+    assert probes_at_once.count("turn") >= 2, "around the runs at least"
     for arm in validation.DEMO_ARMS:
         measured, predicted = (
             load_record(folder / "measured" / f"{arm}.json"),
@@ -169,6 +172,8 @@ def test_demo_writes_every_record_and_a_page(run, small_demo, tmp_path):
         assert heading in page
         assert heading in result.stdout
     assert "prefetch against no prefetch:" in page
+    assert {file.name for file in folder.glob("profile*")} == {"profile.yaml", "profile-before.yaml"}
+    assert summary["machine"]["profile_sha256"] == load_hardware(str(folder / "profile.yaml")).sha256
     table = (folder / "error-table.md").read_text(encoding="utf-8").splitlines()
     assert table[0] == "| arm | metric | measured | predicted | error |"
     assert sum("| output tokens/s |" in line for line in table) == 4

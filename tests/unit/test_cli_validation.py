@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tiercast_cli import demo_views, pricing, validation, validation_views
+from tiercast_cli import demo_views, pricing, probing, validation, validation_views
 from tiercast_cli.case_scores import Failure
 from tiercast_cli.demo_job import DemoResult
 from tiercast_cli.render import to_text
@@ -207,17 +207,19 @@ def test_the_error_at_pace_stands_beside_the_plain_one(case):
     assert by_group["at pace"].bias == pytest.approx(0.01)
 
 
-def test_the_demo_shows_the_pace_and_its_table_has_the_column_only_where_it_was_timed(case):
-    plain = DemoResult(validated=Validation((case("demo-no-engram", 100, 120),)))
-    paced = DemoResult(validated=Validation((case("demo-no-engram", 100, 120, at_pace=102),)))
-    row = "| demo-no-engram | output tokens/s | 100 | 120 | +20.0 % |"
-    head, _, first, *_ = demo_views.error_table_markdown(plain).splitlines()
-    assert (head, first) == ("| arm | metric | measured | predicted | error |", row)
-    head, line, first, *_ = demo_views.error_table_markdown(paced).splitlines()
-    assert (head, first) == ("| arm | metric | measured | predicted | error | at pace |", f"{row} +2.0 % |")
-    assert line.count("---") == 6
-    assert "pace: around the runs" in to_text(lambda: demo_views.validation(paced), 100)
-    assert "pace: around the runs" not in to_text(lambda: demo_views.validation(plain), 100)
+def test_the_demo_says_what_it_predicted_from_and_has_a_table_for_a_readme(case):
+    result = DemoResult(validated=Validation((case("demo-no-engram", 100, 120),)))
+    head, _, first, *_ = demo_views.error_table_markdown(result).splitlines()
+    assert head == "| arm | metric | measured | predicted | error |"
+    assert first == "| demo-no-engram | output tokens/s | 100 | 120 | +20.0 % |"
+    assert "predicted from probes of the same minutes" in to_text(lambda: demo_views.validation(result), 110)
+
+
+def test_without_a_pace_runs_stop_for_what_is_between_and_find_nothing(monkeypatch):
+    called = []
+    monkeypatch.setattr(probing, "warm_up", called.append)
+    assert probing.standing_still(lambda: called.append("between"))() == {}
+    assert called == ["between", probing.BEHIND_A_STRETCH_S]
 
 
 def test_a_narrow_page_leaves_out_predicted_intervals_before_it_cuts_a_number(record):

@@ -26,8 +26,8 @@ def begin(monkeypatch, tmp_path):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         monkeypatch.setenv("CASES", str(tmp_path / "cases"))
         monkeypatch.setattr(probe_turns, "COMMAND", (sys.executable, str(SCRIPT), story))
-        monkeypatch.setattr(probe_turns, "STRETCH_S", stretch_s)
-        return probe_turns.ProbesInTurns(["tiny"], tmp_path / "profile.yaml")
+        plan = probe_turns.TurnPlan(stretch_s, is_awaited=story == "awaited")
+        return probe_turns.ProbesInTurns(["tiny"], tmp_path / "profile.yaml", plan)
 
     return start
 
@@ -58,8 +58,9 @@ def test_probes_run_in_their_stretches_alone(begin, tmp_path):
     assert not heard, "the stage began in the first stretch"
 
 
-def test_probes_that_are_done_within_a_stretch_are_done(begin, tmp_path):
-    with begin(stretch_s=60) as probes:
+@pytest.mark.parametrize("story", ["works", "awaited"])
+def test_probes_that_are_done_within_a_stretch_are_done(begin, tmp_path, story):
+    with begin(story, stretch_s=60) as probes:
         probes.turn()
         assert (tmp_path / "profile.yaml").exists()
         probes.turn()
