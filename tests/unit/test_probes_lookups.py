@@ -17,6 +17,8 @@ from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 from tiercast_runtime.paths.device import DevicePath  # noqa: E402
 from tiercast_runtime.probes import copies, gather, link_copies, numa, storage  # noqa: E402
 from tiercast_runtime.probes.block_content import WrongRows  # noqa: E402
+from tiercast_runtime.probes.host_gathers import HostGathers  # noqa: E402
+from tiercast_runtime.probes.kept_memory import KeptMemory  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.table import FileTable  # noqa: E402
 
@@ -93,9 +95,17 @@ def test_the_sweep_holds_what_the_models_need(engram):
     assert sizes[64] == gather.SWEEP_ROWS
 
 
+def host_gathers(sizes, footprints, paths, **options):
+    """Gathers timed at one moment."""
+    found = HostGathers([gather.GatherPlan(sizes, footprints)], paths, 1, ONCE, **options)
+    with found.opened():
+        found.time()
+    return found
+
+
 def test_gathers_give_a_curve_with_every_point():
-    plan = gather.GatherPlan(((64, (1, 8)), (264, (1, 8))), (MIB, 2 * MIB))
-    spreads = gather.measure_host_gather(plan, ("device", "cpu_gather"), 1, ONCE, steady(5_000))
+    sizes, footprints = ((64, (1, 8)), (264, (1, 8))), (MIB, 2 * MIB)
+    spreads = host_gathers(sizes, footprints, ("device", "cpu_gather"), clock=steady(5_000)).spreads
     assert len(spreads) == 2 * 2 * 2 * 2
     mine = [spread for spread in spreads if spread.key[0] == "cpu_gather"]
     curve, probes = gather.curve_from(mine, "dram", 64, 10.0)
@@ -112,9 +122,28 @@ def test_gathers_give_a_curve_with_every_point():
 
 
 def test_a_path_of_the_compute_thread_is_timed_there():
-    plan = gather.GatherPlan(((64, (1, 8)),), (MIB,))
-    spreads = gather.measure_host_gather(plan, ("device",), 1, ONCE, steady(5_000))
-    assert [spread.samples for spread in spreads] == [(5.0, 5.0, 5.0)] * 2
+    found = host_gathers(((64, (1, 8)),), (MIB,), ("device",), clock=steady(5_000))
+    assert [spread.samples for spread in found.spreads] == [(5.0, 5.0)] * 2, "half of the rounds at one moment"
+
+
+def test_gathers_are_timed_at_several_moments_and_now_and_then_amid_another_probe():
+    now = [0]
+    with KeptMemory(2 * MIB) as memory:
+        options = {"every_ns": 100, "memory": memory, "clock": lambda: now[0]}
+        found = host_gathers(((64, (1, 8)),), (MIB,), ("device",), **options)
+        with found.opened():
+            found.time()
+        with found.amid() as between:
+            for now[0] in range(0, 1000, 50):
+                between()
+    counts = {len(spread.samples) for spread in found.spreads}
+    assert counts == {3 + 3 + 3}, "the clock ends no moment; amid others no more rounds than a probe has at least"
+
+
+def test_amid_another_probe_no_memory_is_taken():
+    found = host_gathers(((64, (1,)),), (MIB,), ("device",))
+    with found.amid() as between:
+        assert between is None
 
 
 def test_every_sample_draws_fresh_rows(monkeypatch):
@@ -123,8 +152,10 @@ def test_every_sample_draws_fresh_rows(monkeypatch):
     monkeypatch.setattr(
         DevicePath, "fetch", lambda self, i, ids: seen.append(tuple(ids[0].tolist())) or fetch(self, i, ids)
     )
-    gather.measure_host_gather(gather.GatherPlan(((64, (16,)),), (MIB,)), ("device",), 1, ONCE)
-    assert len(set(seen)) == len(seen) == 4
+    found = host_gathers(((64, (16,)),), (MIB,), ("device",))
+    with found.opened():
+        found.time()
+    assert len(set(seen)) == len(seen) == 6, "at another moment too"
 
 
 def test_wrong_rows_stop_the_probe(monkeypatch):
@@ -133,12 +164,12 @@ def test_wrong_rows_stop_the_probe(monkeypatch):
 
     monkeypatch.setattr(DevicePath, "fetch", fetch)
     with pytest.raises(WrongRows, match="other rows"):
-        gather.measure_host_gather(gather.GatherPlan(((64, (16,)),), (MIB,)), ("device",), 1, ONCE)
+        host_gathers(((64, (16,)),), (MIB,), ("device",))
 
 
 def test_a_table_that_does_not_fit_is_refused_before_it_is_made():
     with pytest.raises(InfeasibleScenario, match="gather probe"):
-        gather.measure_host_gather(gather.GatherPlan(((64, (1,)),), (1 << 60,)), ("device",), 1, ONCE)
+        host_gathers(((64, (1,)),), (1 << 60,), ("device",))
 
 
 def test_the_probe_folder_is_gone_afterwards(tmp_path):

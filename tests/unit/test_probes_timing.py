@@ -150,3 +150,20 @@ def test_what_is_added_up_is_a_mean_and_one_sample_cannot_carry_it_away():
     """Nine parts of 10 and one of 20 take 110 in all: a sum of medians would say 100."""
     assert Spread("part", (10.0,) * 9 + (20.0,)).mean == 11.0
     assert Spread("part", (10.0,) * 9 + (5000.0,)).mean == 12.0  # another process had the core: counted as 30
+
+
+def test_what_is_done_between_cases_counts_against_no_budget():
+    now, done = [0], []
+
+    def between():
+        done.append(now[0])
+        now[0] += 1000
+
+    def case():
+        now[0] += 10
+        return [("key", float(len(done)))]
+
+    effort = Effort(budget_ns=50, num_warm_ups=1, min_rounds=2, max_rounds=9)
+    (spread,) = collect([case], effort, lambda: now[0], between=between)
+    assert len(spread.samples) == 4
+    assert len(done) == 5

@@ -7,9 +7,7 @@ Assumption A38: for a path the host drives (``cpu_gather``, ``disk``) the time e
 a GPU the copy over the link follows; its time is that of the link probes and is not part of the curve.
 """
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +20,14 @@ from tiercast_profiles.rng import stream
 from tiercast_runtime.memory import HostBlock, allowed_host_bytes, available_host_bytes, require_bytes
 from tiercast_runtime.paths.base import LookupPath as RuntimePath
 from tiercast_runtime.paths.base import StagedRows
-from tiercast_runtime.paths.cpu_gather import CpuGatherPath, default_gather_threads
+from tiercast_runtime.paths.cpu_gather import default_gather_threads
 from tiercast_runtime.paths.device import DevicePath
 from tiercast_runtime.paths.uva import UvaPath
 from tiercast_runtime.probes.block_content import WrongRows, fill_random
 from tiercast_runtime.probes.device_timer import DeviceTimer, Timed
 from tiercast_runtime.probes.fit import as_quantities
-from tiercast_runtime.probes.kept_memory import KeptMemory
-from tiercast_runtime.probes.lookup_timer import LookupTimer
 from tiercast_runtime.probes.timing import (
     Case,
-    Clock,
     Effort,
     Spread,
     collect,
@@ -120,67 +115,6 @@ class BlockTable(MemoryTable):
         super().__init__(engram_of_row_bytes(row_bytes), 0, "packed", num_rows=block.numel() // row_bytes)
         self.parts = (block[: self.num_rows * row_bytes].view(self.num_rows, row_bytes),)
         self.is_pinned = is_pinned
-
-
-def measure_host_gather(
-    plan: GatherPlan,
-    paths: Sequence[LookupPath],
-    num_threads: int,
-    effort: Effort,
-    clock: Clock = time.perf_counter_ns,
-    *,
-    memory: KeptMemory | None = None,
-) -> list[Spread[GatherKey]]:
-    """Gathers from host memory to host memory: ``device`` where the CPU is the device, and ``cpu_gather``.
-
-    Args:
-        plan: sizes to measure.
-        paths: which paths.
-        num_threads: gather threads of ``cpu_gather``.
-        effort: per footprint.
-        clock: ns.
-        memory: lends the tables; by default they are taken and given back.
-
-    Raises:
-        WrongRows: a path delivered wrong bytes.
-        InfeasibleScenario: a table does not fit in memory.
-    """
-    spreads: list[Spread[GatherKey]] = []
-    memory = memory or KeptMemory()
-    for size in plan.footprints_bytes:
-        if not memory.holds(size):
-            require_bytes(size, torch.device("cpu"), "the table of the gather probe")
-        with memory.lent(size) as block:
-            fill_random(block.array)
-            content = torch.from_numpy(block.array)
-            spreads += _gathers_of(content, plan, paths, num_threads, effort=effort, clock=clock)
-            del content
-    return spreads
-
-
-def _gathers_of(
-    content: torch.Tensor,
-    plan: GatherPlan,
-    paths: Sequence[LookupPath],
-    num_threads: int,
-    *,
-    effort: Effort,
-    clock: Clock,
-) -> list[Spread[GatherKey]]:
-    """Gathers from one filled block ``[size] uint8``, in µs."""
-    cpu, size = torch.device("cpu"), content.numel()
-    cases = []
-    with ExitStack() as opened:
-        for row_bytes, counts in plan.sizes:
-            table = BlockTable(content, row_bytes)
-            for name in paths:
-                path: RuntimePath = DevicePath([table], cpu)
-                if name == "cpu_gather":
-                    path = CpuGatherPath([table], cpu, num_threads)
-                opened.callback(path.close)
-                timer = opened.enter_context(LookupTimer(path, clock))  # its worker ends before the path does
-                cases += [_host_case((name, row_bytes, count, size), path, table, timer) for count in counts]
-        return [to_us(spread) for spread in collect(cases, effort, clock)]
 
 
 def measure_device_gather(
@@ -295,18 +229,6 @@ def check_rows(staged: StagedRows, expected: torch.Tensor) -> None:
 def default_threads(device: torch.device) -> int:
     """Gather threads the runtime gives ``cpu_gather`` beside this device."""
     return default_gather_threads(device)
-
-
-def _host_case(key: GatherKey, path: RuntimePath, table: MemoryTable, timer: LookupTimer) -> Case[GatherKey]:
-    name, row_bytes, count, size = key
-    generator = stream(0, f"gather/{name}/{row_bytes}/{count}/{size}")
-    ids = random_ids(generator, table.num_rows, count)
-    check_rows(path.fetch(0, ids), torch.from_numpy(table.parts[0].numpy()[ids[0].numpy()]))
-
-    def case() -> list[tuple[GatherKey, float]]:
-        return [(key, timer.time_ns(random_ids(generator, table.num_rows, count)))]
-
-    return case
 
 
 def _device_case(key: GatherKey, path: RuntimePath, table: MemoryTable, timed: Timed) -> Case[GatherKey]:

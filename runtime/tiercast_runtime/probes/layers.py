@@ -1,7 +1,7 @@
 """Component times of a model by tokens, sequences and context: the table the simulator adds a step up from."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
@@ -160,7 +160,13 @@ def _one_table(parts: Sequence[ComputeTable]) -> ComputeTable:
 
 
 def measure_layers(
-    bench: StepBench, grid: LayerGrid, num_threads: int, effort: Effort, clock: Clock = time.perf_counter_ns
+    bench: StepBench,
+    grid: LayerGrid,
+    num_threads: int,
+    effort: Effort,
+    clock: Clock = time.perf_counter_ns,
+    *,
+    between: Callable[[], None] | None = None,
 ) -> LayerTimes:
     """Time every component of a model over the grid.
 
@@ -170,6 +176,7 @@ def measure_layers(
         num_threads: compute threads in use, which the table states.
         effort: for the whole grid.
         clock: decides when the budget is used.
+        between: called before every step or row of steps that is timed.
     """
     with torch.inference_mode():
         decodes = [[bench.step([context] * count, []) for context in grid.contexts] for count in grid.sequences]
@@ -192,7 +199,7 @@ def measure_layers(
         # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
         for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
             bench.walk(step)
-        measured = collect(cases, replace(effort, num_warm_ups=0), clock)
+        measured = collect(cases, replace(effort, num_warm_ups=0), clock, between=between)
         spreads = {spread.key: spread for spread in measured}
     components: dict[Component, tuple[ComputePoint, ...]] = {}
     times: dict[ComponentKey, Spread[LayerKey]] = {}

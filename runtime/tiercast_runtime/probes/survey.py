@@ -4,7 +4,7 @@ import datetime
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,7 @@ from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
+from tiercast_runtime.probes.host_gathers import HostGathers
 from tiercast_runtime.probes.interference import (
     GRID_RATIOS,
     MAX_LOOKUPS,
@@ -192,6 +193,7 @@ class _Survey:
         self._files: Drive | None = None
         self._no_files: MissingCapability | None = None
         self._drive: Drive | None = None  # once it could be timed
+        self._host_gathers: HostGathers | None = None
 
     def run(self, date: datetime.date) -> Findings:
         """Every stage in turn, in one telemetry session."""
@@ -236,6 +238,7 @@ class _Survey:
         self._attempt(found, "lookup.nvme.disk", self._first_drive_times, "disk")
         self._layers(found)
         self._progress("what drifted", 0.97)
+        self._gathers_at_last(found)
         found.gather_sweeps[:] = with_drift(found.gather_sweeps, self._shapes[0], self._plan.sweep.effort, self._memory)
         self._copies_again(found, size, counts)
         self._drive_at_last(found)
@@ -320,24 +323,23 @@ class _Survey:
         sizes = tuple(size for size in sizes if size <= max(base, available_host_bytes() // 4))
         plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         on_host: list[LookupPath] = ["cpu_gather"] if is_gpu else ["device", "cpu_gather"]
-        with watched(self._telemetry, "lookup.host", found.probes):
-            spreads: list[Spread[gather.GatherKey]] = []
-            for plan in plans:
-                spreads += gather.measure_host_gather(
-                    plan, on_host, gather_threads, self._plan.gather, memory=self._memory
-                )
-        memory = found.host_copies.rates[f"threads_{num_cores()}"].value
-        tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
-        for name in on_host:
-            mine = [spread for spread in spreads if spread.key[0] == name]
-            self._add_curve(found, mine, tiers[name], gather.CPU_LINE_BYTES, memory)
+        self._host_gathers = HostGathers(
+            plans,
+            on_host,
+            gather_threads,
+            self._plan.gather,
+            every_ns=self._plan.layers.budget_ns // self._plan.gather.min_rounds,
+            memory=self._memory,
+        )
+        with watched(self._telemetry, "lookup.host", found.probes), self._host_gathers.opened():
+            self._host_gathers.time()
         if not is_gpu:
             self._attempt(found, "lookup.dram.uva", lambda: require_uva(self._device))
             return
         free = min(int(torch.cuda.mem_get_info(self._device)[0]), available_host_bytes()) // 4
         sizes = tuple(size for size in self._plan.gpu_footprints_bytes if size <= free) or (base,)
         plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
-        link = found.device_copies.rates["host_to_device"].value if found.device_copies is not None else memory
+        link = found.device_copies.rates["host_to_device"].value if found.device_copies is not None else _memory(found)
         on_device: tuple[tuple[LookupPath, Tier, float], ...] = (
             ("device", "hbm", found.memory_gb_per_s),
             ("uva", "dram", link),
@@ -351,6 +353,19 @@ class _Survey:
                 self._add_curve(found, measured, tier, gather.GPU_SECTOR_BYTES, fastest)
 
             self._attempt(found, f"lookup.{tier}.{path}", stage, path)
+
+    def _gathers_at_last(self, found: Findings) -> None:
+        """Time the host's gathers a last time, and say what all times together say."""
+        gathers = self._host_gathers
+        assert gathers is not None, "they come before"
+        with watched(self._telemetry, "lookup.host.last", found.probes):
+            with gathers.opened():
+                gathers.time()
+            tiers: dict[LookupPath, Tier] = {"device": "hbm", "cpu_gather": "dram"}
+            for name, tier in tiers.items():
+                mine = [spread for spread in gathers.spreads if spread.key[0] == name]
+                if mine:
+                    self._add_curve(found, mine, tier, gather.CPU_LINE_BYTES, _memory(found))
 
     def _sweeps(self, found: Findings) -> None:
         def progress(done_ratio: float) -> None:
@@ -418,7 +433,10 @@ class _Survey:
                 eager, graphs = [], []
                 for place, part in enumerate(parts):
                     with StepBench(model, self._device, part.geometry) as bench:
-                        times = measure_layers(bench, part, found.num_threads, self._plan.layers.shared(len(parts)))
+                        effort = self._plan.layers.shared(len(parts))
+                        gathers = None if self._device.type == "cuda" else self._host_gathers
+                        with nullcontext() if gathers is None else gathers.amid() as between:
+                            times = measure_layers(bench, part, found.num_threads, effort, between=between)
                         eager.append(times)
                         if part.sequences:
                             graphs += self._graphs(found, bench, part, len(parts))
@@ -485,10 +503,10 @@ class _Survey:
         return points
 
     def _was_measured(self, found: Findings, tier: Tier, path: LookupPath) -> bool:
-        """Whether lookups of a path could be timed; the curve of the drive comes last of all."""
+        """Whether lookups of a path could be timed; curves of the host and of the drive come last of all."""
         if path == "disk":
             return self._drive is not None
-        return any((curve.tier, curve.path) == (tier, path) for curve in found.curves)
+        return path == "cpu_gather" or any((curve.tier, curve.path) == (tier, path) for curve in found.curves)
 
     def _interference(self, found: Findings, bench: StepBench) -> None:
         """Every path of this machine beside the first model's layers; path device is itself compute, beside nothing."""
@@ -531,6 +549,11 @@ class _Survey:
                     found.interference.append(entry.model_copy(update={"points": tuple(points)}))
 
             self._attempt(found, f"interference.{tier}.{name}", stage, "uva" if name == "uva" else None)
+
+
+def _memory(found: Findings) -> float:
+    """What all cores copy, GB/s."""
+    return found.host_copies.rates[f"threads_{num_cores()}"].value
 
 
 def _gpu_probe(readings: dict[str, Reading], device: torch.device) -> ProbeResult:

@@ -107,32 +107,41 @@ def pausing(pause: Pause) -> Iterator[None]:
         _pause.pop()
 
 
-def _between(clock: Clock) -> int:
+def _between(clock: Clock, others: Callable[[], None] | None) -> int:
     """What stands between two cases; for how many ns."""
     paused_ns, begun_ns = _pause[-1](), clock()
     touch_blocks()
+    if others is not None:
+        others()
     return paused_ns + clock() - begun_ns
 
 
-def collect(cases: Sequence[Case[KeyT]], effort: Effort, clock: Clock = time.perf_counter_ns) -> list[Spread[KeyT]]:
+def collect(
+    cases: Sequence[Case[KeyT]],
+    effort: Effort,
+    clock: Clock = time.perf_counter_ns,
+    *,
+    between: Callable[[], None] | None = None,
+) -> list[Spread[KeyT]]:
     """Run the cases in rounds and gather what they report, by key, in the order keys were first seen.
 
     Args:
         cases: what to measure; several may report the same key, whose samples are then pooled.
         effort: when to stop. Warm-up rounds count against the budget and leave no samples.
         clock: decides only when the budget is used; each case times itself.
+        between: called before every case; what it takes counts against no budget.
     """
     samples: dict[KeyT, list[float]] = {}
     start_ns = clock()
     with without_garbage_collection():
         for _ in range(effort.num_warm_ups):
             for case in cases:
-                start_ns += _between(clock)
+                start_ns += _between(clock, between)
                 case()
         for number in range(max(effort.min_rounds, effort.max_rounds)):
             first = number % len(cases) if cases else 0
             for case in (*cases[first:], *cases[:first]):
-                start_ns += _between(clock)
+                start_ns += _between(clock, between)
                 for key, value in case():
                     samples.setdefault(key, []).append(value)
             if number + 1 < effort.min_rounds:
