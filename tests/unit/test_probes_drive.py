@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 from tiercast_profiles.errors import MissingCapability  # noqa: E402
 from tiercast_profiles.units import MIB  # noqa: E402
-from tiercast_runtime.probes import drive, storage  # noqa: E402
+from tiercast_runtime.probes import drive, gather, storage  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.read_through import THROUGH_DEPTH  # noqa: E402
@@ -89,3 +89,26 @@ def test_a_full_disk_is_said_before_anything_is_written(mini_model, tmp_path, mo
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_holds_a_lookup_up_now_and_then_is_shared_by_those_that_take_as_long():
+    def spread(count, samples):
+        return Spread(("disk", 264, count, 1 << 28), samples)
+
+    held_up, short, long = (
+        spread(96, (10.0, 10.0, 10.0, 25.0)),
+        spread(32, (5.0, 5.0, 5.0, 5.0)),
+        spread(3072, (300.0,) * 4),
+    )
+    means = drive.means_of_alike([held_up, short, long])
+    ratio = (7 + 2.5) / 8
+    assert means[held_up.key] == pytest.approx(10 * ratio)
+    assert means[short.key] == pytest.approx(5 * ratio)
+    assert means[long.key] == 300.0, "what takes so much longer was not seen to be held up"
+
+
+def test_the_curve_of_a_drive_has_these_means():
+    key = ("disk", 264, 96, 1 << 28)
+    curve, _ = gather.curve_from([Spread(key, (10.0, 11.0, 12.0))], "nvme", 512, 1.0, {key: 14.0})
+    (point,) = curve.points
+    assert (point.low_us, point.time_us, point.high_us) == (10.5, 14.0, 14.0)

@@ -7,7 +7,7 @@ Assumption A38: for a path the host drives (``cpu_gather``, ``disk``) the time e
 a GPU the copy over the link follows; its time is that of the link probes and is not part of the curve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,21 +161,29 @@ def measure_device_gather(
 
 
 def curve_from(
-    spreads: Sequence[Spread[GatherKey]], tier: Tier, granularity_bytes: int, fastest_gb_per_s: float
+    spreads: Sequence[Spread[GatherKey]],
+    tier: Tier,
+    granularity_bytes: int,
+    fastest_gb_per_s: float,
+    means: Mapping[GatherKey, float] | None = None,
 ) -> tuple[LookupCurve, tuple[ProbeResult, ...]]:
-    """The curve of one path, and its probes: every point's samples, and how far the fitted parameters miss them."""
+    """The curve of one path, and its probes: every point's samples, and how far the fitted parameters miss them.
+
+    ``means`` are taken for the points where they are given, else those of each point's samples.
+    """
+    means = {spread.key: spread.mean for spread in spreads} if means is None else means
     path = spreads[0].key[0]
     points = tuple(
         LookupPoint(
             num_rows=count,
             row_bytes=row_bytes,
             footprint_bytes=size,
-            time_us=rounded(spread.mean),
-            low_us=rounded(min(spread.low, spread.mean)),
-            high_us=rounded(max(spread.high, spread.mean)),
+            time_us=rounded(mean),
+            low_us=rounded(min(spread.low, mean)),
+            high_us=rounded(max(spread.high, mean)),
         )
         for spread in spreads
-        for _, row_bytes, count, size in [spread.key]
+        for mean, (_, row_bytes, count, size) in [(means[spread.key], spread.key)]
     )
     largest = max(point.footprint_bytes for point in points)
     far = [point for point in points if point.footprint_bytes * FAR_SMALLER >= largest]  # not those a cache holds

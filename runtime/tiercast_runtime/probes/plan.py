@@ -63,12 +63,12 @@ QUICK = ProbePlan(
         starts=(0, 128),
     ),
     copies=Effort(seconds(0.4), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    rates=Effort(seconds(0.5), num_warm_ups=1, min_rounds=5, max_rounds=20),
-    gather=Effort(seconds(2.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    rates=Effort(seconds(0.4), num_warm_ups=1, min_rounds=5, max_rounds=20),
+    gather=Effort(seconds(1.6), num_warm_ups=1, min_rounds=9, max_rounds=60),
     sweep=SweepStage(
         SweepPlan(num_rows=(16, 128, 1024)), Effort(0, num_warm_ups=0, min_rounds=6, max_rounds=6), is_quick=True
     ),
-    reads=Effort(seconds(0.8), num_warm_ups=1, min_rounds=3, max_rounds=20),
+    reads=Effort(seconds(0.6), num_warm_ups=1, min_rounds=3, max_rounds=20),
     disk=Effort(seconds(3.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
     layers=Effort(seconds(23.0), num_warm_ups=1, min_rounds=3, max_rounds=40),  # four rounds, in slow hours three
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=7, max_rounds=60),

@@ -418,7 +418,9 @@ class _Survey:
             found.storage = facts.storage
             found.probes += facts.probes
             fastest = facts.storage.read_bandwidth_gb_per_s.value
-            self._add_curve(found, drive.lookups, "nvme", drive.granularity_bytes, fastest)
+            curve, probes = gather.curve_from(drive.lookups, "nvme", drive.granularity_bytes, fastest, drive.means)
+            found.curves.append(curve)
+            found.probes += probes
 
         self._attempt(found, "lookup.nvme.disk.last", stage, "disk")
 

@@ -253,7 +253,8 @@ def cuda_event() -> "torch.cuda.Event":
 def without_garbage_collection() -> Iterator[None]:
     """No cyclic garbage collection inside: a full pass takes milliseconds and would land in some sample."""
     was_enabled = gc.isenabled()
-    gc.collect()
+    if was_enabled:  # else something around it has collected
+        gc.collect()
     gc.disable()
     try:
         yield
