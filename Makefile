@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make .venv with the pinned versions (every other target does it by itself)
 
-demo: $(READY) ## the main job: probe this machine, run, simulate, compare, price (under five minutes)
+demo: $(READY) ## the main job: probe this machine, run, simulate, compare, price (some five minutes)
 	$(BIN)/tiercast demo
 
 test: $(READY) ## all tests that need no GPU

@@ -78,6 +78,10 @@ def checks(summary: Json) -> str:
     for name in ("median", "worst"):
         error = summary[f"throughput_error_{name}"]
         lines.append(f"| throughput error of the predictions, {name} | {_percent(error)} |")
+    for name in ("median", "worst"):
+        points = summary.get(f"penalty_error_{name}")
+        shown = "–" if points is None else f"{100 * points:.2f} pt"
+        lines.append(f"| error of the predicted loss against no Engram, {name} | {shown} |")
     lines.append(f"| cases failed, lacking | {summary['num_failed']}, {summary['num_lacking']} |")
     return "| what | found |\n|---|---|\n" + "\n".join(lines)
 

@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,6 +42,7 @@ STAGES: dict[str, Callable[[Context], list[Case]]] = {
     "predict": stage_predict.cases,
     "publish": stage_publish.cases,
 }
+LAST_LINE = ("num_done", "num_failed", "num_pending", "throughput_error_median", "penalty_error_median")
 LEAST_SECONDS = 20  # a stage is not started with less
 EXIT_MACHINE_LACKS = 4  # as the command line has it
 GRACE_SECONDS = 45  # past the budget, for a case that takes longer than expected; then it is cut off
@@ -49,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_evidence", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="the same stages on the CPU with the tiny model")
     parser.add_argument("--out", type=Path, default=None, help="where everything is kept (out/gpu, out/rehearsal)")
-    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds this call may take")
+    parser.add_argument("--budget-s", type=float, default=500.0, help="seconds this call may take")
     parser.add_argument("--table-gib", type=float, default=None, help="size of the table, instead of what fits")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"only these, in order: {', '.join(STAGES)}")
     parser.add_argument("--collect", type=Path, default=None, help="copy summary and packed records here at the end")
@@ -78,7 +82,8 @@ def run_stage(
     state = context.state
     try:
         for case in cases:
-            if not state.is_pending(case.key) or clock() + case.seconds > until:
+            expected = case.seconds + (context.tables_seconds if case.needs_tables else 0.0)
+            if not state.is_pending(case.key) or clock() + expected > until:
                 continue
             print(f"{case.key} …", flush=True)
             begin = clock()
@@ -121,8 +126,7 @@ def run(options: argparse.Namespace) -> int:
             command = [sys.executable, "-m", "gpu_evidence", *sys.argv[1:], "--out", str(options.out)]
             command += ["--child", stage, "--until", str(until)]
             try:
-                limit = until - time.monotonic() + GRACE_SECONDS
-                subprocess.run(command, cwd=ROOT, env=environment_of(ROOT), check=False, timeout=limit)
+                _run_child(command, until - time.monotonic() + GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 print(f"{stage}: cut off", flush=True)
     context = context_of(options)
@@ -131,10 +135,23 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(summary.lines(data)))
     for path in summary.pack(options.out, data, options.collect or options.out / "packed"):
         print(f"packed {path} ({path.stat().st_size:,} B)")
-    print(
-        json.dumps({name: data[name] for name in ("num_done", "num_failed", "num_pending", "throughput_error_median")})
-    )
+    print(json.dumps({name: data[name] for name in LAST_LINE}))
     return 1 if data["num_failed"] else 0
+
+
+def _run_child(command: Sequence[str], limit_s: float) -> None:
+    """Run a stage; what it started itself ends with it, for it would compute beside the next one.
+
+    Raises:
+        TimeoutExpired: it took longer and was ended.
+    """
+    child = subprocess.Popen(command, cwd=ROOT, env=environment_of(ROOT), start_new_session=True)
+    try:
+        child.wait(timeout=limit_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def main() -> int:

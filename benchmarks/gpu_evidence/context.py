@@ -17,9 +17,10 @@ from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.store import load_hardware, load_model, write_text
 from tiercast_runtime.device import pick_device
-from tiercast_runtime.memory import available_host_bytes
+from tiercast_runtime.memory import PIN_CHUNK_BYTES, available_host_bytes
 from tiercast_runtime.table import HostTable, MemoryTable
 
+ASSUMED_FILL_BYTES_PER_S = 0.8e9  # to touch, fill and pin a table, until it is known
 PROFILES = ("profile-full", "profile-quick")  # the better one first
 
 
@@ -28,11 +29,22 @@ class CopiedTable(MemoryTable):
 
     def __init__(self, source: HostTable, device: torch.device) -> None:
         super().__init__(source.engram, source.layer_index, source.layout, source.num_rows)
-        self.parts = tuple(part.to(device) for part in source.parts)
+        self.parts = tuple(_copied(part, device) for part in source.parts)
 
     def close(self) -> None:
         """Let go of the memory."""
         self.parts = ()
+
+
+def _copied(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows on the device, copied piece by piece as they were pinned: a driver may refuse one copy over several."""
+    found = torch.empty_like(part, device=device)
+    if not part.is_contiguous():
+        return found.copy_(part)
+    source, target = part.view(-1), found.view(-1)
+    for first in range(0, source.numel(), PIN_CHUNK_BYTES):
+        target[first : first + PIN_CHUNK_BYTES].copy_(source[first : first + PIN_CHUNK_BYTES])
+    return found
 
 
 @dataclass
@@ -111,6 +123,14 @@ class Context:
                 HostTable(engram, index, "packed", is_pinned=is_gpu) for index in range(len(engram.layer_ids))
             ]
         return self._tables["host"]
+
+    @property
+    def tables_seconds(self) -> float:
+        """What :meth:`host_tables` will take here: as long as it took before, nothing once they are there."""
+        if self.is_rehearsal or "host" in self._tables:
+            return 0.0
+        known = self.state.numbers("arms/host-tables")
+        return self.table_bytes / ASSUMED_FILL_BYTES_PER_S if known is None else known["seconds"]
 
     def resident_tables(self) -> list[MemoryTable]:
         """The same rows in device memory, copied from the host's; dropped by ``drop_resident``."""

@@ -23,12 +23,16 @@ LARGEST_DISK_TABLE_BYTES = 24 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to measure. ``seconds`` is what it is expected to take; ``run`` returns the numbers for the summary."""
+    """One thing to measure. ``seconds`` is what it is expected to take; ``run`` returns the numbers for the summary.
+
+    Where it ``needs_tables`` in host memory, the first of a process takes as long as those do besides.
+    """
 
     stage: str
     name: str
     seconds: float
     run: "Callable[[Context], dict[str, Any]]"
+    needs_tables: bool = False
 
     @property
     def key(self) -> str:

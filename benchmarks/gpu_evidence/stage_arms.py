@@ -4,6 +4,7 @@ All arms of one process share one table in host memory; the copy in device memor
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from gpu_evidence.context import Context
 from gpu_evidence.plan import Case
 from gpu_evidence.stage_sweep import table_case
-from tiercast_profiles.scenario import Placement, ResolvedScenario, Scenario, combine
+from tiercast_profiles.scenario import Engine, Placement, ResolvedScenario, Scenario, combine
 from tiercast_profiles.store import load_prices
 from tiercast_profiles.timeline import chrome_trace
 from tiercast_profiles.workload import Workload
@@ -24,6 +25,7 @@ from tiercast_runtime.table import HostTable, Table, expected_rows
 
 SAMPLED_ROWS = 100_000
 TRACED = "decode-64"
+PROMPT_TOKENS, MOST_ANSWER_TOKENS, CACHED_TOKENS = 64, 384, 160 * 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,14 @@ def _closed(concurrency: int, count: int, lengths: dict[str, Any]) -> dict[str, 
 
 
 def decode_work(batch: int) -> Work:
-    """Short requests, three times as many as run at once: a decode batch of this size most of the time."""
-    lengths = {"prompt_tokens": {"fixed": 64}, "output_tokens": {"fixed": 96}}
-    return Work(f"decode-{batch}", _closed(batch, 3 * batch, lengths), 20 + batch / 25)
+    """Short prompts and long answers, twice as many requests as run at once: a decode batch of this size nearly always.
+
+    Prompts run as single calls, one after another, and are not what these works are about. Beside the table in device
+    memory there is cache for some 82,000 tokens: the largest batches have shorter answers.
+    """
+    answer = min(MOST_ANSWER_TOKENS, CACHED_TOKENS // batch - PROMPT_TOKENS)
+    lengths = {"prompt_tokens": {"fixed": PROMPT_TOKENS}, "output_tokens": {"fixed": answer}}
+    return Work(f"decode-{batch}", _closed(batch, 2 * batch, lengths), 25 + batch / 20)
 
 
 PAPER = Work(
@@ -108,7 +115,7 @@ def arm_cases(context: Context) -> list[Case]:
     """Arms by workload, what matters most first; then the rows of the table are checked."""
     if context.is_rehearsal:
         rehearsed = (NO_ENGRAM, HBM, BY_NAME["cpu_gather"], UVA)
-        checks = [Case("arms", "rows", 5, check_rows), table_case()]
+        checks = [make_tables_case(), Case("arms", "rows", 5, check_rows, needs_tables=True), table_case()]
         return [*(_case("arms", arm, rehearsal_work()) for arm in rehearsed), *checks]
     order: list[tuple[Work, tuple[Arm, ...]]] = [
         (WORKS["decode-64"], (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER)),
@@ -123,7 +130,8 @@ def arm_cases(context: Context) -> list[Case]:
         *((WORKS[f"decode-{batch}"], OTHERS) for batch in (32, 512, 8, 128)),
     ]
     cases = [_case("arms", arm, work) for work, arms in order for arm in arms]
-    return [*cases[:6], Case("arms", "rows", 10, check_rows), table_case(), *cases[6:]]
+    rows = Case("arms", "rows", 10, check_rows, needs_tables=True)
+    return [make_tables_case(), *cases[:6], rows, table_case(), *cases[6:]]
 
 
 def disk_cases(context: Context) -> list[Case]:
@@ -140,8 +148,13 @@ def rehearsal_work() -> Work:
     return Work(TINY.name, {**TINY.workload, **lengths}, TINY.seconds, TINY.repeats)
 
 
-def resolve(context: Context, arm: Arm, work: Work, *, is_disk: bool) -> ResolvedScenario:
-    """The scenario of one case on the profile measured here."""
+def resolve(
+    context: Context, arm: Arm, work: Work, *, is_disk: bool, max_num_seqs: int | None = None
+) -> ResolvedScenario:
+    """The scenario of one case on the profile measured here; ``max_num_seqs`` where the work would run more at once."""
+    engine = Engine()
+    if max_num_seqs is not None and max_num_seqs < work.workload["concurrency"]:
+        engine = engine.model_copy(update={"max_num_seqs": max_num_seqs})
     model = context.disk_model() if is_disk else context.model()
     scenario = Scenario(
         schema_version=1,
@@ -149,6 +162,7 @@ def resolve(context: Context, arm: Arm, work: Work, *, is_disk: bool) -> Resolve
         model=model.name,
         placement=Placement.model_validate(arm.placement),
         workload=Workload.model_validate(work.workload),
+        engine=engine,
     )
     return combine(scenario, context.profile(), model, load_prices("default"))
 
@@ -164,7 +178,9 @@ def _tables(context: Context, arm: Arm, *, is_disk: bool) -> list[Table] | None:
 
 
 def _case(stage: str, arm: Arm, work: Work, *, is_disk: bool = False) -> Case:
-    return Case(stage, f"{work.name}/{arm.name}", work.seconds, _run(arm, work, is_disk=is_disk))
+    needs_tables = arm.placement["tier"] != "none" and not is_disk
+    run = _run(arm, work, is_disk=is_disk)
+    return Case(stage, f"{work.name}/{arm.name}", work.seconds, run, needs_tables=needs_tables)
 
 
 def _run(arm: Arm, work: Work, *, is_disk: bool) -> Callable[[Context], dict[str, Any]]:
@@ -197,6 +213,18 @@ def _run(arm: Arm, work: Work, *, is_disk: bool) -> Callable[[Context], dict[str
         return found
 
     return run
+
+
+def make_tables_case() -> Case:
+    """The tables that the arms of one process share, as a case of its own: they take minutes where they are large."""
+    return Case("arms", "host-tables", 1, make_tables, needs_tables=True)
+
+
+def make_tables(context: Context) -> dict[str, Any]:
+    """Fill the tables in host memory and pin them; how long it took is what a later process expects it to take."""
+    begin = time.monotonic()
+    tables = context.host_tables()
+    return {"seconds": time.monotonic() - begin, "table_bytes": sum(table.size_bytes for table in tables)}
 
 
 def check_rows(context: Context) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every way is compared with the others' rows first; ids are fresh in each sample;
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from gpu_evidence.context import Context
 from gpu_evidence.plan import Case, paper_model
+from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import GIB, NS_PER_MS, NS_PER_US
 from tiercast_runtime.batch import BatchBuilder
@@ -46,10 +48,17 @@ def cases(context: Context) -> list[Case]:
 
 def against_host_gather(context: Context) -> dict[str, Any]:
     """``uva`` and index_select on the host with a copy behind it, from ids on the device to rows on the device."""
-    device, model = context.device, paper_model("paper-4b-100b", GIB)
-    table = HostTable(model.engram, 0, "packed", is_pinned=True)
+    with closing(HostTable(paper_model("paper-4b-100b", GIB).engram, 0, "packed", is_pinned=True)) as table:
+        found = _against_host_gather(table, context.device)
+    context.write("sweep/uva-against-host-gather.json", json.dumps(found, indent=1))
+    slower = [row["tokens"] for row in found if row["uva_us"] >= row["index_select_and_copy_us"]]
+    return {"tokens_where_uva_is_slower": str(slower), **{f"{row['tokens']}_us": row["uva_us"] for row in found[::4]}}
+
+
+def _against_host_gather(table: HostTable, device: torch.device) -> list[dict[str, float]]:
+    """By number of tokens the time of both ways in µs."""
     path = UvaPath([table], device)
-    host, per_token = table.parts[0], model.engram.num_rows_per_token
+    host, per_token = table.parts[0], table.engram.num_rows_per_token
     generator = np.random.default_rng(0)
 
     def by_host(ids: torch.Tensor) -> torch.Tensor:
@@ -78,18 +87,23 @@ def against_host_gather(context: Context) -> dict[str, Any]:
         found.append({"tokens": tokens, **{f"{name}_us": median(values) for name, values in samples.items()}})
     path.check()
     path.close()
-    table.close()
-    context.write("sweep/uva-against-host-gather.json", json.dumps(found, indent=1))
-    slower = [row["tokens"] for row in found if row["uva_us"] >= row["index_select_and_copy_us"]]
-    return {"tokens_where_uva_is_slower": str(slower), **{f"{row['tokens']}_us": row["uva_us"] for row in found[::4]}}
+    return found
 
 
 def against_streaming(context: Context) -> dict[str, Any]:
     """Random 256-byte rows of a 1 GiB table beside a read of the same memory in order, by grid size."""
+    with closing(HostTable(paper_model("paper-4b-100b", GIB).engram, 0, "packed", is_pinned=True)) as table:
+        found = _against_streaming(table, context.device)
+    context.write("sweep/uva-against-streaming.json", json.dumps(found, indent=1))
+    streaming = max(row["streaming_gb_per_s"] for row in found)
+    rows = max(row["rows_gb_per_s"] for row in found)
+    return {"streaming_gb_per_s": streaming, "rows_gb_per_s": rows, "ratio": rows / streaming}
+
+
+def _against_streaming(table: HostTable, device: torch.device) -> list[dict[str, float]]:
+    """By grid size the rate of both in GB/s."""
     from tiercast_runtime.paths.uva_kernel import launch_gather
 
-    device, model = context.device, paper_model("paper-4b-100b", GIB)
-    table = HostTable(model.engram, 0, "packed", is_pinned=True)
     octets = table.parts[0].reshape(-1)
     octets = octets[: octets.numel() // STREAM_ROW_BYTES * STREAM_ROW_BYTES]
     complaints = torch.zeros(1, dtype=torch.int32, pin_memory=True)
@@ -116,17 +130,18 @@ def against_streaming(context: Context) -> dict[str, Any]:
         for grid in GRIDS
     ]
     assert not int(complaints[0]), "an id was outside the table"
-    table.close()
-    context.write("sweep/uva-against-streaming.json", json.dumps(found, indent=1))
-    streaming = max(row["streaming_gb_per_s"] for row in found)
-    rows = max(row["rows_gb_per_s"] for row in found)
-    return {"streaming_gb_per_s": streaming, "rows_gb_per_s": rows, "ratio": rows / streaming}
+    return found
 
 
 def overheads(context: Context) -> dict[str, Any]:
     """Hash and launch of a lookup for 256 tokens, and one Engram module, in host time and as captured graphs."""
-    device, model = context.device, paper_model("paper-4b-100b", GIB)
-    table = HostTable(model.engram, 0, "packed", is_pinned=True)
+    model = paper_model("paper-4b-100b", GIB)
+    with closing(HostTable(model.engram, 0, "packed", is_pinned=True)) as table:
+        return _overheads(table, model, context.device)
+
+
+def _overheads(table: HostTable, model: ModelSpec, device: torch.device) -> dict[str, Any]:
+    """Times in µs, by what they are of."""
     path, hasher = UvaPath([table], device), EngramHasher(model.engram, device)
     clock = time.perf_counter_ns
     backend, timed = CudaGraphs(device, clock), DeviceTimer(device)
@@ -151,7 +166,6 @@ def overheads(context: Context) -> dict[str, Any]:
         module = backend.capture(lambda: layer.forward(hidden, staged, batch))
         found["module_graph_us_256_tokens"] = median([timed(module.replay) / NS_PER_US for _ in range(NUM_SAMPLES)])
     path.close()
-    table.close()
     return found
 
 

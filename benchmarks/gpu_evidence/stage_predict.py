@@ -20,7 +20,11 @@ def _predict(key: str) -> Any:
     def run(context: Context) -> dict[str, Any]:
         stage, work_name, arm_name = key.split("/")
         work = rehearsal_work() if context.is_rehearsal else WORKS[work_name]
-        resolved = resolve(context, BY_NAME[arm_name], work, is_disk=stage == "disk")
+        numbers = context.state.numbers(key)
+        assert numbers is not None, "only what was measured is predicted"
+        # the runtime's cache is static: how many sequences it has room for at their longest is an input, not a result
+        slots = numbers["kv_slots"]
+        resolved = resolve(context, BY_NAME[arm_name], work, is_disk=stage == "disk", max_num_seqs=slots)
         measured = load_record(context.out / "measured" / f"{work_name}-{arm_name}.json")
         predicted = simulate(resolved)
         context.write(f"simulated/{work_name}-{arm_name}.json", predicted.to_json())
@@ -30,6 +34,8 @@ def _predict(key: str) -> Any:
         throughput = comparison.metric("output_tokens_per_s")
         return {
             "throughput_error_ratio": None if throughput is None else throughput.error_ratio,
+            "output_tokens_per_s": predicted.metrics.output_tokens_per_s.value,
+            "total_tokens_per_s": predicted.metrics.total_tokens_per_s.value,
             "num_differing_inputs": len(differing),
         }
 

@@ -46,7 +46,7 @@ Pages = Literal["4k", "thp", "1g"]
 
 def table_case() -> Case:
     """The sweep over the arms' table, in the process that has filled and pinned it."""
-    return Case("arms", "sweep-table", 110, sweep_table)
+    return Case("arms", "sweep-table", 110, sweep_table, needs_tables=True)
 
 
 def cases(context: Context) -> list[Case]:

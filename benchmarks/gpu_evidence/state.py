@@ -14,7 +14,8 @@ class State:
     """Cases by key ``stage/name``: status ``done``, ``failed``, ``lacking`` (the machine or the
     runtime lacks what it needs) or ``running``, attempts, message, numbers.
 
-    A case found ``running`` by a later process was cut off; it is tried once more and then given up.
+    A case found ``running`` by a later process was cut off, and one that is ``lacking`` may find what it lacked: both
+    are tried once more and then given up.
     """
 
     path: Path
@@ -30,7 +31,7 @@ class State:
         entry = self.cases.get(key)
         if entry is None:
             return True
-        return entry["status"] == "running" and entry["attempts"] < MAX_ATTEMPTS
+        return entry["status"] in ("running", "lacking") and entry["attempts"] < MAX_ATTEMPTS
 
     def begin(self, key: str) -> None:
         """A case starts."""

@@ -12,23 +12,26 @@ from gpu_evidence.plan import Case
 from gpu_evidence.state import State
 
 BASELINES = ("no_engram", "hbm")
+MEASURED, PREDICTED = "arms/", "predict/arms/"  # begin the keys of the arms
+EAGER = "-eager"  # ends the names of arms that run as single calls
 FOLDERS = ("measured", "simulated", "compared", "traces", "gathers", "sweep", "logs")
 MAX_PACK_BYTES = 15 << 20  # of one packed file
 
 
-def penalties(state: State) -> dict[str, dict[str, float]]:
-    """Throughput lost by each measured arm against both baselines, per workload; only where both were measured.
+def penalties(state: State, of: str = MEASURED) -> dict[str, dict[str, float]]:
+    """Throughput lost by each arm against both baselines, per workload; only where both were measured, or predicted.
 
-    Work that only prefills is compared by all tokens, the rest by output tokens.
+    Work that only prefills is compared by all tokens, the rest by output tokens; single calls with single calls.
     """
     found: dict[str, dict[str, float]] = {}
     for key in state.cases:
-        if not key.startswith("arms/") or key.count("/") != 2:
+        work, _, arm = key.removeprefix(of).partition("/")
+        if not key.startswith(of) or not arm:
             continue
-        _, work, arm = key.split("/")
         for baseline in BASELINES:
-            mine, base = state.numbers(key), state.numbers(f"arms/{work}/{baseline}")
-            if mine is None or base is None or arm == baseline:
+            twin = f"{baseline}{EAGER}" if arm.endswith(EAGER) else baseline
+            mine, base = state.numbers(key), state.numbers(f"{of}{work}/{twin}")
+            if mine is None or base is None or arm == twin:
                 continue
             unit = "total_tokens_per_s" if work.startswith("prefill") else "output_tokens_per_s"
             found.setdefault(f"{work}/{arm}", {})[baseline] = round(1 - mine[unit] / base[unit], 5)
@@ -45,6 +48,7 @@ def as_data(state: State, cases: Sequence[Case], *, is_rehearsal: bool) -> dict[
         and (numbers := state.numbers(key)) is not None
         and numbers["throughput_error_ratio"] is not None
     ]
+    points = penalty_errors(state)
     status = {key: entry["status"] for key, entry in state.cases.items()}
     return {
         "is_rehearsal": is_rehearsal,
@@ -55,7 +59,20 @@ def as_data(state: State, cases: Sequence[Case], *, is_rehearsal: bool) -> dict[
         "penalties": penalties(state),
         "throughput_error_median": statistics.median(errors) if errors else None,
         "throughput_error_worst": max(errors) if errors else None,
+        "penalty_errors": points,
+        "penalty_error_median": statistics.median(map(abs, points.values())) if points else None,
+        "penalty_error_worst": max(map(abs, points.values())) if points else None,
         "cases": state.cases,
+    }
+
+
+def penalty_errors(state: State) -> dict[str, float]:
+    """Predicted less measured loss against no Engram, by ``work/arm``."""
+    measured, predicted = penalties(state), penalties(state, PREDICTED)
+    return {
+        name: round(predicted[name]["no_engram"] - lost["no_engram"], 5)
+        for name, lost in measured.items()
+        if "no_engram" in lost and "no_engram" in predicted.get(name, {})
     }
 
 

@@ -8,11 +8,6 @@ from tiercast_cli import catalogue_views, pricing_views, render, text_locality, 
 if TYPE_CHECKING:
     from tiercast_cli.demo_job import DemoResult
 
-PREDICTED_FROM = (
-    "predicted from probes of the same minutes: they took turns with the runs, and neither sees the other "
-    "(profile.yaml; the profile of part 1 is profile-before.yaml)"
-)
-
 
 def show(part: str, result: "DemoResult") -> None:
     """Print one part as soon as it is done."""
@@ -48,7 +43,7 @@ def validation(result: "DemoResult") -> None:
     penalty_table(result)
     validation_views.ranking(result.cases)
     prefetch_verdict(result)
-    render.line(PREDICTED_FROM)
+    predicted_from(result)
 
 
 def penalty_table(result: "DemoResult") -> None:
@@ -76,6 +71,15 @@ def prefetch_verdict(result: "DemoResult") -> None:
         f"prefetch against no prefetch: {render.percent(gains[0], signed=True)} throughput measured, "
         f"{render.percent(gains[1], signed=True)} predicted"
     )
+
+
+def predicted_from(result: "DemoResult") -> None:
+    """Which profile the arms are predicted from, in one line."""
+    if result.profile is None:
+        return
+    is_gpu = result.profile.device.kind != "cpu"  # layers cannot be timed beside engines there
+    when = "probed right before the runs" if is_gpu else "probed in turns with the runs, and neither sees the other"
+    render.line(f"predicted from profile.yaml, {when}; the profile of part 1 is profile-before.yaml")
 
 
 def prediction(result: "DemoResult") -> None:

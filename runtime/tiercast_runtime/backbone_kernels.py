@@ -48,7 +48,8 @@ def rms_norm(hidden: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Slots, positions and lengths are pieces of one buffer of a step and begin where the pieces before them end.
+@triton.jit(do_not_specialize_on_alignment=["slots", "positions"])  # type: ignore[untyped-decorator]
 def _rotate_and_store(  # type: ignore[no-untyped-def]
     qkv,
     rope,
@@ -144,7 +145,7 @@ def silu_mul(gate_up: torch.Tensor, out: torch.Tensor) -> None:
     _silu_mul[num_rows, triton.cdiv(width, _INNER_BLOCK)](gate_up, out, WIDTH=width, BLOCK=_INNER_BLOCK)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["slots", "lengths"])  # type: ignore[untyped-decorator]
 def _attend_splits(  # type: ignore[no-untyped-def]
     queries,
     cache,

@@ -16,8 +16,12 @@ from tiercast_profiles.errors import BadInput
 _TOKENS_PER_PROGRAM = 32
 
 
-# Numbers that change from step to step are not specialised on: a graph capture must never meet a first compilation.
-@triton.jit(do_not_specialize=["num_tokens", "pad", "token_stride", "slot_stride"])  # type: ignore[untyped-decorator]
+# Numbers that change from step to step are not specialised on, nor where in a step's buffer the windows begin: neither
+# a graph capture nor a measured step may meet a first compilation.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["num_tokens", "pad", "token_stride", "slot_stride"],
+    do_not_specialize_on_alignment=["windows"],
+)
 def _hash_windows(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # a kernel's arguments are its wires
     windows,
     multipliers,

@@ -7,7 +7,7 @@ Pinned memory is not taken from torch's pinned allocator: that rounds sizes up t
 import ctypes
 import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,12 @@ class HostBlock:
         while self._pinned_addresses:
             if int(cudart.cudaHostUnregister(self._pinned_addresses.pop())) != 0:
                 clear_cuda_error()
+
+    def __del__(self) -> None:
+        """Unpin what nobody closed: what goes back registered cannot be pinned when it is handed out again."""
+        if getattr(self, "_pinned_addresses", ()):
+            with suppress(Exception):  # nobody is there to hear of it
+                self._unpin()
 
     def close(self) -> None:
         """Unpin and let go; the memory goes back when the last tensor over it is gone."""

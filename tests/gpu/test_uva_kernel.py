@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -105,9 +106,9 @@ def test_a_lookup_in_the_cache_is_the_same_in_one_kernel():
 @needs_gpu
 @pytest.mark.parametrize("policy", ["lru", "lfu", "static_hot"])
 @pytest.mark.parametrize("mode", ["off", "step_entry"])
-def test_a_cache_on_the_gpu_brings_the_rows(mini_model, gpu, tmp_path, mode, policy):
+def test_a_cache_on_the_gpu_brings_the_rows(mini_model, gpu, held, mode, policy):
     engram = mini_model("v41", engram={"row_values": 256, "rows_per_head": [5001] * 3}).engram
-    tables = [table.HostTable(engram, layer, "split", is_pinned=True) for layer in (0, 1)]
+    tables = [held.enter_context(closing(table.HostTable(engram, layer, "split", is_pinned=True))) for layer in (0, 1)]
     path = CachedPath(UvaPath(tables, gpu), tables, cache_slots=2000, policy=policy)
     for layer in (0, 1):
         path.fill_cache(layer, np.arange(1500) * 7)
@@ -143,13 +144,20 @@ def gpu():
     return torch.device("cuda", 0)
 
 
-def open_path(name, engram, layout, device, folder):
+@pytest.fixture
+def held():
+    """What is closed when a test ends, however it ends: memory that stays pinned cannot be pinned by the next one."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def open_path(name, engram, layout, device, folder, held):
     layers = range(len(engram.layer_ids))
     if name == "device":
         return DevicePath([table.ResidentTable(engram, layer, layout, device) for layer in layers], device)
     if name == "disk":
         return DiskPath([table.FileTable(engram, layer, layout, folder) for layer in layers], device)
-    tables = [table.HostTable(engram, layer, layout, is_pinned=True) for layer in layers]
+    tables = [held.enter_context(closing(table.HostTable(engram, layer, layout, is_pinned=True))) for layer in layers]
     return UvaPath(tables, device) if name == "uva" else CpuGatherPath(tables, device)
 
 
@@ -158,9 +166,9 @@ def open_path(name, engram, layout, device, folder):
 @pytest.mark.parametrize("mode", ["off", "step_entry"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["device", "uva", "cpu_gather", "disk"])
-def test_every_path_on_the_gpu_brings_the_rows(mini_model, gpu, tmp_path, name, layout, mode):
+def test_every_path_on_the_gpu_brings_the_rows(mini_model, gpu, held, tmp_path, name, layout, mode):
     engram = mini_model("v41", engram={"row_values": 256, "rows_per_head": [5001] * 3}).engram
-    path = open_path(name, engram, layout, gpu, tmp_path)
+    path = open_path(name, engram, layout, gpu, tmp_path, held)
     prefetcher = Prefetcher(path, mode)
     generator = np.random.default_rng(0)
     for num_tokens in (1, 300, 2, 2000):
@@ -186,9 +194,9 @@ def test_every_path_on_the_gpu_brings_the_rows(mini_model, gpu, tmp_path, name, 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_an_id_outside_the_table_voids_the_step(mini_model, gpu, tmp_path):
+def test_an_id_outside_the_table_voids_the_step(mini_model, gpu, held, tmp_path):
     engram = mini_model("v41").engram
-    path = open_path("uva", engram, "packed", gpu, tmp_path)
+    path = open_path("uva", engram, "packed", gpu, tmp_path, held)
     prefetcher = Prefetcher(path, "step_entry")
     row_ids = torch.zeros((2, 3, 6), dtype=torch.int64, device=gpu)
     row_ids[1, 2, 5] = 10**6

@@ -11,6 +11,7 @@ from tiercast_cli.render import to_text
 from tiercast_cli.run_pace import RunPace
 from tiercast_cli.validation import Validation
 from tiercast_cli.validation_case import Case, measured_penalty, penalty, predict
+from tiercast_profiles import store
 from tiercast_profiles.compare import compare
 from tiercast_profiles.errors import CheckFailed, InfeasibleScenario, MissingCapability
 from tiercast_profiles.record import Metric
@@ -207,12 +208,14 @@ def test_the_error_at_pace_stands_beside_the_plain_one(case):
     assert by_group["at pace"].bias == pytest.approx(0.01)
 
 
-def test_the_demo_says_what_it_predicted_from_and_has_a_table_for_a_readme(case):
-    result = DemoResult(validated=Validation((case("demo-no-engram", 100, 120),)))
+def test_the_demo_says_what_it_predicted_from_and_has_a_table_for_a_readme(case, cpu_hardware):
+    result = DemoResult(profile=cpu_hardware, validated=Validation((case("demo-no-engram", 100, 120),)))
     head, _, first, *_ = demo_views.error_table_markdown(result).splitlines()
     assert head == "| arm | metric | measured | predicted | error |"
     assert first == "| demo-no-engram | output tokens/s | 100 | 120 | +20.0 % |"
-    assert "predicted from probes of the same minutes" in to_text(lambda: demo_views.validation(result), 110)
+    assert "profile.yaml, probed in turns with the runs" in to_text(lambda: demo_views.validation(result), 110)
+    result.profile = store.load_hardware("h200-sxm")
+    assert "profile.yaml, probed right before the runs;" in to_text(lambda: demo_views.validation(result), 110)
 
 
 def test_without_a_pace_runs_stop_for_what_is_between_and_find_nothing(monkeypatch):

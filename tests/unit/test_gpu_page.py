@@ -24,6 +24,8 @@ def folder(tmp_path):
         "penalties": {"decode-64/uva": {"hbm": 0.00505, "no_engram": 0.015}, "decode-8/uva": {"hbm": 0.02}},
         "throughput_error_median": 0.021,
         "throughput_error_worst": None,
+        "penalty_error_median": 0.0042,
+        "penalty_error_worst": None,
         "num_failed": 1,
         "num_lacking": 0,
     }
@@ -47,6 +49,7 @@ def test_the_places_hold_what_was_measured(folder):
     assert "memory floor, at most 1.3 | 1.21 |" in places["gpu-checks"]
     assert "hash and launch for 256 tokens, at most 10 us | not measured |" in places["gpu-checks"]
     assert "worst | – |" in places["gpu-checks"]
+    assert "against no Engram, median | 0.42 pt |" in places["gpu-checks"]
     assert places["gpu-table-4"] == PAGE["NOT_YET"]
 
 

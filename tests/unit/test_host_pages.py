@@ -138,6 +138,15 @@ def test_a_block_is_pinned_in_pieces_that_cover_it_once(monkeypatch):
     assert cudart.registered == {}
 
 
+def test_a_pinned_block_that_nobody_closed_is_unpinned_when_it_goes(monkeypatch):
+    cudart = FakeCudart(99)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    block = memory.HostBlock(MIB)
+    block.pin()
+    del block
+    assert cudart.registered == {}
+
+
 def test_a_refused_piece_lets_the_others_go_and_takes_the_error_away(monkeypatch):
     cudart, cleared = FakeCudart(2), []
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)

@@ -8,6 +8,7 @@ import torch
 
 from tiercast_runtime.cache_torch import SKIP_ROW
 from tiercast_runtime.paths.base import StagedRows, check_row_ids
+from tiercast_runtime.paths.uva import as_words
 from tiercast_runtime.rows import from_parts
 from tiercast_runtime.table import MemoryTable
 
@@ -36,7 +37,7 @@ class DevicePath:
         if self.device.type == "cpu":
             check_row_ids(row_ids, table.num_rows)
         flat = row_ids.to(self.device).reshape(-1)
-        rows = from_parts(table.engram, tuple(torch.index_select(part, 0, flat) for part in table.parts))
+        rows = from_parts(table.engram, tuple(self._pick(part, flat) for part in table.parts))
         return StagedRows(rows, None, num_rows=flat.numel(), num_rows_read=flat.numel())
 
     def gather_missing(self, layer_index: int, row_ids: torch.Tensor, rows: torch.Tensor) -> None:
@@ -45,8 +46,14 @@ class DevicePath:
         picked = row_ids.masked_fill(is_skipped, 0)
         if self.device.type == "cpu":
             check_row_ids(picked[None], table.num_rows)
-        found = from_parts(table.engram, tuple(torch.index_select(part, 0, picked) for part in table.parts))
+        found = from_parts(table.engram, tuple(self._pick(part, picked) for part in table.parts))
         rows.copy_(torch.where(is_skipped[:, None], rows, found))
+
+    def _pick(self, part: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ``[n, width] uint8`` of a part; a thread of a GPU's gather moves one element, so it is given words."""
+        if self.device.type == "cpu":
+            return torch.index_select(part, 0, ids)
+        return torch.index_select(as_words(part), 0, ids).view(torch.uint8)
 
     def clear_cache(self) -> None:
         """This path has no cache."""

@@ -69,6 +69,7 @@ ResultT = TypeVar("ResultT")
 
 REFERENCE_MODEL = "tiny"  # whose layers are timed where none of the models asked for can run
 NUM_DISK_READERS = 8
+MAX_ATTEMPTS = 2  # to time what goes over a link: one replayed packet or one dip of a clock spoils a stage
 
 
 @dataclass(slots=True)
@@ -255,18 +256,29 @@ class _Survey:
     def _attempt(self, found: Findings, name: str, stage: Callable[[], None], path: LookupPath | None = None) -> None:
         """Run a stage that this machine may not be able to; what it lacks becomes a probe with the reason.
 
-        Telemetry is read around it. A curve whose link was slow or made errors is not used; its probes stay, flagged.
+        Telemetry is read around it. A stage whose link was slow or made errors is run once more; if it was again, its
+        curve is not used and its probes stay, flagged.
         """
-        is_gpu, num_curves = self._device.type == "cuda", len(found.curves)
+        is_gpu = self._device.type == "cuda"
+        num_curves, num_pairs, num_probes = len(found.curves), len(found.interference), len(found.probes)
         is_link_loaded = is_gpu and path == "uva"
         is_device_loaded = is_gpu and path in ("uva", "device", None)
         try:
-            with watched(
-                self._telemetry, name, found.probes, is_link_loaded=is_link_loaded, is_device_loaded=is_device_loaded
-            ) as envelope:
-                stage()
-            if is_link_loaded and envelope.judgement()[0] == "invalid":
-                del found.curves[num_curves:]
+            for _ in range(MAX_ATTEMPTS if is_link_loaded else 1):
+                del found.curves[num_curves:], found.interference[num_pairs:], found.probes[num_probes:]
+                with watched(
+                    self._telemetry,
+                    name,
+                    found.probes,
+                    is_link_loaded=is_link_loaded,
+                    is_device_loaded=is_device_loaded,
+                ) as envelope:
+                    stage()
+                if envelope.judgement()[0] != "invalid":
+                    break
+            else:
+                if is_link_loaded:
+                    del found.curves[num_curves:]
         except (MissingCapability, InfeasibleScenario) as error:
             found.probes.append(not_measured(name, str(error)))
         except RuntimeError as error:
