@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiercast_cli import demo_views, inputs, pricing, probing, render, validation
+from tiercast_cli.other_profile import predicted_from
 from tiercast_cli.output import make_folder, to_json
-from tiercast_cli.pooled import predicted_from
 from tiercast_cli.probe_turns import TurnPlan, probing_round
 from tiercast_cli.text_locality import TextLocality, measure
 from tiercast_cli.validation_case import Case, measured_penalty

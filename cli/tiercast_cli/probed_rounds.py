@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from tiercast_cli import inputs
 from tiercast_cli.measuring import Measured
+from tiercast_cli.other_profile import predicted_from_pool
 from tiercast_cli.output import make_folder, part_of
-from tiercast_cli.pooled import predicted_from_pool
 from tiercast_cli.probe_turns import probe_into, probing_round
 from tiercast_cli.validation import MeasuredCases, Validation, measured_cases
 from tiercast_profiles import store

@@ -7,8 +7,8 @@ from tiercast_cli import inputs, suite_result
 from tiercast_cli.case_scores import Failure
 from tiercast_cli.changed_profiles import Wrong, spoilt
 from tiercast_cli.measuring import CANNOT_RUN
+from tiercast_cli.other_profile import restated
 from tiercast_cli.output import part_of
-from tiercast_cli.pooled import restated
 from tiercast_cli.probe_turns import probe_into, probing_round
 from tiercast_cli.suite_folder import SuiteFolder, SuiteState, open_measured
 from tiercast_cli.suite_result import SuiteResult

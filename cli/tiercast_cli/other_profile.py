@@ -1,4 +1,4 @@
-"""Runs of one machine beside several of its profiles: predicted from another than they began with, or all pooled."""
+"""Runs measured beside one profile of a machine, predicted from another one of it, or from several pooled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
