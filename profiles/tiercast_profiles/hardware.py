@@ -170,14 +170,22 @@ class LookupCurve(Grown):
     points: tuple[LookupPoint, ...] = ()
 
 
-class ComputePoint(Strict):
-    """Measured time of one component; ``num_tokens`` and ``context_tokens`` mean what the component says."""
+class ComputePoint(Grown):
+    """Measured time of one component; ``num_tokens`` and ``context_tokens`` mean what the component says.
+
+    ``host_us`` is the time the host needs to issue it where that goes on beside the device: then ``time_us`` is the
+    device's own, and of a row of such components the one that takes longer in all decides. Absent: ``time_us`` is all
+    there is to it.
+    """
+
+    added_fields = frozenset({"host_us"})
 
     num_tokens: int = Field(gt=0)
     context_tokens: int = Field(ge=0)
     time_us: float = Field(ge=0)
     low_us: float = Field(ge=0)
     high_us: float = Field(ge=0)
+    host_us: float | None = Field(default=None, ge=0)
 
 
 class SettlingPoint(Strict):
