@@ -89,8 +89,8 @@ def _slower_layers(profile: HardwareProfile, ratio_of: Callable[[int], float]) -
 
     def slower_point(point: ComputePoint) -> ComputePoint:
         ratio = ratio_of(point.num_tokens)
-        times = {name: ratio * getattr(point, name) for name in ("time_us", "low_us", "high_us")}
-        return point.model_copy(update=times)
+        names = ("time_us", "low_us", "high_us", *(() if point.host_us is None else ("host_us",)))
+        return point.model_copy(update={name: ratio * getattr(point, name) for name in names})
 
     def slower(table: ComputeTable) -> ComputeTable:
         components = {name: tuple(map(slower_point, points)) for name, points in table.components.items()}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercast_profiles.document import Bound, Quantity
-from tiercast_profiles.hardware import ComputePoint, ComputeTable, Efficiency
+from tiercast_profiles.hardware import ComputeTable, Efficiency
 from tiercast_profiles.model import BYTES_PER_VALUE, Backbone, Precision
 from tiercast_profiles.quantiles import median
 from tiercast_profiles.units import GB, TERA
@@ -73,19 +73,19 @@ def layer_points(
     table: ComputeTable, backbone: Backbone, precision: Precision, bound: Bound
 ) -> list[tuple[LayerWork, float]]:
     """Every layer that the table tells whole: work and time in µs, of its products and its attention together."""
-    linear = {point.num_tokens: _time_us(point, bound) for point in table.components.get("linear", ())}
+    linear = {point.num_tokens: point.alone_us(bound) for point in table.components.get("linear", ())}
     found = []
     for point in table.components.get("attention_decode", ()):
         count, seen = point.num_tokens, point.num_tokens * max(1, point.context_tokens)
         if count in linear:
             work = layer_work(backbone, precision, count, seen, seen)
-            found.append((work, linear[count] + _time_us(point, bound)))
+            found.append((work, linear[count] + point.alone_us(bound)))
     for point in table.components.get("attention_prefill", ()):
         count, end = point.num_tokens, point.context_tokens + point.num_tokens
         if count in linear:
             pairs = (end * (end + 1) - point.context_tokens * (point.context_tokens + 1)) / 2
             work = layer_work(backbone, precision, count, pairs, end)
-            found.append((work, linear[count] + _time_us(point, bound)))
+            found.append((work, linear[count] + point.alone_us(bound)))
     return found
 
 
@@ -179,7 +179,3 @@ def _band(values: Sequence[float], miss: float, most: float = np.inf) -> Quantit
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-
-
-def _time_us(point: ComputePoint, bound: Bound) -> float:
-    return {"nominal": point.time_us, "optimistic": point.low_us, "pessimistic": point.high_us}[bound]

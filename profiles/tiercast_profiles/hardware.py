@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiercast_profiles.document import Document, Grown, Quantity, Strict
+from tiercast_profiles.document import Bound, Document, Grown, Quantity, Strict
 from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.model import Precision
 
@@ -186,6 +186,11 @@ class ComputePoint(Grown):
     low_us: float = Field(ge=0)
     high_us: float = Field(ge=0)
     host_us: float | None = Field(default=None, ge=0)
+
+    def alone_us(self, bound: Bound = "nominal") -> float:
+        """The component by itself, at a bound: the device's time, or the host's where that is longer."""
+        of_device = {"nominal": self.time_us, "optimistic": self.low_us, "pessimistic": self.high_us}[bound]
+        return max(of_device, self.host_us or 0.0)
 
 
 class SettlingPoint(Strict):

@@ -91,14 +91,14 @@ def test_every_component_is_timed_at_every_point(bench):
 
 def test_steps_with_and_without_engram_take_turns(bench, monkeypatch):
     seen = []
-    walk = StepBench.walk
+    walk = StepBench.walk_lanes
 
     def noted(self, step, *, has_engram=True):
         if not step.plan.num_draft_tokens and not (step.plan.decodes and step.plan.chunks):
             seen.append((step.plan.num_tokens, has_engram))
         return walk(self, step, has_engram=has_engram)
 
-    monkeypatch.setattr(StepBench, "walk", noted)
+    monkeypatch.setattr(StepBench, "walk_lanes", noted)
     measure_layers(bench, GRID, 1, Effort(0, num_warm_ups=0, min_rounds=1, max_rounds=1))
     counted = [(*kind, len(list(steps))) for kind, steps in groupby(seen)]
     rows, contexts, settles = 10, 2 * 2, 2  # behind the chunk; two contexts, twice each; once for itself, once timed
@@ -111,14 +111,13 @@ def test_steps_with_and_without_engram_take_turns(bench, monkeypatch):
 
 
 def test_the_table_without_engram_is_the_other_times_the_ratio_of_turns(bench, monkeypatch):
-    walk = StepBench.walk
-    monkeypatch.setattr(
-        StepBench,
-        "walk",
-        lambda self, step, *, has_engram=True: [
-            (key, 1_000.0 if has_engram else 800.0) for key, _ in walk(self, step, has_engram=has_engram)
-        ],
-    )
+    walk = StepBench.walk_lanes
+
+    def faster_without(self, step, *, has_engram=True):
+        walked, _ = walk(self, step, has_engram=has_engram)
+        return [(key, 1_000.0 if has_engram else 800.0) for key, _ in walked], []
+
+    monkeypatch.setattr(StepBench, "walk_lanes", faster_without)
     times = measure_layers(bench, GRID, 1, ONCE)
     for component in PLAIN_COMPONENTS:
         found, without = times.table.components[component], times.plain.components[component]

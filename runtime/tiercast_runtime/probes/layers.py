@@ -26,7 +26,7 @@ from tiercast_runtime.probes.settling import (
     settling_of,
     settling_probes,
 )
-from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, Part, PartKey, StepBench
+from tiercast_runtime.probes.step_bench import BenchStep, ComponentKey, Geometry, HostKey, Part, PartKey, StepBench
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, collect, probe_result, rounded
 
 COMPONENT_ORDER: tuple[Component, ...] = (
@@ -52,7 +52,7 @@ WholeKey = tuple[Literal["whole"], int, int]
 PlainKey = tuple[Literal["plain"], Part, int]
 RatioKey = tuple[Literal["ratio"], Part, int]  # without Engram over with it
 SettlingKey = tuple[Literal["settling"], int, int]  # sequences, steps behind a chunk
-LayerKey = PartKey | WholeKey | PlainKey | RatioKey | SettlingKey
+LayerKey = PartKey | HostKey | WholeKey | PlainKey | RatioKey | SettlingKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +210,13 @@ def measure_layers(
             spread = spreads[key].scaled(1 / NS_PER_US)
             _, count, context = key
             times[component, count, context] = spread
-            points.append(_point(spread, count, context))
+            host = spreads.get(("host", *key))
+            points.append(_point(spread, count, context, host))
             parameters: dict[str, str | int | float] = {"model": bench.model.name, "tokens": count, "context": context}
             probes.append(probe_result(f"layers.{component}", spread, "us", parameters))
+            if host is not None:
+                issued = host.scaled(1 / NS_PER_US)
+                probes.append(probe_result(f"layers.host.{component}", issued, "us", parameters))
         if points:
             components[component] = tuple(points)
     plain = _plain_components(components, spreads)
@@ -328,14 +332,17 @@ def _plain_probes(model: str, spreads: dict[LayerKey, Spread[LayerKey]]) -> list
     return probes
 
 
-def _point(spread: Spread[LayerKey], num_tokens: int, context_tokens: int) -> ComputePoint:
-    """A point in µs."""
+def _point(
+    spread: Spread[LayerKey], num_tokens: int, context_tokens: int, host: Spread[LayerKey] | None
+) -> ComputePoint:
+    """A point in µs; ``host`` is in ns."""
     return ComputePoint(
         num_tokens=num_tokens,
         context_tokens=context_tokens,
         time_us=rounded(spread.mean),
         low_us=rounded(min(spread.low, spread.mean)),
         high_us=rounded(max(spread.high, spread.mean)),
+        host_us=None if host is None else rounded(host.mean / NS_PER_US),
     )
 
 
@@ -347,7 +354,8 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
     """
 
     def is_kept(part: Part, num_tokens: int) -> bool:
-        return num_tokens > most_sequences and not (most_sequences and part == "head")
+        is_large = num_tokens > most_sequences and not (most_sequences and part == "head")
+        return is_large or part == "attention_prefill"
 
     def case() -> list[tuple[LayerKey, float]]:
         found: list[tuple[LayerKey, float]] = []
@@ -357,32 +365,43 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
                 walked, compared = _between(bench, step, num_settling=0)
                 found += [pair for pair in compared if is_kept(pair[0][1], count)]
             else:
-                walked = bench.walk(step)
-            found += [(key, value) for key, value in walked if key[0] == "attention_prefill" or is_kept(key[0], count)]
+                walked = _walked(bench, step)
+            found += [(key, value) for key, value in walked if is_kept(_part(key), count)]
         return found
 
     return case
 
 
+def _walked(bench: StepBench, step: BenchStep, *, has_engram: bool = True) -> list[tuple[PartKey | HostKey, float]]:
+    """The device's times of a step and the host's beside them."""
+    of_device, of_host = bench.walk_lanes(step, has_engram=has_engram)
+    return [*of_device, *of_host]
+
+
+def _part(key: PartKey | HostKey) -> Part:
+    """What a time is of, whichever of the two it is."""
+    return key[1] if key[0] == "host" else key[0]
+
+
 def _between(
     bench: StepBench, step: BenchStep, num_settling: int
-) -> tuple[list[tuple[PartKey, float]], list[tuple[PlainKey | RatioKey, float]]]:
+) -> tuple[list[tuple[PartKey | HostKey, float]], list[tuple[PlainKey | RatioKey, float]]]:
     """A step with Engram between two without it, each behind ``num_settling`` like it.
 
     Returns:
         The walk with Engram; and both without it with the ratio of their mean to it, which a drift leaves as it is.
     """
 
-    def walk(*, has_engram: bool) -> list[tuple[PartKey, float]]:
+    def walk(*, has_engram: bool) -> list[tuple[PartKey | HostKey, float]]:
         for _ in range(num_settling):
             bench.walk(step, has_engram=has_engram)
-        return bench.walk(step, has_engram=has_engram)
+        return _walked(bench, step, has_engram=has_engram)
 
     before, middle, behind = walk(has_engram=False), walk(has_engram=True), walk(has_engram=False)
     found: list[tuple[PlainKey | RatioKey, float]] = []
     times, behind_times = dict(middle), dict(behind)
     for key, value in before:
-        if key[0] in PLAIN_PARTS:
+        if key[0] != "host" and key[0] in PLAIN_PARTS:
             pair = value, behind_times[key]
             for each in pair:
                 found.append((("plain", key[0], key[1]), each))
@@ -406,7 +425,7 @@ def _settled_case(
         found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed)]
         for step in steps:
             bench.walk(step)
-            found += bench.walk(step)
+            found += _walked(bench, step)
             if any(step is whole for whole in wholes):
                 found.append((_whole_key(step), bench.whole(step)))
         for _ in range(NUM_TURNS):
@@ -446,7 +465,7 @@ def _verifying_case(bench: StepBench, step: BenchStep) -> Case[LayerKey]:
 
     def case() -> list[tuple[LayerKey, float]]:
         bench.walk(step)
-        return [(key, value) for key, value in bench.walk(step) if key[0] == "attention_verify"]
+        return [(key, value) for key, value in _walked(bench, step) if _part(key) == "attention_verify"]
 
     return case
 
@@ -470,10 +489,19 @@ def _whole_key(step: BenchStep) -> WholeKey:
 
 
 def _whole_probe(bench: StepBench, step: BenchStep, spreads: dict[LayerKey, Spread[LayerKey]]) -> ProbeResult:
-    """How far the sum of the parts is from the same step run as a whole."""
+    """How far the sum of the parts is from the same step run as a whole.
+
+    Where the host issues beside the device, the larger of their two sums counts.
+    """
     walked = {key[0]: key for key, _ in bench.walk(step)}
     parts: tuple[Component, ...] = (*SETTLING_COMPONENTS, "attention_prefill")
-    sum_ns = sum(bench.times_a_step(name) * spreads[key].value for name, key in walked.items() if name in parts)
+    sum_ns = issued_ns = 0.0
+    for name, key in walked.items():
+        if name in parts:
+            sum_ns += bench.times_a_step(name) * spreads[key].value
+            host = spreads.get(("host", *key))
+            issued_ns += 0.0 if host is None else bench.times_a_step(name) * host.value
+    sum_ns = max(sum_ns, issued_ns)
     whole = spreads[_whole_key(step)]
     return probe_result(
         "layers.sum_of_parts",

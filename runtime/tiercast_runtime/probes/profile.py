@@ -10,7 +10,16 @@ import torch
 from tiercast_profiles.document import Quantity, Source, canonical_sha256
 from tiercast_profiles.efficiency import fit_efficiency
 from tiercast_profiles.errors import MissingCapability
-from tiercast_profiles.hardware import Device, Efficiency, HardwareProfile, Host, Link, LookupCurve, LookupPoint
+from tiercast_profiles.hardware import (
+    Component,
+    Device,
+    Efficiency,
+    HardwareProfile,
+    Host,
+    Link,
+    LookupCurve,
+    LookupPoint,
+)
 from tiercast_profiles.model import ModelSpec, Precision
 from tiercast_profiles.units import GB, NS_PER_US
 from tiercast_runtime.backbone import compute_dtype
@@ -24,6 +33,7 @@ from tiercast_runtime.probes.timing import Spread, rounded
 
 ASSUMED_REMOTE_RATIO = Quantity(value=0.6, low=0.4, high=1.0)
 TYPICAL_STEP_SEQUENCES = 8
+EMPTY_PARTS: tuple[Component, ...] = ("linear", "attention_decode")  # what a layer of next to no arithmetic is made of
 CUDA_RESERVE_BYTES = 1 << 30  # context, workspaces and fragments beside what is in use now; assumed, and marked so
 
 
@@ -173,12 +183,14 @@ def _overheads(found: Findings) -> tuple[Quantity, Quantity]:
     """Time of a layer that computes nearly nothing, and host time of a step."""
     empty = found.empty_layer
     assert empty is not None, "the empty layer is always timed"
-    linear = next(spread for key, spread in empty.spreads.items() if key[0] == "linear")
-    attention = next(spread for key, spread in empty.spreads.items() if key[0] == "attention_decode")
+    linear, attention = (
+        next(spread for key, spread in empty.spreads.items() if key[0] == name) for name in EMPTY_PARTS
+    )
+    issued_us = sum(empty.table.components[name][0].host_us or 0.0 for name in EMPTY_PARTS)
     layer = Quantity(
-        value=rounded(linear.value + attention.value),
-        low=rounded(linear.low + attention.low),
-        high=rounded(linear.high + attention.high),
+        value=rounded(max(issued_us, linear.value + attention.value)),
+        low=rounded(max(issued_us, linear.low + attention.low)),
+        high=rounded(max(issued_us, linear.high + attention.high)),
     )
     times = found.layer_times[0] if found.layer_times else empty
     points = times.table.components["step_overhead"]

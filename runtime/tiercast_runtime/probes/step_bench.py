@@ -7,6 +7,7 @@ them: a layer timed in a loop by itself would find its weights where it left the
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, Self
 
 import torch
@@ -15,6 +16,7 @@ from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import VERIFY_TOKENS, Component
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram, ModelSpec
+from tiercast_profiles.quantiles import median
 from tiercast_profiles.units import MIB
 from tiercast_profiles.workload import Request
 from tiercast_runtime.backbone import Backbone, compute_dtype
@@ -26,6 +28,7 @@ from tiercast_runtime.paths.base import LookupPath, StagedRows
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
 from tiercast_runtime.paths.uva import UvaPath, require_uva
 from tiercast_runtime.prefetch import LookupTiming, Prefetcher
+from tiercast_runtime.probes.lanes import Holds, LaneWatch
 from tiercast_runtime.probes.timing import Stopwatch
 from tiercast_runtime.recorder import Recorder, StepTimes
 from tiercast_runtime.scheduler import Limits, Scheduler, StepPlan
@@ -39,6 +42,7 @@ ENDLESS_TOKENS = 1 << 40
 ComponentKey = tuple[Component, int, int]  # component, tokens or sequences, context
 Part = Component | Literal["mlp"]  # the MLP is a part of ``linear``: whoever adds up a step counts it there
 PartKey = tuple[Part, int, int]
+HostKey = tuple[Literal["host"], Part, int, int]  # the host's time of a part that a GPU computes beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class StepBench:
         self.table, self._path = _offloaded(model.engram, num_rows, len(layers), device)
         self._prefetcher = Prefetcher(self._path, "step_entry", clock)
         self._num_walks = 0
+        self._holds = Holds()
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +155,17 @@ class StepBench:
         return self.hasher.row_ids(batch.windows).remainder_(self.table.num_rows)
 
     def walk(self, step: "BenchStep", *, has_engram: bool = True) -> list[tuple[PartKey, float]]:
-        """Run the step once and time each component; a layer's components are means over all layers.
+        """As :meth:`walk_lanes`, the device's times alone."""
+        return self.walk_lanes(step, has_engram=has_engram)[0]
+
+    def walk_lanes(
+        self, step: "BenchStep", *, has_engram: bool = True
+    ) -> tuple[list[tuple[PartKey, float]], list[tuple[HostKey, float]]]:
+        """Run the step once and time each component, in ns; a layer's components are means over all layers.
+
+        On a GPU what is behind the lookups runs in a stream that is held until the host has issued it, and the host's
+        own time of each of these parts comes beside the device's. Of a layer it is the median of all: where more is
+        issued than the driver takes ahead, the last calls wait for the device.
 
         The key ``mlp`` has the MLP's share of ``linear``: a step is the sum of its components, without that.
 
@@ -160,7 +175,7 @@ class StepBench:
         runtime pads to. A point is placed in the middle of the contexts that one padded length serves. Where a kernel
         reads each sequence's own tokens nothing is padded, and the point lies at the context itself.
         """
-        watch, device, clock = Stopwatch(self.device, self.clock), self.device, self.clock
+        watch, device, clock = LaneWatch(self.device, self.clock), self.device, self.clock
         start_ns = clock()
         planned = step.scheduler.plan() if step.scheduler is not None else step.plan
         batch = self.batch(step)
@@ -178,11 +193,17 @@ class StepBench:
             staged = self._staged()
             watch.lap()
             names += ("hash", None, "lookup_issue", None)
+        num_before = len(names)
+        kind = bool(step.plan.decodes), len(step.plan.chunks), step.plan.num_draft_tokens > 0, has_engram
+        watch.shut(self._holds.of(kind))
         hidden = self.backbone.embed(batch)
         watch.lap()
         names.append("embed")
         names += self._walk_layers(hidden, batch, staged, _attention_of(planned), watch)
-        sampled = self.backbone.head(hidden, batch).tolist()
+        choices = self.backbone.head(hidden, batch)
+        watch.issued()
+        self._holds.learn(kind, watch.since_shut_ns)
+        sampled = choices.tolist()
         watch.lap()
         names.append("head")
         if device.type == "cuda":
@@ -196,13 +217,24 @@ class StepBench:
         windows = (0,) * len(self.engram_layers)
         self._recorder.step(planned, StepTimes(start_ns, built_ns, built_ns, computed_ns, end_ns, windows), timings)
         recorded_ns = clock()
-        means = _means(names, watch.laps_ns())
+        laps_ns, host_laps_ns = watch.laps_ns()
+        means = _by_part(names, laps_ns, fmean)
         if step.scheduler is not None:
             means["step_overhead"] = float(built_ns - start_ns + recorded_ns - computed_ns)
-        return [(self._key(part, step, batch, len(outputs)), value) for part, value in means.items()]
+        keys = {part: self._key(part, step, batch, len(outputs)) for part in means}
+        hosts = {} if host_laps_ns is None else self._host_times(names, num_before, host_laps_ns)
+        of_host: list[tuple[HostKey, float]] = [(("host", *keys[part]), value) for part, value in hosts.items()]
+        return [(keys[part], value) for part, value in means.items()], of_host
+
+    def _host_times(self, names: list[Part | None], first: int, laps_ns: list[float]) -> dict[Part, float]:
+        """The host's time of each part from the ``first`` on, which comes behind the rows' being taken."""
+        times = _by_part(names[first:], laps_ns[first:], median)
+        if first and not self._path.is_host_driven:
+            times["engram_module"] += laps_ns[first - 1] / len(self.engram_layers)
+        return times
 
     def _walk_layers(
-        self, hidden: torch.Tensor, batch: BatchPlan, staged: list[StagedRows], attention: Component, watch: Stopwatch
+        self, hidden: torch.Tensor, batch: BatchPlan, staged: list[StagedRows], attention: Component, watch: LaneWatch
     ) -> list[Part]:
         """Run all layers, which update ``hidden`` in place, with a lap after each part; the parts in order.
 
@@ -343,12 +375,14 @@ def _with_inverse(staged: StagedRows) -> StagedRows:
     return StagedRows(staged.rows, places, staged.num_rows, staged.num_rows_read)
 
 
-def _means(names: list[Part | None], laps_ns: list[float]) -> dict[Part, float]:
-    """Mean lap of each part; ``linear``, whose own laps end where those of the MLP begin, with the MLP."""
+def _by_part(
+    names: list[Part | None], laps_ns: list[float], middle: Callable[[list[float]], float]
+) -> dict[Part, float]:
+    """The middle lap of each part; ``linear``, whose own laps end where those of the MLP begin, with the MLP."""
     grouped: dict[Part, list[float]] = {}
     for name, lap in zip(names, laps_ns, strict=True):
         if name is not None:
             grouped.setdefault(name, []).append(lap)
-    means: dict[Part, float] = {name: sum(laps) / len(laps) for name, laps in grouped.items()}
-    means["linear"] += means["mlp"]
-    return means
+    middles: dict[Part, float] = {name: middle(laps) for name, laps in grouped.items()}
+    middles["linear"] += middles["mlp"]
+    return middles
