@@ -144,14 +144,24 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-HELD = {"embed", "linear", "attention_decode", "attention_verify", "attention_prefill", "engram_module", "head"}
+HELD = {
+    "engram_chunk",
+    "embed",
+    "linear",
+    "attention_decode",
+    "attention_verify",
+    "attention_prefill",
+    "engram_module",
+    "head",
+}
 
 
 def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small):
     launched = GPU.launched = []
     try:
-        with StepBench(model, CUDA, PLAN.grid.geometry) as bench:
-            times = measure_layers(bench, PLAN.grid, 1, BRIEF)
+        grid = dataclasses.replace(PLAN.grid, chunks=(4, 16))
+        with StepBench(model, CUDA, grid.geometry) as bench:
+            times = measure_layers(bench, grid, 1, BRIEF)
             shown = len(launched)
             bench.walk(bench.step([8], []))
             walked = [launch.what for launch in launched[shown:]]
@@ -160,7 +170,10 @@ def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small
     for table in (times.table, times.plain):
         for component, points in table.components.items():
             assert all((point.host_us is not None) == (component in HELD) for point in points), component
-            assert component not in HELD or all(point.host_us > 0 for point in points)
+            assert component not in HELD - {"engram_chunk"} or all(point.host_us > 0 for point in points)
+    chunk = times.table.components["engram_chunk"]
+    assert [(point.num_tokens, point.host_us > 0) for point in chunk] == [(4, True)], "four chunks of four tokens"
+    assert "engram_chunk" not in times.plain.components
     names = {probe.name for probe in times.probes}
     assert {f"layers.host.{component}" for component in HELD} <= names
     assert walked.count("sleep") == 1, "one walk is held once"

@@ -34,6 +34,7 @@ from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
 ONCE = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
 CPU = torch.device("cpu")
+MEASURED = tuple(name for name in COMPONENT_ORDER if name != "engram_chunk")  # which is for GPUs
 ATTENTION = ("attention_decode", "attention_verify", "attention_prefill")
 GRID = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(4, 20), starts=(0, 16))
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
@@ -61,7 +62,7 @@ def test_the_grid_says_how_much_room_it_needs():
 def test_every_component_is_timed_at_every_point(bench):
     times = measure_layers(bench, GRID, 1, ONCE)
     table = times.table
-    assert tuple(table.components) == COMPONENT_ORDER
+    assert tuple(table.components) == MEASURED
     points = {name: [(p.num_tokens, p.context_tokens) for p in table.components[name]] for name in table.components}
     assert points["linear"] == [(1, 0), (3, 0), (4, 0), (20, 0)]
     assert points["hash"] == points["embed"] == points["engram_module"] == points["lookup_issue"] == points["linear"]
@@ -78,7 +79,7 @@ def test_every_component_is_timed_at_every_point(bench):
     plain = {name: [(p.num_tokens, p.context_tokens) for p in found] for name, found in times.plain.components.items()}
     assert plain == {name: points[name] for name in ("linear", "embed", "head", "step_overhead", *ATTENTION)}
     assert times.plain.engram_sha256 is None
-    names = {f"layers.{c}" for c in COMPONENT_ORDER} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
+    names = {f"layers.{c}" for c in MEASURED} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
     names |= {f"layers.plain_ratio.{c}" for c in PLAIN_COMPONENTS}
     names |= {"layers.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp"}
     assert {probe.name for probe in times.probes} == names
@@ -191,7 +192,7 @@ def test_a_step_leaves_the_worker_idle_for_the_next(bench):
     step = bench.step([], [(0, 4)])
     for _ in range(3):
         others = {"attention_decode", "attention_verify", "step_overhead"}
-        assert {key[0] for key, _ in bench.walk(step)} == {*COMPONENT_ORDER, "mlp"} - others
+        assert {key[0] for key, _ in bench.walk(step)} == {*MEASURED, "mlp"} - others
         assert bench.whole(step) > 0
 
 
@@ -213,7 +214,7 @@ def test_a_grid_that_does_not_fit_at_once_is_timed_in_parts(mini_model, monkeypa
     parts = grids_that_fit(GRID, mini_model("v41"), CPU)
     assert parts == (LayerGrid((1, 3), (16, 48), (), ()), LayerGrid((), (), (4, 20), (0, 16)))
     assert parts[0].geometry == Geometry(num_slots=3, max_context_tokens=48, max_step_tokens=3 * VERIFY_TOKENS)
-    assert parts[1].geometry == Geometry(num_slots=1, max_context_tokens=36, max_step_tokens=20)
+    assert parts[1].geometry == Geometry(num_slots=4, max_context_tokens=36, max_step_tokens=20)
     room = 2 * 48 * per_token / 0.6  # for two sequences of 48 tokens, or six of 16
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: int(room))
     few = grids_that_fit(GRID, mini_model("v41"), CPU)
@@ -230,7 +231,7 @@ def test_parts_of_a_grid_make_one_table(mini_model):
             parts.append(measure_layers(made, grid, 1, ONCE))
     table = joined(parts).table
     assert table.settling is None, "no part has both a batch and a chunk"
-    assert tuple(table.components) == COMPONENT_ORDER
+    assert tuple(table.components) == MEASURED
     assert [point.num_tokens for point in table.components["linear"]] == [1, 3, 4, 20]
     assert table.components["linear"][0] == parts[0].table.components["linear"][0]
     assert len(table.components["attention_decode"]) == 3

@@ -36,11 +36,13 @@ COMPONENT_ORDER: tuple[Component, ...] = (
     "attention_verify",
     "attention_prefill",
     "engram_module",
+    "engram_chunk",
     "hash",
     "lookup_issue",
     "head",
     "step_overhead",
 )
+NUM_CHUNKS = 4  # of a step with several, to see what each of them adds to an Engram layer
 MIN_SIZES_OF_LAW = 3  # below these a time and a share cannot be told apart
 NUM_TURNS = 2  # of a decode batch with Engram between steps without it, at the typical context
 DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; weights and buffers take little beside it
@@ -85,12 +87,21 @@ class LayerGrid:
         return max((count for count in self.chunks if count <= MAX_CHUNK_TOKENS), default=0)
 
     @property
+    def tokens_of_several(self) -> int:
+        """Tokens of each of several chunks that together are no longer than one of the grid; 0 where none is so long.
+
+        A step with them is to have the tokens of one that was timed.
+        """
+        shortest = min(self.chunks, default=0)
+        return shortest if 0 < shortest * NUM_CHUNKS <= max(self.chunks, default=0) else 0
+
+    @property
     def geometry(self) -> Geometry:
         """Room the grid needs; the chunk that disturbs a batch has a slot beside it."""
         most = max(self.sequences, default=0)
         beside = self.disturbing_tokens if self.sequences else 0
         return Geometry(
-            num_slots=max(1, most + (beside > 0)),
+            num_slots=max(1, most + (beside > 0), NUM_CHUNKS if self.tokens_of_several else 0),
             max_context_tokens=max(*self.contexts, max(self.starts, default=0) + max(self.chunks, default=0), 1),
             max_step_tokens=max(*self.chunks, beside + most, VERIFY_TOKENS * most, 1),
         )
@@ -120,7 +131,7 @@ def grids_that_fit(grid: LayerGrid, model: ModelSpec, device: torch.device) -> t
     """The grid in parts that each fit: as it is where its cache takes no more than a quarter of free memory.
 
     The cache gives every sequence the longest context, and a chunk of many tokens wants a long one: then chunks are a
-    part of their own with one sequence, and so is each context of decode batches, with the sequences that fit most of
+    part of their own with few sequences, and so is each context of decode batches, with the sequences that fit most of
     free memory.
     """
     spec = model.backbone
@@ -190,11 +201,14 @@ def measure_layers(
         mixed = [bench.step([grid.typical_context] * count, beside) if beside else None for count in grid.sequences]
         typical = [bench.step([grid.typical_context] * count, []) for count in grid.sequences]
         most = max(grid.sequences, default=0)
-        cases: list[Case[LayerKey]] = []
-        for decode, steps, beside_chunk in zip(typical, decodes, mixed, strict=True):
-            cases.append(_settled_case(bench, decode, steps, beside_chunk, wholes))
+        cases: list[Case[LayerKey]] = [
+            _settled_case(bench, decode, steps, beside_chunk, wholes)
+            for decode, steps, beside_chunk in zip(typical, decodes, mixed, strict=True)
+        ]
         cases += [_verifying_case(bench, bench.verifying_step(*point)) for point in grid.verifying]
         cases += [_chunk_case(bench, steps, most) for steps in chunks]
+        if bench.device.type == "cuda" and grid.tokens_of_several:
+            cases.append(_several_chunks_case(bench, grid.tokens_of_several))
         cases += [_whole_case(bench, step) for step in wholes if not step.plan.decodes]
         # Only chunks need a warm-up: every other case runs steps like its own before the one it times.
         for step in effort.num_warm_ups * [step for steps in chunks for step in steps]:
@@ -368,6 +382,31 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
                 walked = _walked(bench, step)
             found += [(key, value) for key, value in walked if is_kept(_part(key), count)]
         return found
+
+    return case
+
+
+def _several_chunks_case(bench: StepBench, num_tokens: int) -> Case[LayerKey]:
+    """An Engram layer of a step with several chunks less that of one chunk of as many tokens, for each but the first.
+
+    Its convolution goes chunk by chunk, in launches of their own. On a CPU, which launches nothing, there is nothing
+    to see.
+    """
+    several = bench.step([], [(0, num_tokens)] * NUM_CHUNKS)
+    one = bench.step([], [(0, num_tokens * NUM_CHUNKS)])
+
+    def module_ns(step: BenchStep) -> tuple[float, float]:
+        bench.walk(step)
+        of_device, of_host = bench.walk_lanes(step)
+        name = "engram_module"
+        return sum(ns for key, ns in of_device if key[0] == name), sum(ns for key, ns in of_host if key[1] == name)
+
+    def case() -> list[tuple[LayerKey, float]]:
+        (device_ns, host_ns), (one_ns, one_host_ns) = module_ns(several), module_ns(one)
+        return [
+            (("engram_chunk", num_tokens, 0), max(0.0, device_ns - one_ns) / (NUM_CHUNKS - 1)),
+            (("host", "engram_chunk", num_tokens, 0), max(0.0, host_ns - one_host_ns) / (NUM_CHUNKS - 1)),
+        ]
 
     return case
 
