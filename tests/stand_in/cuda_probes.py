@@ -134,12 +134,22 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
     found = surveyed(model, tmp_path)
     curves = {(curve.tier, curve.path) for curve in found.curves}
     assert curves == {("hbm", "device"), ("dram", "uva"), ("dram", "cpu_gather"), ("nvme", "disk")}
-    assert {table.graph_mode for table in found.tables} == {"eager", "full", "piecewise"}
+    for tables in (found.tables, found.plain_tables):  # with Engram layers and without, of each mode one
+        assert [table.graph_mode for table in tables] == ["eager", "full", "piecewise"]
+    assert all(table.engram_sha256 == model.engram.shape_sha256 for table in found.tables)
+    for table in found.plain_tables:
+        assert table.engram_sha256 is None
+        assert not {"engram_module", "hash", "lookup_issue"} & set(table.components)
     assert {"layers.mlp", "layers.plain.mlp", "layers.graph.mlp"} <= set(statuses(found))
+    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_wake_up"}
+    assert {f"layers.graph.{name}" for name in wholes} <= set(statuses(found))
+    assert all(min(probe.samples) > 0 for probe in found.probes if probe.name == "layers.graph.pieces_wake_up")
     assert not {name for name, status in statuses(found).items() if status in ("failed", "invalid")}
     assert {probe.name.rsplit(".", 1)[0] for probe in found.probes if probe.name.startswith("interference.dram.uva")}
     profile = assemble(found)
     assert profile.device.kind == "cuda"
+    tables = [(table.engram_sha256 is None, table.graph_mode) for table in profile.compute]
+    assert len(set(tables)) == len(tables) == 6
     assert to_yaml(profile)
     assert list(tmp_path.iterdir()) == []
 
