@@ -141,9 +141,9 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
         assert table.engram_sha256 is None
         assert not {"engram_module", "hash", "lookup_issue"} & set(table.components)
     assert {"layers.mlp", "layers.plain.mlp", "layers.graph.mlp"} <= set(statuses(found))
-    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_wake_up"}
+    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_stall", "pieces_way"}
     assert {f"layers.graph.{name}" for name in wholes} <= set(statuses(found))
-    assert all(min(probe.samples) > 0 for probe in found.probes if probe.name == "layers.graph.pieces_wake_up")
+    assert all(min(probe.samples) > 0 for probe in found.probes if probe.name == "layers.graph.pieces_way")
     assert not {name for name, status in statuses(found).items() if status in ("failed", "invalid")}
     assert {probe.name.rsplit(".", 1)[0] for probe in found.probes if probe.name.startswith("interference.dram.uva")}
     profile = assemble(found)

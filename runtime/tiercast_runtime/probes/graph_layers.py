@@ -37,7 +37,7 @@ from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, Stopwatc
 GraphKey = tuple[str, int, int]  # component, or one of the parts below; sequences, context
 PLACE = "engram_place"  # the module with the copy of its rows before it
 FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"  # with Engram layers, by mode
-WAKE_UP = "pieces_wake_up"  # until the worker turns to the first lookup of a step in pieces
+PIECES_STALL, PIECES_WAY = "pieces_stall", "pieces_way"  # of lookups in pieces that gather nothing: no table has them
 ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
 PIECES_STARTS: tuple[Component, ...] = ("hash", "lookup_issue")  # single calls in front of the first piece
 NUM_WHOLE_STEPS = 3  # in a row, of which the last counts
@@ -262,7 +262,8 @@ class _Captured:
             (("step_overhead", count, 0), plain.total_ns - backbone_ns),
             ((FULL_OVERHEAD, count, 0), full.total_ns - full_ns),
             ((PIECES_OVERHEAD, count, 0), pieces.total_ns - pieces_ns),
-            ((WAKE_UP, count, 0), pieces.wake_up_ns),
+            ((PIECES_STALL, count, 0), pieces.stall_ns),
+            ((PIECES_WAY, count, 0), pieces.way_ns),
         ]
 
 
