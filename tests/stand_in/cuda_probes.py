@@ -19,6 +19,7 @@ from tiercast_runtime.probes import survey as survey_module
 from tiercast_runtime.probes.block_content import fill_random
 from tiercast_runtime.probes.chase_kernel import launch_chase
 from tiercast_runtime.probes.graph_layers import measure_graphs
+from tiercast_runtime.probes.graph_steps import RowsOnDevice, RowsOnHost
 from tiercast_runtime.probes.layers import LayerGrid, measure_layers
 from tiercast_runtime.probes.plan import QUICK
 from tiercast_runtime.probes.profile import assemble
@@ -141,9 +142,11 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
         assert table.engram_sha256 is None
         assert not {"engram_module", "hash", "lookup_issue"} & set(table.components)
     assert {"layers.mlp", "layers.plain.mlp", "layers.graph.mlp"} <= set(statuses(found))
-    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_stall", "pieces_way"}
+    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_unstalled_overhead"}
     assert {f"layers.graph.{name}" for name in wholes} <= set(statuses(found))
-    assert all(min(probe.samples) > 0 for probe in found.probes if probe.name == "layers.graph.pieces_way")
+    ways = [probe.samples for probe in found.probes if probe.name == "layers.graph.pieces_way"]
+    assert len(ways) == len(PLAN.grid.sequences)
+    assert all(min(samples) > 0 for samples in ways)
     assert not {name for name, status in statuses(found).items() if status in ("failed", "invalid")}
     assert {probe.name.rsplit(".", 1)[0] for probe in found.probes if probe.name.startswith("interference.dram.uva")}
     profile = assemble(found)
@@ -152,6 +155,19 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
     assert len(set(tables)) == len(tables) == 6
     assert to_yaml(profile)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lookups_that_gather_nothing_deliver_the_rows_there_are():
+    rows = torch.arange(24, dtype=torch.uint8).view(6, 4).to(CUDA)
+    ids = torch.zeros((2, 2), dtype=torch.int64, device=CUDA)
+    on_host = RowsOnHost([rows], CUDA)
+    for path in (RowsOnDevice([rows], CUDA), on_host, on_host):  # both slots of staging
+        staged = path.fetch(0, ids)
+        assert staged.rows.is_cuda
+        assert staged.rows.tolist() == rows[:4].tolist()
+        assert (staged.inverse, staged.num_rows) == (None, 4)
+        path.check()
+    on_host.close()
 
 
 def refuse(*_args, **_kwargs):

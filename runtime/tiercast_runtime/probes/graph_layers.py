@@ -37,7 +37,8 @@ from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, Stopwatc
 GraphKey = tuple[str, int, int]  # component, or one of the parts below; sequences, context
 PLACE = "engram_place"  # the module with the copy of its rows before it
 FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"  # with Engram layers, by mode
-PIECES_STALL, PIECES_WAY = "pieces_stall", "pieces_way"  # of lookups in pieces that gather nothing: no table has them
+# Of lookups in pieces that gather nothing, and in no table: the overhead without the wait for them, and the way of one.
+PIECES_UNSTALLED, PIECES_WAY = "pieces_unstalled_overhead", "pieces_way"
 ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
 PIECES_STARTS: tuple[Component, ...] = ("hash", "lookup_issue")  # single calls in front of the first piece
 NUM_WHOLE_STEPS = 3  # in a row, of which the last counts
@@ -140,9 +141,8 @@ def _merged(
         else:
             name = names.get(component, component)
             captured = [_point(key, spreads[key]) for key in sorted(spreads) if key[0] == name]
-            if (
-                component == "lookup_issue"
-            ):  # the graph itself starts its lookups: the compute thread hands over nothing
+            if component == "lookup_issue":
+                # The graph itself starts its lookups: the compute thread hands over nothing.
                 captured = [
                     ComputePoint(num_tokens=count, context_tokens=0, time_us=0, low_us=0, high_us=0) for count in counts
                 ]
@@ -262,7 +262,7 @@ class _Captured:
             (("step_overhead", count, 0), plain.total_ns - backbone_ns),
             ((FULL_OVERHEAD, count, 0), full.total_ns - full_ns),
             ((PIECES_OVERHEAD, count, 0), pieces.total_ns - pieces_ns),
-            ((PIECES_STALL, count, 0), pieces.stall_ns),
+            ((PIECES_UNSTALLED, count, 0), pieces.total_ns - pieces_ns - pieces.stall_ns),
             ((PIECES_WAY, count, 0), pieces.way_ns),
         ]
 
