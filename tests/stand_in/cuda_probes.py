@@ -19,6 +19,7 @@ from tiercast_runtime.probes import survey as survey_module
 from tiercast_runtime.probes.block_content import fill_random
 from tiercast_runtime.probes.chase_kernel import launch_chase
 from tiercast_runtime.probes.graph_layers import measure_graphs
+from tiercast_runtime.probes.graph_steps import RowsOnDevice, RowsOnHost
 from tiercast_runtime.probes.layers import LayerGrid, measure_layers
 from tiercast_runtime.probes.plan import QUICK
 from tiercast_runtime.probes.profile import assemble
@@ -134,26 +135,30 @@ def test_a_survey_finds_everything_a_gpu_has(model, tmp_path, small, monkeypatch
     found = surveyed(model, tmp_path)
     curves = {(curve.tier, curve.path) for curve in found.curves}
     assert curves == {("hbm", "device"), ("dram", "uva"), ("dram", "cpu_gather"), ("nvme", "disk")}
-    assert {table.graph_mode for table in found.tables} == {"eager", "full", "piecewise"}
+    for tables in (found.tables, found.plain_tables):  # with Engram layers and without, of each mode one
+        assert [table.graph_mode for table in tables] == ["eager", "full", "piecewise"]
+    assert all(table.engram_sha256 == model.engram.shape_sha256 for table in found.tables)
+    for table in found.plain_tables:
+        assert table.engram_sha256 is None
+        assert not {"engram_module", "hash", "lookup_issue"} & set(table.components)
     assert {"layers.mlp", "layers.plain.mlp", "layers.graph.mlp"} <= set(statuses(found))
+    wholes = {"step_overhead", "engram_step_overhead", "pieces_step_overhead", "pieces_unstalled_overhead"}
+    assert {f"layers.graph.{name}" for name in wholes} <= set(statuses(found))
+    ways = [probe.samples for probe in found.probes if probe.name == "layers.graph.pieces_way"]
+    assert len(ways) == len(PLAN.grid.sequences)
+    assert all(min(samples) > 0 for samples in ways)
     assert not {name for name, status in statuses(found).items() if status in ("failed", "invalid")}
     assert {probe.name.rsplit(".", 1)[0] for probe in found.probes if probe.name.startswith("interference.dram.uva")}
     profile = assemble(found)
     assert profile.device.kind == "cuda"
+    tables = [(table.engram_sha256 is None, table.graph_mode) for table in profile.compute]
+    assert len(set(tables)) == len(tables) == 6
     assert to_yaml(profile)
     assert list(tmp_path.iterdir()) == []
 
 
-HELD = {
-    "engram_chunk",
-    "embed",
-    "linear",
-    "attention_decode",
-    "attention_verify",
-    "attention_prefill",
-    "engram_module",
-    "head",
-}
+ATTENTION = {"attention_decode", "attention_verify", "attention_prefill"}
+HELD = {"embed", "linear", "engram_module", "engram_chunk", "head", *ATTENTION}
 
 
 def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small):
@@ -181,6 +186,19 @@ def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small
     assert any(what.startswith("_gather_rows") for what in walked[:place]), "rows are staged before"
     assert not any(what.startswith("_gather_rows") for what in walked[place:])
     assert len(walked[place:]) > len(walked[:place]), "and the layers run behind"
+
+
+def test_lookups_that_gather_nothing_deliver_the_rows_there_are():
+    rows = torch.arange(24, dtype=torch.uint8).view(6, 4).to(CUDA)
+    ids = torch.zeros((2, 2), dtype=torch.int64, device=CUDA)
+    on_host = RowsOnHost([rows], CUDA)
+    for path in (RowsOnDevice([rows], CUDA), on_host, on_host):  # both slots of staging
+        staged = path.fetch(0, ids)
+        assert staged.rows.is_cuda
+        assert staged.rows.tolist() == rows[:4].tolist()
+        assert (staged.inverse, staged.num_rows) == (None, 4)
+        path.check()
+    on_host.close()
 
 
 def refuse(*_args, **_kwargs):

@@ -15,7 +15,7 @@ from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.units import format_bytes
 from tiercast_runtime.paths.base import StagedRows
 
-_SLOTS_PER_LAYER = 2
+SLOTS_PER_LAYER = 2
 
 
 @dataclass(slots=True)
@@ -77,12 +77,12 @@ class StagingRing:
     def __init__(self, num_layers: int, width: int, device: torch.device) -> None:
         self._device = device
         is_pinned = device.type == "cuda"
-        self._slots = [[Slot(width, is_pinned) for _ in range(_SLOTS_PER_LAYER)] for _ in range(num_layers)]
+        self._slots = [[Slot(width, is_pinned) for _ in range(SLOTS_PER_LAYER)] for _ in range(num_layers)]
         self._turns = [0] * num_layers
 
     def next_slot(self, layer_index: int) -> Slot:
         """The slot whose turn it is."""
-        self._turns[layer_index] = (self._turns[layer_index] + 1) % _SLOTS_PER_LAYER
+        self._turns[layer_index] = (self._turns[layer_index] + 1) % SLOTS_PER_LAYER
         return self._slots[layer_index][self._turns[layer_index]]
 
     def to_device(self, slot: Slot, rows: torch.Tensor) -> torch.Tensor:

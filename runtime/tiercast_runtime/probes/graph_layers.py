@@ -3,34 +3,44 @@
 Each component is captured for all layers at once, as a step walks through them, and divided by their number: weights
 and cached tokens come from memory as they do in a step. Replays are enqueued behind work that keeps the device busy, so
 that between two events lies device time alone. What a step takes beside, from scheduling to the sampled tokens on the
-host, is a whole step less its parts. The MLP, a part of ``linear``, is captured once more by itself; no table has it.
+host, is a whole step less its parts: one of the backbone alone, one with Engram layers as a single graph and one in
+pieces (``graph_steps`` says what is in each). The MLP, a part of ``linear``, is captured once more by itself; no table
+has it.
 
 Assumption A92: steps with prompt tokens run without a graph, so beyond the largest decode batch the tables of graph
 modes hold the times of single calls, and so does attention of steps that verify drafts. ``piecewise`` differs from
-``full`` in its lookups, which the host issues, and in the copy that brings a layer's rows to where its graph has them.
+``full`` in its lookups, which the host issues, in the copy that brings a layer's rows to where its graph has them, and
+in what a step takes beside its parts. Without Engram layers there is nothing to cut at, and both modes are one.
+
+Rows come to the module in token order, without an inverse: so path ``uva`` delivers them, and of those without
+duplicates the copy in front of a piece makes such.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 
 from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable, ProbeResult
+from tiercast_profiles.scenario import GraphMode
 from tiercast_profiles.units import NS_PER_US
-from tiercast_runtime.decode_graphs import DecodeGraphs
 from tiercast_runtime.graph_backend import Graph, GraphBackend
 from tiercast_runtime.graph_plan import MAX_GRAPH_ROWS
-from tiercast_runtime.marks import Mark
-from tiercast_runtime.network import Network
+from tiercast_runtime.paths.base import StagedRows
+from tiercast_runtime.probes.graph_steps import Wholes, WholeSteps, WholeTime, whole_steps
 from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid
 from tiercast_runtime.probes.step_bench import BenchStep, StepBench
 from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, Stopwatch, collect, probe_result, rounded
-from tiercast_runtime.recorder import Recorder, StepTimes
 
 GraphKey = tuple[str, int, int]  # component, or one of the parts below; sequences, context
 PLACE = "engram_place"  # the module with the copy of its rows before it
+FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"  # with Engram layers, by mode
+# Of lookups in pieces that gather nothing, and in no table: the overhead without the wait for them, and the way of one.
+PIECES_UNSTALLED, PIECES_WAY = "pieces_unstalled_overhead", "pieces_way"
+ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
+PIECES_STARTS: tuple[Component, ...] = ("hash", "lookup_issue")  # single calls in front of the first piece
 NUM_WHOLE_STEPS = 3  # in a row, of which the last counts
 NUM_FILLERS = 2  # replays of all layers that keep the device busy while the timed ones are enqueued
 
@@ -59,12 +69,11 @@ def measure_graphs(
         RuntimeError: the device refuses a capture.
     """
     counts = [count for count in grid.sequences if count <= MAX_GRAPH_ROWS]
-    with torch.inference_mode():
-        whole = _WholeSteps(bench, counts, backend, clock)
+    with torch.inference_mode(), whole_steps(bench, counts, backend, clock) as wholes:
         cases: list[Case[GraphKey]] = []
         for count in counts:
             steps = [bench.step([context] * count, []) for context in grid.contexts]
-            cases.append(_Captured(bench, steps, backend, whole, clock).run)
+            cases.append(_Captured(bench, steps, backend, wholes, clock).run)
         spreads = sorted(
             (spread.scaled(1 / NS_PER_US) for spread in collect(cases, effort, clock)), key=lambda spread: spread.key
         )
@@ -80,47 +89,85 @@ def measure_graphs(
     return GraphTimes(tuple(spreads), tuple(probes))
 
 
-def graph_tables(found: Sequence[Spread[GraphKey]], eager: ComputeTable) -> tuple[ComputeTable, ComputeTable]:
-    """Tables of modes ``full`` and ``piecewise``; ``eager`` serves where no graph runs.
+def graph_tables(
+    found: Sequence[Spread[GraphKey]], eager: ComputeTable, plain: ComputeTable
+) -> tuple[ComputeTable, ...]:
+    """Tables of modes ``full`` and ``piecewise`` with Engram layers, then of both without.
 
     Of a point that was measured twice the first counts. How single calls settle behind a chunk says nothing of graphs.
+
+    Args:
+        found: of all parts of the grid.
+        eager: of single calls with Engram layers; it serves where no graph runs.
+        plain: the same without them.
     """
     spreads: dict[GraphKey, Spread[GraphKey]] = {}
     for spread in found:
         spreads.setdefault(spread.key, spread)
-    counts = sorted({key[1] for key in spreads})
-    full, pieces = (_merged(spreads, eager, counts, is_full=is_full) for is_full in (True, False))
-    settled = eager.model_copy(update={"settling": None})
+    full = _merged(spreads, eager, {"step_overhead": FULL_OVERHEAD}, ())
+    names: dict[Component, str] = {"step_overhead": PIECES_OVERHEAD, "engram_module": PLACE}
+    pieces = _merged(spreads, eager, names, ("hash", "lookup_issue"))
+    pieces["step_overhead"] = tuple(_without_start(point, eager) for point in pieces["step_overhead"])
+    alone = _merged(spreads, plain, {}, ())
+    modes: tuple[GraphMode, ...] = ("full", "piecewise")
     return (
-        settled.model_copy(update={"graph_mode": "full", "components": full}),
-        settled.model_copy(update={"graph_mode": "piecewise", "components": pieces}),
+        *(_table(eager, mode, components) for mode, components in zip(modes, (full, pieces), strict=True)),
+        *(_table(plain, mode, alone) for mode in modes),
     )
 
 
+def _table(eager: ComputeTable, mode: GraphMode, components: dict[Component, tuple[ComputePoint, ...]]) -> ComputeTable:
+    return eager.model_copy(update={"graph_mode": mode, "components": components, "settling": None})
+
+
 def _merged(
-    spreads: dict[GraphKey, Spread[GraphKey]], eager: ComputeTable, counts: list[int], *, is_full: bool
+    spreads: dict[GraphKey, Spread[GraphKey]],
+    eager: ComputeTable,
+    names: Mapping[Component, str],
+    single: tuple[Component, ...],
 ) -> dict[Component, tuple[ComputePoint, ...]]:
-    """Points of graphs up to the largest batch, and those of single calls beyond it."""
+    """Points of graphs up to the largest batch, and those of single calls beyond it.
+
+    ``names`` are those parts go by that do not go by their component's, ``single`` the components no graph holds.
+    """
+    counts = sorted({key[1] for key in spreads})
     merged: dict[Component, tuple[ComputePoint, ...]] = {}
     for component in COMPONENT_ORDER:
-        single = eager.components.get(component, ())
-        is_single = component in ("attention_prefill", "attention_verify")
-        if is_single or (not is_full and component in ("hash", "lookup_issue")):
-            points = single
+        if eager.engram_sha256 is None and component in ENGRAM_COMPONENTS:
+            continue
+        calls = eager.components.get(component, ())
+        if component in (*single, "attention_prefill", "attention_verify"):
+            points = calls
         else:
-            name: str = PLACE if component == "engram_module" and not is_full else component
+            name = names.get(component, component)
             captured = [_point(key, spreads[key]) for key in sorted(spreads) if key[0] == name]
-            if (
-                component == "lookup_issue"
-            ):  # the graph itself starts its lookups: the compute thread hands over nothing
+            if component == "lookup_issue":
+                # The graph itself starts its lookups: the compute thread hands over nothing.
                 captured = [
                     ComputePoint(num_tokens=count, context_tokens=0, time_us=0, low_us=0, high_us=0) for count in counts
                 ]
-            beyond = tuple(point for point in single if point.num_tokens > counts[-1])
+            beyond = tuple(point for point in calls if point.num_tokens > counts[-1])
             points = (*captured, *beyond) if component != "attention_decode" else tuple(captured)
         if points:
             merged[component] = points
     return merged
+
+
+def _without_start(overhead: ComputePoint, eager: ComputeTable) -> ComputePoint:
+    """What a step in pieces takes beside its parts, without the single calls that hash and hand its lookups over.
+
+    Whoever adds the step up adds them as ``eager`` has them: these very times make the sum the whole step again.
+    """
+    starts_us = sum(
+        point.time_us
+        for component in PIECES_STARTS
+        for point in eager.components[component]
+        if point.num_tokens == overhead.num_tokens
+    )
+    low_us, time_us, high_us = (
+        rounded(max(0.0, number - starts_us)) for number in (overhead.low_us, overhead.time_us, overhead.high_us)
+    )
+    return overhead.model_copy(update={"low_us": low_us, "time_us": time_us, "high_us": high_us})
 
 
 def _point(key: GraphKey, spread: Spread[GraphKey]) -> ComputePoint:
@@ -128,65 +175,19 @@ def _point(key: GraphKey, spread: Spread[GraphKey]) -> ComputePoint:
     return ComputePoint(num_tokens=key[1], context_tokens=key[2], time_us=value, low_us=low, high_us=high)
 
 
-class _WholeSteps:
-    """Whole decoding steps of the backbone alone, as the engine runs them, on the host's clock."""
-
-    def __init__(self, bench: StepBench, counts: list[int], backend: GraphBackend, clock: Clock) -> None:
-        self._clock = clock
-        network = Network(
-            backbone=bench.backbone,
-            num_layers=bench.model.backbone.num_layers,
-            rope_table=bench.builder.rope_table,
-            engram_layers=(),
-            hasher=None,
-            path=None,
-            prefetcher=None,
-            max_order=bench.model.engram.ngram_orders[-1],
-            row_bytes=bench.model.engram.row_bytes,
-            rows_per_token=bench.model.engram.num_rows_per_token,
-            pad_slot=bench.geometry.num_slots - 1,  # no batch here is padded; captures alone write to it
-        )
-        self._graphs = DecodeGraphs(
-            network, backend, is_full=True, max_rows=counts[-1], device=bench.device, clock=clock
-        )
-        self._graphs.sizes = tuple(counts)
-        self._graphs.capture()
-        self._recorder = Recorder(clock(), (), bench.model.engram.num_rows_per_token)
-
-    def time_ns(self, step: BenchStep) -> float:
-        """From scheduling to bookkeeping."""
-        assert step.scheduler is not None, "a step that decodes has a scheduler"
-        clock, graphs, count = self._clock, self._graphs, len(step.plan.decodes)
-        start_ns = clock()
-        planned = step.scheduler.plan()
-        graphs.load(count, sorted(step.plan.decodes, key=lambda sequence: sequence.slot), step.tokens)
-        built_ns = clock()
-        graphs.run(count, count, _no_lookups)
-        computed_ns = clock()
-        graphs.take_timings(count, count)
-        step.scheduler.complete(planned)
-        end_ns = clock()
-        self._recorder.step(planned, StepTimes(start_ns, built_ns, built_ns, computed_ns, end_ns, ()), [])
-        return float(clock() - start_ns)
-
-
-def _no_lookups(_windows: torch.Tensor) -> tuple[int, Mark]:
-    raise AssertionError("a step without Engram layers looks nothing up")
-
-
 class _Captured:
     """The components of one batch size at all contexts, each captured by itself."""
 
     def __init__(
-        self, bench: StepBench, steps: list[BenchStep], backend: GraphBackend, whole: _WholeSteps, clock: Clock
+        self, bench: StepBench, steps: list[BenchStep], backend: GraphBackend, wholes: Wholes, clock: Clock
     ) -> None:
-        self._bench, self._steps, self._whole, self._clock = bench, steps, whole, clock
+        self._bench, self._steps, self._wholes, self._clock = bench, steps, wholes, clock
         self._batches = [bench.batch(step) for step in steps]  # held: the graphs read their tensors
         batch, backbone, layers = self._batches[0], bench.backbone, range(bench.model.backbone.num_layers)
         self._count = batch.num_tokens
         hidden = backbone.empty_hidden(self._count)
         self._staged = bench.staged(batch)
-        rows = [torch.empty_like(staged.rows) for staged in self._staged]
+        placed = [_copy_of(staged) for staged in self._staged]
 
         def embed() -> None:
             hidden.copy_(backbone.embed(batch))
@@ -200,10 +201,10 @@ class _Captured:
                 backbone.mlp_only(index, hidden)
 
         def module(*, is_placed: bool) -> None:
-            for target, staged, layer in zip(rows, self._staged, bench.engram_layers, strict=True):
+            for target, staged, layer in zip(placed, self._staged, bench.engram_layers, strict=True):
                 if is_placed:
-                    target.copy_(staged.rows)
-                layer.forward(hidden, staged, batch)
+                    target.rows.copy_(staged.rows)
+                layer.forward(hidden, target if is_placed else staged, batch)
 
         def attend(number: int) -> Callable[[], None]:
             def all_layers() -> None:
@@ -231,7 +232,7 @@ class _Captured:
         self._filler = next(graph for key, graph, _ in self._graphs if key[0] == "linear")
 
     def run(self) -> list[tuple[GraphKey, float]]:
-        """Every component once, and what a whole step takes beside its parts."""
+        """Every component once, and what whole steps take beside their parts."""
         watch = Stopwatch(self._bench.device, self._clock)
         for _ in range(NUM_FILLERS):
             self._filler.replay()
@@ -241,12 +242,31 @@ class _Captured:
             watch.lap()
         laps = watch.laps_ns()
         found = [(key, lap / share) for (key, _, share), lap in zip(self._graphs, laps, strict=True)]
-        by_key = dict(zip([key for key, _, _ in self._graphs], laps, strict=True))
-        step = self._steps[0]
+        return found + self._overheads(dict(zip([key for key, _, _ in self._graphs], laps, strict=True)))
+
+    def _overheads(self, laps_ns: dict[GraphKey, float]) -> list[tuple[GraphKey, float]]:
+        """Whole steps of the first context less their parts, whose laps are those of all layers."""
+        step, count = self._steps[0], self._count
         context = step.plan.decodes[0].decode_position + 1
-        parts = [("embed", 0), ("linear", 0), ("attention_decode", context), ("head", 0)]
-        parts_ns = sum(by_key[name, self._count, place] for name, place in parts)
-        # as a server runs them: the host's code and data of a step are in its caches since the one before
-        whole_ns = [self._whole.time_ns(step) for _ in range(NUM_WHOLE_STEPS)][-1]
-        found.append((("step_overhead", self._count, 0), whole_ns - parts_ns))
-        return found
+        backbone_ns = laps_ns["attention_decode", count, context]
+        backbone_ns += sum(laps_ns[name, count, 0] for name in ("embed", "linear", "head"))
+        full_ns = backbone_ns + laps_ns["hash", count, 0] + laps_ns["engram_module", count, 0]
+        pieces_ns = backbone_ns + laps_ns[PLACE, count, 0]
+
+        def settled(whole: WholeSteps) -> WholeTime:
+            # as a server runs them: the host's code and data of a step are in its caches since the one before
+            return [whole.time(step) for _ in range(NUM_WHOLE_STEPS)][-1]
+
+        plain, full, pieces = (settled(each) for each in (self._wholes.plain, self._wholes.full, self._wholes.pieces))
+        return [
+            (("step_overhead", count, 0), plain.total_ns - backbone_ns),
+            ((FULL_OVERHEAD, count, 0), full.total_ns - full_ns),
+            ((PIECES_OVERHEAD, count, 0), pieces.total_ns - pieces_ns),
+            ((PIECES_UNSTALLED, count, 0), pieces.total_ns - pieces_ns - pieces.stall_ns),
+            ((PIECES_WAY, count, 0), pieces.way_ns),
+        ]
+
+
+def _copy_of(staged: StagedRows) -> StagedRows:
+    assert staged.inverse is None, "a graph gets its rows in token order"
+    return StagedRows(torch.empty_like(staged.rows), None, staged.num_rows, staged.num_rows_read)

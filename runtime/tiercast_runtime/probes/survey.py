@@ -98,12 +98,14 @@ class Findings:
     @property
     def tables(self) -> tuple[ComputeTable, ...]:
         """Component tables of the models with their Engram layers."""
-        return (*(times.table for times in self.layer_times), *self.graph_tables)
+        graphs = (table for table in self.graph_tables if table.engram_sha256 is not None)
+        return (*(times.table for times in self.layer_times), *graphs)
 
     @property
     def plain_tables(self) -> tuple[ComputeTable, ...]:
         """Component tables of the models without them."""
-        return tuple(times.plain for times in self.layer_times)
+        graphs = (table for table in self.graph_tables if table.engram_sha256 is None)
+        return (*(times.plain for times in self.layer_times), *graphs)
 
     @property
     def memory_gb_per_s(self) -> float:
@@ -466,7 +468,7 @@ class _Survey:
                 found.probes += times.probes
                 found.probes.append(not_measured(f"layers.moe.{model.name}", "this backbone has no experts to time"))
                 if graphs:
-                    found.graph_tables += graph_tables(graphs, times.table)
+                    found.graph_tables += graph_tables(graphs, times.table, times.plain)
 
             self._attempt(found, f"layers.{model.name}", stage)
         single = LayerGrid((1,), (16,), (1,), (0,))
