@@ -25,6 +25,7 @@ GPU_GRID = LayerGrid(
     contexts=(128, 512, 1024, 2048),
     chunks=(64, 256, 1024, 2048, 8192),
     starts=(0, 1024),
+    captured=(96, 144, 192, 320, 384),  # between powers of two a product's tiles are partly empty
 )
 
 

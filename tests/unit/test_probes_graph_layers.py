@@ -18,6 +18,7 @@ from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 ONCE = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
 CPU = torch.device("cpu")
 GRID = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(2, 4, 20), starts=(0,))
+BETWEEN = LayerGrid(sequences=(1, 3), contexts=(16, 48), chunks=(4, 20), starts=(0,), captured=(2,))
 pytestmark = pytest.mark.usefixtures("one_compute_thread")
 
 
@@ -125,6 +126,29 @@ def test_graph_tables_without_engram_have_the_backbone_alone(mini_model):
         assert table.components["linear"][2:] == tuple(p for p in times.plain.components["linear"] if p.num_tokens > 3)
         assert table.components["linear"][2:] != full.components["linear"][2:]
         assert table.settling is None
+
+
+def test_more_sizes_can_be_timed_as_graphs_than_by_single_calls(mini_model):
+    with StepBench(mini_model("v41"), CPU, BETWEEN.geometry) as bench:
+        times = measure_layers(bench, BETWEEN, 1, ONCE)
+        eager = times.table
+        ten_us = {
+            name: tuple(p.model_copy(update={"time_us": 10.0 * p.num_tokens}) for p in eager.components[name])
+            for name in ("hash", "lookup_issue")
+        }
+        eager = eager.model_copy(update={"components": eager.components | ten_us})
+        graphs = measure_graphs(bench, BETWEEN, ONCE, Replays(), itertools.count(0, 100_000).__next__)
+    full, pieces, *_ = graph_tables(graphs.spreads, eager, times.plain)
+    assert [p.num_tokens for p in full.components["linear"]] == [1, 2, 3, 4, 20]
+    assert [p.num_tokens for p in full.components["attention_decode"]] == [1, 1, 2, 2, 3, 3]
+    assert [p.num_tokens for p in eager.components["linear"]] == [1, 3, 4, 20]
+    whole = {s.key[1]: s.value for s in graphs.spreads if s.key[0] == "pieces_step_overhead"}
+    # two sequences are hashed and handed over in what lies between one and three: twice 20 µs
+    assert {p.num_tokens: whole[p.num_tokens] - p.time_us for p in pieces.components["step_overhead"][:3]} == {
+        1: 20.0,
+        2: 40.0,
+        3: 60.0,
+    }
 
 
 def test_a_layer_is_its_share_of_all_layers_and_overhead_is_what_is_left(mini_model):

@@ -219,6 +219,9 @@ def test_a_grid_that_does_not_fit_at_once_is_timed_in_parts(mini_model, monkeypa
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: int(room))
     few = grids_that_fit(GRID, mini_model("v41"), CPU)
     assert few[:2] == (LayerGrid((1, 3), (16,), (), ()), LayerGrid((1,), (48,), (), ()))
+    more = LayerGrid((1, 3), (16, 48), (4, 20), (0, 16), captured=(2,))
+    captured = [part.captured for part in grids_that_fit(more, mini_model("v41"), CPU)]
+    assert captured == [(2,), (), ()], "below the largest batch of a part alone"
     monkeypatch.setattr("tiercast_runtime.probes.layers.available_host_bytes", lambda: 1 << 40)
     assert grids_that_fit(GRID, mini_model("v41"), CPU) == (GRID,)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 
 from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable, ProbeResult
@@ -68,7 +69,7 @@ def measure_graphs(
     Raises:
         RuntimeError: the device refuses a capture.
     """
-    counts = [count for count in grid.sequences if count <= MAX_GRAPH_ROWS]
+    counts = sorted({count for count in (*grid.sequences, *grid.captured) if count <= MAX_GRAPH_ROWS})
     with torch.inference_mode(), whole_steps(bench, counts, backend, clock) as wholes:
         cases: list[Case[GraphKey]] = []
         for count in counts:
@@ -156,14 +157,14 @@ def _merged(
 def _without_start(overhead: ComputePoint, eager: ComputeTable) -> ComputePoint:
     """What a step in pieces takes beside its parts, without the single calls that hash and hand its lookups over.
 
-    Whoever adds the step up adds them as ``eager`` has them: these very times make the sum the whole step again.
+    Whoever adds the step up adds them as ``eager`` has them, on straight lines between its points: these very times
+    make the sum the whole step again.
     """
-    starts_us = sum(
-        point.time_us
-        for component in PIECES_STARTS
-        for point in eager.components[component]
-        if point.num_tokens == overhead.num_tokens
-    )
+    starts_us = 0.0
+    for component in PIECES_STARTS:
+        points = eager.components[component]
+        sizes, times_us = [point.num_tokens for point in points], [point.time_us for point in points]
+        starts_us += float(np.interp(overhead.num_tokens, sizes, times_us))
     low_us, time_us, high_us = (
         rounded(max(0.0, number - starts_us)) for number in (overhead.low_us, overhead.time_us, overhead.high_us)
     )

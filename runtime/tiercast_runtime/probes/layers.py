@@ -59,12 +59,16 @@ LayerKey = PartKey | HostKey | WholeKey | PlainKey | RatioKey | SettlingKey
 
 @dataclass(frozen=True, slots=True)
 class LayerGrid:
-    """Steps to time: decode batches by sequences and context, single chunks by tokens and the context before them."""
+    """Steps to time: decode batches by sequences and context, single chunks by tokens and the context before them.
+
+    ``captured`` are sizes of decode batches that are timed as graphs only, none of them the largest.
+    """
 
     sequences: tuple[int, ...]
     contexts: tuple[int, ...]
     chunks: tuple[int, ...]
     starts: tuple[int, ...]
+    captured: tuple[int, ...] = ()
 
     @property
     def verifying(self) -> tuple[tuple[int, int], ...]:
@@ -145,7 +149,9 @@ def grids_that_fit(grid: LayerGrid, model: ModelSpec, device: torch.device) -> t
     for context in grid.contexts:
         kept = tuple(count for count in grid.sequences if count * context * per_token <= free * DECODE_CACHE_RATIO)
         by_counts.setdefault(kept or grid.sequences[:1], []).append(context)
-    parts += [LayerGrid(counts, tuple(contexts), (), ()) for counts, contexts in by_counts.items()]
+    for counts, contexts in by_counts.items():
+        captured = tuple(count for count in grid.captured if count < counts[-1])
+        parts.append(LayerGrid(counts, tuple(contexts), (), (), captured))
     return (*parts, LayerGrid((), (), grid.chunks, grid.starts))
 
 
