@@ -13,7 +13,7 @@ from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
 from tiercast_sim import schedule_columns
-from tiercast_sim.compute_columns import distinct_of
+from tiercast_sim.count_prices import distinct_of
 from tiercast_sim.fast_serving import needs_events
 from tiercast_sim.memory import memory_plan
 from tiercast_sim.run import run
