@@ -14,10 +14,11 @@ import numpy.typing as npt
 import torch
 
 from tiercast_profiles.errors import TiercastError
+from tiercast_profiles.graph_buckets import bucket_for, bucket_sizes
 from tiercast_runtime.batch import BatchPlan, IndexedDecode
 from tiercast_runtime.graph_backend import Graph, GraphBackend
 from tiercast_runtime.graph_lookups import CapturedLookups
-from tiercast_runtime.graph_plan import bucket_for, bucket_sizes, pieces
+from tiercast_runtime.graph_plan import pieces
 from tiercast_runtime.hashing import DEAD
 from tiercast_runtime.history import NgramHistory
 from tiercast_runtime.marks import Mark

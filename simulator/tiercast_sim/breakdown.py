@@ -16,6 +16,7 @@ PARTS = (
     "all-reduce",
     "rows over ranks",
     "settling behind prompts",
+    "waiting for launches",
 )
 """Parts of a step's compute, in the order :meth:`Ledger.book` takes them."""
 GATHER = "gather on device"

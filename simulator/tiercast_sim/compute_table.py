@@ -1,12 +1,15 @@
 """Component times measured on the machine: a table of points, linear in between."""
 
 from bisect import bisect_left
+from typing import Literal
 
 from tiercast_profiles.document import Bound
 from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable
 from tiercast_profiles.units import NS_PER_US
 
 Line = tuple[tuple[float, ...], tuple[float, ...]]
+Reading = Bound | Literal["host"]
+"""What is read from a point: the time at a bound, or what the host needs to issue it, which has no bounds."""
 
 
 def interpolate(line: Line, x: float) -> float:
@@ -19,16 +22,21 @@ def interpolate(line: Line, x: float) -> float:
     return max(0.0, ys[above - 1] + slope * (x - xs[above - 1]))
 
 
-class TableTimes:
-    """One compute table at one bound; ``time_ns`` is linear in tokens and, where it was varied, in context."""
+def has_host_times(table: ComputeTable) -> bool:
+    """True where any component says what the host needs to issue it beside the device."""
+    return any(point.host_us is not None for points in table.components.values() for point in points)
 
-    def __init__(self, table: ComputeTable, bound: Bound) -> None:
+
+class TableTimes:
+    """One compute table read one way; ``time_ns`` is linear in tokens and, where it was varied, in context."""
+
+    def __init__(self, table: ComputeTable, reading: Reading) -> None:
         self.table = table
         self._lines: dict[Component, tuple[tuple[float, ...], tuple[Line, ...]]] = {}
         for component in sorted(table.components):
             points = table.components[component]
             if points:
-                self._lines[component] = _lines(points, bound)
+                self._lines[component] = _lines(points, reading)
 
     def has(self, component: Component) -> bool:
         """True when the component was measured."""
@@ -58,10 +66,10 @@ class TableTimes:
         return (lines[above - 1], lines[above]), share
 
 
-def _lines(points: tuple[ComputePoint, ...], bound: Bound) -> tuple[tuple[float, ...], tuple[Line, ...]]:
+def _lines(points: tuple[ComputePoint, ...], reading: Reading) -> tuple[tuple[float, ...], tuple[Line, ...]]:
     by_tokens: dict[int, dict[int, float]] = {}
     for point in points:
-        by_tokens.setdefault(point.num_tokens, {})[point.context_tokens] = _time_us(point, bound) * NS_PER_US
+        by_tokens.setdefault(point.num_tokens, {})[point.context_tokens] = _time_us(point, reading) * NS_PER_US
     tokens = sorted(by_tokens)
     lines = []
     for count in tokens:
@@ -70,5 +78,7 @@ def _lines(points: tuple[ComputePoint, ...], bound: Bound) -> tuple[tuple[float,
     return tuple(map(float, tokens)), tuple(lines)
 
 
-def _time_us(point: ComputePoint, bound: Bound) -> float:
-    return {"nominal": point.time_us, "optimistic": point.low_us, "pessimistic": point.high_us}[bound]
+def _time_us(point: ComputePoint, reading: Reading) -> float:
+    if reading == "host":
+        return point.host_us or 0.0
+    return {"nominal": point.time_us, "optimistic": point.low_us, "pessimistic": point.high_us}[reading]

@@ -100,7 +100,7 @@ def _plan(
         schedule = schedule_of(workload, scenario.seed, engine, num_blocks)
     elif needs_longest(compute):
         return "a measured table follows the longest context of each batch"
-    elif compute.settling is not None:
+    elif compute.settles:
         return "how long a batch takes depends on the prompts before it"
     else:
         own = slice(pricer.replica, None, scenario.parallel.num_replicas)

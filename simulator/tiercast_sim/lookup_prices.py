@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tiercast_profiles.units import NS_PER_S
-from tiercast_sim.compute_columns import distinct_of
+from tiercast_sim.count_prices import distinct_of
 from tiercast_sim.links import lone_speed
 from tiercast_sim.schedule_columns import Column
 from tiercast_sim.tiers import LookupCosts

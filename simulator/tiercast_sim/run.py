@@ -14,7 +14,7 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.text import load_text
 from tiercast_sim.baselines import at_row_width
 from tiercast_sim.clock import Clock
-from tiercast_sim.compute import ComputeModel, find_table
+from tiercast_sim.compute import ComputeModel
 from tiercast_sim.costs import StepCosts, needs_ngrams
 from tiercast_sim.fast_serving import FastRun, fast_run, needs_events
 from tiercast_sim.handover import Handover, KvLink, into, out_of
@@ -29,6 +29,7 @@ from tiercast_sim.serving_counts import ServingCounts, summed
 from tiercast_sim.side_by_side import SideBySide
 from tiercast_sim.source import RequestSource, requests_of, shapes_of
 from tiercast_sim.step import Replica, StepLog, World
+from tiercast_sim.table_choice import find_table
 from tiercast_sim.tiers import LookupCosts, ResourceKind
 from tiercast_sim.work import SPEED_ONE
 

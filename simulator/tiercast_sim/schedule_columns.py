@@ -242,6 +242,23 @@ class Batches:
         """All tokens of each step."""
         return self.num_decodes + self.num_prefill_tokens
 
+    def chosen(self, which: npt.NDArray[np.bool_]) -> "Batches":
+        """Some of the steps, in order; ``which`` is ``[num_steps]``."""
+        place, has_chunk = np.cumsum(which) - 1, which[self.chunk_step]
+        return Batches(
+            num_decodes=self.num_decodes[which],
+            num_prefill_tokens=self.num_prefill_tokens[which],
+            num_chunks=self.num_chunks[which],
+            num_ended=self.num_ended[which],
+            position_sum=self.position_sum[which],
+            window_sum=self.window_sum[which],
+            ended_sum=self.ended_sum[which],
+            ended_window_sum=self.ended_window_sum[which],
+            chunk_step=place[self.chunk_step[has_chunk]],
+            chunk_start=self.chunk_start[has_chunk],
+            chunk_tokens=self.chunk_tokens[has_chunk],
+        )
+
 
 def batches_of(schedule: Schedule, window: int | None, first: int, last: int) -> Batches:
     """Totals of the steps first … last − 1 of one block; ``window`` is the attention window in tokens."""

@@ -5,15 +5,26 @@ Whole numbers and one step at a time, where ``step_pricing`` has columns: what b
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tiercast_profiles.scenario import Prefetch
 from tiercast_sim.compute import ComputeModel
-from tiercast_sim.compute_columns import ComputePrices
+from tiercast_sim.count_prices import ComputePrices
 from tiercast_sim.interference_columns import interfering_step
+from tiercast_sim.lanes import Lane, Lanes, behind_launches, segments_of
 from tiercast_sim.lookup_prices import LookupPrices
 from tiercast_sim.maxplus import Carry, StepTimes, step
 
-Fixed = tuple[float, float, float, float, float, float]
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What one lane of a step takes by its counts alone, in ns."""
+
+    linear: float
+    late_linear: float
+    module: float
+    embed: float
+    head: float
 
 
 class StepClock:
@@ -32,8 +43,7 @@ class StepClock:
         self._lookups = lookups
         self._prefetch: Prefetch = prefetch
         self._is_device_path, self._compute_speed = is_device_path, compute_speed
-        self._table = self._compute.table_of("attention_decode")
-        self._fixed: dict[tuple[int, int, int], Fixed] = {}
+        self._fixed: dict[tuple[bool, int, int, int], tuple[float, Fixed, Fixed | None]] = {}
 
     def duration_ns(
         self, num_decodes: int, sums: tuple[int, int], chunks: Sequence[tuple[int, int]], ended: Sequence[int]
@@ -43,26 +53,36 @@ class StepClock:
         ``sums`` are those of the positions that decoding sequences feed, and of the same cut at the attention window
         − 1; ``chunks`` are tokens of prompts and tokens before them; ``ended`` the last positions of prompts that end.
         """
-        compute = self._compute
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
-        key = (num_tokens, num_decodes + len(ended), num_decodes + len(chunks))
+        lanes = self._compute.lanes_of(num_decodes, has_chunks=bool(chunks))
+        key = (bool(chunks), num_tokens, num_decodes + len(ended), num_decodes + len(chunks))
         fixed = self._fixed.get(key)
         if fixed is None:
-            fixed = self._fixed[key] = self._fixed_of(*key)
-        pre, linear, late_linear, module, embed, head = fixed
-        decode = self._attention_ns(num_decodes, sums) if num_decodes else 0.0
-        early, late = linear + decode, 0.0
-        for tokens, start in chunks:
-            early += compute.attention_prefill_ns(tokens, start)
-        if compute.has_late_layers:
-            late = late_linear + decode + compute.attention_decode_ns(list(ended), 1)
-        segments = [
-            num_early * early + num_late * late + (module if index else 0.0)
-            for index, (num_early, num_late) in enumerate(compute.layers_by_segment)
-        ]
-        segments[0] += embed
-        segments[-1] += head
+            fixed = self._fixed[key] = self._fixed_of(lanes, *key[1:])
+        pre, of_device, of_host = fixed
+        segments = self._segments(lanes.device, of_device, (num_decodes, *sums), chunks, ended)
+        if lanes.host is not None and of_host is not None:
+            calls = self._segments(lanes.host, of_host, (num_decodes, *sums), chunks, ended)
+            segments = behind_launches(segments, calls)
         return self._meet(round(pre), [round(segment) for segment in segments], num_tokens)
+
+    def _segments(
+        self,
+        lane: Lane,
+        fixed: Fixed,
+        sums: tuple[int, int, int],
+        chunks: Sequence[tuple[int, int]],
+        ended: Sequence[int],
+    ) -> list[float]:
+        """One lane; ``sums`` are the decoding sequences, and both sums of their positions."""
+        compute = self._compute
+        decode = lane.attention_of_sums_ns(*sums) if sums[0] else 0.0
+        early, late = fixed.linear + decode, 0.0
+        for tokens, start in chunks:
+            early += lane.attention_prefill_ns(tokens, start)
+        if compute.has_late_layers:
+            late = fixed.late_linear + decode + lane.attention_decode_ns(list(ended), 1)
+        return segments_of(compute.layers_by_segment, early, late, fixed.module, (fixed.embed, fixed.head))
 
     def _meet(self, pre_ns: int, segments_ns: list[int], num_tokens: int) -> int:
         num_layers = len(segments_ns) - 1
@@ -78,19 +98,22 @@ class StepClock:
         times = StepTimes(pre_ns, tuple(segments_ns), tuple(numbers[3] for numbers in lookups))
         return step(times, self._prefetch, Carry())[0].now_ns
 
-    def _fixed_of(self, num_tokens: int, num_samples: int, num_sequences: int) -> Fixed:
+    def _fixed_of(
+        self, lanes: Lanes, num_tokens: int, num_samples: int, num_sequences: int
+    ) -> tuple[float, Fixed, Fixed | None]:
         compute = self._compute
-        pre = compute.tokenwise_ns("step_overhead", num_sequences)
-        module = 0.0
-        if compute.has_engram:
-            pre += compute.tokenwise_ns("hash", num_tokens) + compute.issue_ns(num_tokens)
-            module = compute.module_ns(num_tokens)
-        late_linear = compute.linear_ns(num_samples, is_late=True) if compute.has_late_layers else 0.0
-        linear, embed = compute.linear_ns(num_tokens, is_late=False), compute.tokenwise_ns("embed", num_tokens)
-        return pre, linear, late_linear, module, embed, compute.tokenwise_ns("head", num_samples)
+        overhead, hash_ns, issue = compute.before_ns(lanes, num_tokens, num_sequences)[1]
+        rows, sampled = lanes.num_rows(num_tokens), lanes.num_rows(num_samples)
 
-    def _attention_ns(self, num_decodes: int, sums: tuple[int, int]) -> float:
-        positions, cut = sums
-        if self._table is not None:
-            return self._table.time_ns("attention_decode", num_decodes, 1 + positions / num_decodes)
-        return self._compute.roofline.attention_of_sum_ns(cut + num_decodes)
+        def of(lane: Lane, over_ranks: float) -> Fixed:
+            return Fixed(
+                linear=lane.linear_ns(rows, is_late=False),
+                late_linear=lane.linear_ns(sampled, is_late=True) if compute.has_late_layers else 0.0,
+                module=lane.tokenwise_ns("engram_module", rows) + over_ranks if compute.has_engram else 0.0,
+                embed=lane.tokenwise_ns("embed", rows),
+                head=lane.tokenwise_ns("head", sampled),
+            )
+
+        over_ranks = compute.over_ranks_ns(num_tokens) if compute.has_engram else 0.0
+        host = None if lanes.host is None else of(lanes.host, 0.0)
+        return overhead + (hash_ns + issue), of(lanes.device, over_ranks), host

@@ -10,7 +10,8 @@ import numpy as np
 from tiercast_profiles.document import Bound
 from tiercast_profiles.scenario import Prefetch, ResolvedScenario
 from tiercast_sim.compute import ComputeModel
-from tiercast_sim.compute_columns import ComputePrices, needs_longest, step_columns
+from tiercast_sim.compute_columns import needs_longest, step_columns
+from tiercast_sim.count_prices import ComputePrices
 from tiercast_sim.interference import interference_speeds
 from tiercast_sim.interference_columns import LookupColumns, interfering_columns
 from tiercast_sim.lookup_prices import LookupPrices, PricedLookups
@@ -66,7 +67,7 @@ class StepPricer:
         """Take the plan whose steps are to be priced."""
         self._schedule = schedule
         self._longest = longest_positions(schedule) if needs_longest(self._prices.compute) else None
-        self._unsettled = unsettled_columns(schedule) if self._prices.compute.settling is not None else None
+        self._unsettled = unsettled_columns(schedule) if self._prices.compute.settles else None
 
     def clock(self) -> StepClock:
         """The same prices one step at a time, for a plan that has to be made by the clock."""

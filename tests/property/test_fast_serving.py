@@ -13,7 +13,7 @@ from tiercast_profiles.scenario import Engine, Speculative
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_profiles.workload import Workload
 from tiercast_sim import schedule_columns
-from tiercast_sim.compute_columns import distinct_of
+from tiercast_sim.count_prices import distinct_of
 from tiercast_sim.fast_serving import needs_events
 from tiercast_sim.memory import memory_plan
 from tiercast_sim.run import run
@@ -48,6 +48,8 @@ def same_run(resolved, bound="nominal"):
     assert replace(ours, statistics=None) == replace(theirs, statistics=None)
     assert ours.median_decode == median_decode_step(events.steps)
     assert fast.compute.largest_step_tokens == events.compute.largest_step_tokens
+    spent_ns, expected_ns = (found.compute.ledger._parts_ns for found in (fast, events))
+    assert spent_ns == pytest.approx(expected_ns, rel=1e-9, abs=1)
     if fast.lookups is not None:
         assert fast.lookups.largest_rows_per_rank == events.lookups.largest_rows_per_rank
 
@@ -272,30 +274,37 @@ def test_a_run_is_the_same_in_blocks_of_any_size(sim_scenario, block, output, co
     assert (steps[-1], steps[2:9], steps[::3]) == (tuple(steps)[-1], tuple(steps)[2:9], tuple(steps)[::3])
 
 
-def table_of(resolved, statistic, generator):
-    """A measured table with times that follow no law, so that an operation out of order shows."""
+def table_of(resolved, statistic, generator, *, mode="full", counts=(1, 7, 30, 100), host_us=0.0, settling=None):
+    """A measured table with times that follow no law, so that an operation out of order shows.
+
+    ``host_us`` is the most that the host takes a token to issue a component; every third point has none.
+    """
     names = "embed linear attention_decode attention_prefill engram_module hash lookup_issue head step_overhead"
 
     def points():
-        for tokens in (1, 7, 30, 100):
+        for tokens in counts:
             for context in (1, 40, 200):
                 us = float(generator.uniform(1, 50) * tokens)
-                yield {
+                point = {
                     "num_tokens": tokens,
                     "context_tokens": context,
                     "time_us": us,
                     "low_us": us / 2,
                     "high_us": 2 * us,
                 }
+                if host_us and generator.uniform() > 0.33:
+                    point["host_us"] = float(generator.uniform(0, host_us) * tokens)
+                yield point
 
     return ComputeTable.model_validate(
         {
             "model_name": "mini",
             "shape_sha256": resolved.model.backbone.shape_sha256,
             "engram_sha256": resolved.model.engram.shape_sha256,
-            "graph_mode": "full",
+            "graph_mode": mode,
             "context_statistic": statistic,
             "components": {name: list(points()) for name in names.split()},
+            "settling": settling,
         }
     )
 
@@ -343,6 +352,68 @@ def test_measured_tables(sim_scenario, statistic, output, concurrency, settling,
             same_run(measured)
         finally:
             schedule_columns.forget()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    placement=st.sampled_from([{"tier": "none"}, {"tier": "hbm"}, {"tier": "dram", "path": "uva"}]),
+    prefetch=st.sampled_from(["off", "step_entry"]),
+    mode=st.sampled_from(["eager", "piecewise", "full"]),
+    statistics=st.sampled_from([("mean", "mean"), ("max", "mean"), ("mean", "max")]),
+    largest=st.sampled_from([3, 5, 100]),
+    has_single=st.booleans(),
+    host_us=st.sampled_from([(0.0, 0.0), (60.0, 0.0), (100.0, 100.0)]),
+    is_timed=st.booleans(),
+    concurrency=st.integers(1, 12),
+    max_seqs=st.integers(1, 11),
+    num_early=st.sampled_from([3, 6]),
+    settlings=st.tuples(st.sampled_from(SETTLINGS), st.sampled_from(SETTLINGS)),
+    bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
+    seed=st.integers(0, 1000),
+)
+def test_tables_of_graphs_and_of_single_calls(
+    sim_scenario,
+    placement,
+    prefetch,
+    mode,
+    statistics,
+    largest,
+    has_single,
+    host_us,
+    is_timed,
+    concurrency,
+    max_seqs,
+    num_early,
+    settlings,
+    bound,
+    seed,
+):
+    lengths_of = {"num_requests": 20, "prompt_tokens": {"uniform": [1, 60]}, "output_tokens": {"uniform": [1, 30]}}
+    closed = {"kind": "closed_loop", "concurrency": concurrency, **lengths_of}
+    timed = {"kind": "poisson", "requests_per_s": 200.0, **lengths_of}
+    resolved = sim_scenario(
+        {**placement, "prefetch": prefetch, "graph_mode": mode},
+        backbone={"num_prefill_layers": num_early},
+        workload=timed if is_timed else closed,
+        engine={"max_num_batched_tokens": 48, "max_num_seqs": max_seqs, "kv_block_tokens": 4},
+        seed=seed,
+    )
+    if is_timed:  # arrivals by the clock go step by step beside either
+        statistics, settlings = ("mean", "mean"), (None, None)
+    generator = np.random.default_rng(seed)
+    single = table_of(resolved, statistics[0], generator, mode="eager", host_us=host_us[0], settling=settlings[0])
+    graphs = table_of(
+        resolved,
+        statistics[1],
+        generator,
+        mode=mode,
+        counts=(1, 2, largest),
+        host_us=host_us[1],
+        settling=settlings[1],
+    )
+    tables = (single,) if mode == "eager" else (single, graphs) if has_single else (graphs,)
+    measured = resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"compute": tables})})
+    same_run(measured, bound)
 
 
 @settings(max_examples=300, deadline=None)

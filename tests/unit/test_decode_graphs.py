@@ -7,15 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
+from tiercast_profiles.graph_buckets import MAX_GRAPH_ROWS, bucket_for, bucket_sizes  # noqa: E402
 from tiercast_runtime.engine import Engine  # noqa: E402
 from tiercast_runtime.graph_lookups import CapturedLookups  # noqa: E402
-from tiercast_runtime.graph_plan import (  # noqa: E402
-    MAX_GRAPH_ROWS,
-    bucket_for,
-    bucket_sizes,
-    graph_mode_here,
-    pieces,
-)
+from tiercast_runtime.graph_plan import graph_mode_here, pieces  # noqa: E402
 from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -5,9 +5,11 @@ import pytest
 from tiercast_profiles.errors import BadInput, MissingCapability
 from tiercast_profiles.hardware import ComputeTable
 from tiercast_profiles.workload import Request
-from tiercast_sim.compute import ComputeModel, find_table, is_of_shape
+from tiercast_sim.compute import ComputeModel
 from tiercast_sim.compute_table import TableTimes, interpolate
 from tiercast_sim.roofline import Roofline, layer_params, matmul_precision
+from tiercast_sim.run import run
+from tiercast_sim.table_choice import find_table, is_of_shape
 from tiercast_sim.work import Chunk, StepPlan
 
 COMPONENTS = (
@@ -175,6 +177,254 @@ def test_tables_that_do_not_fit_leave_the_roofline(sim_scenario):
     assert "one rank" in find_table(wide)[1][0]
     other = with_tables(sim_scenario({"tier": "dram"}, backbone={"num_layers": 7}), full)
     assert find_table(other) == (None, ())
+
+
+def table_of_calls(resolved, component_us, *, graph_mode="full", largest=100):
+    """A table whose components take ``component_us[name]``: the device's µs, and the host's where it is a pair."""
+    data = table(resolved, {}, graph_mode=graph_mode, statistic="mean").model_dump(exclude_none=True)
+    data["components"] = {}
+    for name, given in component_us.items():
+        device_us, *host_us = given if isinstance(given, tuple) else (given,)
+        data["components"][name] = [
+            {
+                "num_tokens": n,
+                "context_tokens": 1,
+                "time_us": device_us,
+                "low_us": device_us / 2,
+                "high_us": device_us * 2,
+            }
+            | ({"host_us": host_us[0]} if host_us else {})
+            for n in (1, largest)
+        ]
+    return ComputeTable.model_validate(data)
+
+
+CALLS = {
+    "embed": (3, 6),
+    "linear": (10, 40),
+    "attention_decode": (5, 20),
+    "attention_prefill": (30, 70),
+    "engram_module": (2, 9),
+    "head": (7, 8),
+    "hash": (4, 11),
+    "lookup_issue": (6, 5),
+    "step_overhead": 100,
+}
+"""Device and host: a layer that decodes takes 15 and 60. Engram at 1 and 3 of six layers: segments of 1, 2 and 3."""
+
+
+def priced(resolved, calls, *given, bound="nominal", **options):
+    """Time in front of the layers and of each segment in µs, and where the ledger says it went."""
+    model = ComputeModel(with_tables(resolved, table_of_calls(resolved, calls)), bound)
+    step = model.step(plan(*given, **options))
+    total_ns = round(step.pre_ns + sum(step.segments_ns))
+    model.ledger.close(total_ns, 0)
+    parts = {name: ns / 1000 for name, ns in model.ledger.breakdown(total_ns, {}).items()}
+    return step.pre_ns / 1000, [ns / 1000 for ns in step.segments_ns], parts
+
+
+def test_a_step_is_as_long_as_its_launches_where_the_host_is_slower(sim_scenario):
+    pre, segments, parts = priced(sim_scenario({"tier": "dram"}), CALLS, [10, 30])
+    assert pre == pytest.approx(100 + 11 + 6)
+    # Host: 6 + 60, then 9 + 120, then 9 + 180 + 8. The device has 18, 32 and 54 to do meanwhile.
+    assert segments == pytest.approx([66, 129, 197])
+    assert parts["waiting for launches"] == pytest.approx(66 + 129 + 197 - 18 - 32 - 54 + 11 - 4)
+    assert (parts["host overhead"], parts["hash"], parts["lookup issue"]) == pytest.approx((100, 4, 6))
+    assert (parts["layers"], parts["attention decode"], parts["Engram module"]) == pytest.approx((60, 30, 4))
+
+
+def test_a_step_is_as_long_as_its_work_where_the_device_is_slower(sim_scenario):
+    base = sim_scenario({"tier": "dram"})
+    slow = CALLS | {"linear": (70, 40), "hash": (12, 11)}
+    pre, segments, parts = priced(base, slow, [10, 30])
+    assert (pre, segments) == (118.0, [78.0, 152.0, 234.0])
+    assert "waiting for launches" not in parts
+    alone = {name: given[0] if isinstance(given, tuple) else given for name, given in slow.items()}
+    assert priced(base, alone, [10, 30]) == (pre, segments, parts)
+
+
+def test_a_lead_of_the_host_lasts_until_it_is_used_up(sim_scenario):
+    """The device is behind by the embedding; the host is, by a long head, in the last segment alone."""
+    _, segments, parts = priced(sim_scenario({"tier": "dram"}), CALLS | {"embed": (500, 6), "head": (7, 600)}, [10])
+    # The device ends its segments at 515 and 547; the host has issued them at 66 and 195, and the last one at 984.
+    assert segments == pytest.approx([515, 32, 984 - 547])
+    assert parts["waiting for launches"] == pytest.approx(984 - 547 - 54 + 7)
+
+
+def test_a_late_device_keeps_what_the_host_made_it_wait_for(sim_scenario):
+    """The host is behind in the first segment, the device from there on: what was lost is not made up for."""
+    _, segments, _ = priced(sim_scenario({"tier": "dram"}), CALLS | {"embed": (3, 900), "linear": (200, 40)}, [10])
+    # Issued at 960, 1089 and 1286; the device has 208, 412 and 624 to do.
+    assert segments == pytest.approx([960, 412, 624])
+
+
+def test_each_chunk_of_a_prompt_is_issued(sim_scenario):
+    chunks = [Chunk(Request(8, 0, 9, 1), 0, 4), Chunk(Request(9, 0, 9, 1), 2, 3)]
+    _, segments, _ = priced(sim_scenario({"tier": "dram"}), CALLS, [10], chunks)
+    # A layer: 10 + 5 + 2 × 30 on the device, 40 + 20 + 2 × 70 on the host.
+    assert segments == pytest.approx([206, 409, 617])
+    _, segments, _ = priced(sim_scenario({"tier": "dram"}), CALLS | {"attention_prefill": (200, 70)}, [10], chunks)
+    assert segments == pytest.approx([418, 832, 1254])
+
+
+@pytest.mark.parametrize("engine", ["arithmetic", "events"])
+def test_a_run_says_how_long_it_waited_for_launches(sim_scenario, engine):
+    """One prompt of three tokens, then three tokens one by one; the run is that of the hand-computed steps."""
+    workload = {"num_requests": 1, "prompt_tokens": {"fixed": 3}, "output_tokens": {"fixed": 4}}
+    base = sim_scenario({"tier": "none"}, workload={"kind": "closed_loop", "concurrency": 1, **workload})
+    found = run(with_tables(base, table_of_calls(base, CALLS)), "nominal", engine=engine)
+    assert [step.duration_ns for step in found.steps] == [774_000, 474_000, 474_000, 474_000]
+    spent_ns = found.compute.ledger.breakdown(sum(step.duration_ns for step in found.steps), {})
+    # On the device: 3 + 6 × (10 + 30) + 7 with the prompt, 3 + 6 × 15 + 7 without.
+    assert spent_ns["waiting for launches"] == 1000 * (674 - 250 + 3 * (374 - 100))
+    assert spent_ns["host overhead"] == 400_000
+
+
+@pytest.mark.parametrize("bound", ["optimistic", "pessimistic"])
+def test_launches_have_no_bounds(sim_scenario, bound):
+    _, segments, _ = priced(sim_scenario({"tier": "dram"}), CALLS, [10, 30], bound=bound)
+    assert segments == pytest.approx([66, 129, 197])
+
+
+def test_launches_of_verifying_steps_are_those_of_one_token_where_no_others_were_timed(sim_scenario):
+    base = sim_scenario({"tier": "none"}, speculative={"draft_tokens": 2})
+    _, segments, _ = priced(base, CALLS, [10], drafts=2)
+    assert segments == pytest.approx([6 + 6 * 60 + 8])
+    _, segments, _ = priced(base, CALLS | {"attention_verify": (5, 50)}, [10], drafts=2)
+    assert segments == pytest.approx([6 + 6 * (40 + 20 + 30 * 2 / 3) + 8])
+
+
+def test_launch_times_are_linear_between_points_and_none_counts_as_zero(sim_scenario):
+    point = {"context_tokens": 0, "time_us": 1, "low_us": 1, "high_us": 1}
+    data = table(sim_scenario({"tier": "none"}), {}).model_dump() | {
+        "components": {
+            "linear": [{**point, "num_tokens": 1, "host_us": 4}, {**point, "num_tokens": 11, "host_us": 24}],
+            "head": [{**point, "num_tokens": 1}, {**point, "num_tokens": 11, "host_us": 20}],
+            "embed": [{**point, "num_tokens": 1}],
+        }
+    }
+    times = TableTimes(ComputeTable.model_validate(data), "host")
+    assert times.time_ns("linear", 6) == pytest.approx(14_000)
+    assert times.time_ns("head", 6) == pytest.approx(10_000)
+    assert times.time_ns("embed", 6) == 0
+
+
+def two_tables(resolved, *, largest=4):
+    """Every component takes 1 µs in graphs of up to ``largest`` sequences, and 10 µs as a single call."""
+    graphs = table_of_calls(resolved, dict.fromkeys(COMPONENTS, 1), largest=largest)
+    single = table_of_calls(resolved, dict.fromkeys((*COMPONENTS, "attention_verify"), 10), graph_mode="eager")
+    return with_tables(resolved, single, graphs)
+
+
+@pytest.mark.parametrize(
+    ("given", "per_layer_us"),
+    [
+        (([10, 30],), 2),
+        (([10] * 4,), 2),
+        (([10] * 5,), 20),
+        (([10, 30], [Chunk(Request(9, 0, 9, 1), 0, 4)]), 30),
+        (([], [Chunk(Request(9, 0, 9, 1), 0, 4)]), 20),
+    ],
+    ids=["decodes", "largest graph", "beyond the graphs", "prompt beside", "prompt alone"],
+)
+def test_what_runs_without_a_graph_takes_what_single_calls_take(sim_scenario, given, per_layer_us):
+    model = ComputeModel(two_tables(sim_scenario({"tier": "none"})), "nominal")
+    assert model.warnings == ()
+    step = model.step(plan(*given))
+    unit = 1 if per_layer_us == 2 else 10
+    assert step.pre_ns == pytest.approx(1000 * unit)
+    num_ends = 2 if given[0] else 1  # embedding and head; an open prompt alone has no sample
+    assert sum(step.segments_ns) == pytest.approx(1000 * (6 * per_layer_us + num_ends * unit))
+
+
+def test_steps_that_verify_drafts_are_single_calls(sim_scenario):
+    model = ComputeModel(two_tables(sim_scenario({"tier": "none"}, speculative={"draft_tokens": 2})), "nominal")
+    assert model.warnings == ()
+    assert sum(model.step(plan([10], drafts=2)).segments_ns) == pytest.approx(1000 * (6 * 20 + 20))
+
+
+def test_single_calls_are_those_between_the_engram_layers_that_run(sim_scenario):
+    chunk = [Chunk(Request(9, 0, 9, 1), 0, 4)]
+    for tier, unit_us in (("none", 30), ("dram", 10)):
+        base = two_tables(sim_scenario({"tier": tier}))
+        bare = table_of_calls(base, dict.fromkeys(COMPONENTS, 30), graph_mode="eager")
+        bare = bare.model_copy(update={"engram_sha256": None})
+        model = ComputeModel(with_tables(base, bare, *base.hardware.compute), "nominal")
+        assert model.step(plan([10], chunk)).segments_ns[0] >= 3 * 1000 * unit_us
+        assert model.step(plan([10], chunk)).segments_ns[0] < 30 * 1000 * unit_us
+        assert model.step(plan([10], chunk)).pre_ns == pytest.approx(1000 * unit_us * (3 if tier == "dram" else 1))
+
+
+def test_a_profile_without_single_calls_has_them_in_its_table_of_graphs(sim_scenario):
+    base = sim_scenario({"tier": "none"})
+    graphs = table_of_calls(base, dict.fromkeys(COMPONENTS, 1), largest=4)
+    model = ComputeModel(with_tables(base, graphs), "nominal")
+    mixed = model.step(plan([10, 30], [Chunk(Request(9, 0, 9, 1), 0, 4)]))
+    assert sum(mixed.segments_ns) == pytest.approx(1000 * (6 * 3 + 2))
+
+
+def test_eager_steps_need_no_table_of_graphs(sim_scenario):
+    eager = two_tables(sim_scenario({"tier": "none", "graph_mode": "eager"}))
+    model = ComputeModel(eager, "nominal")
+    assert model.captured is None
+    assert sum(model.step(plan([10, 30])).segments_ns) == pytest.approx(1000 * (6 * 20 + 20))
+
+
+def test_single_calls_that_were_not_measured_are_the_rooflines_and_said(sim_scenario):
+    base = sim_scenario({"tier": "none"})
+    names = [name for name in COMPONENTS if name != "linear"]
+    single = table_of_calls(base, dict.fromkeys(names, 10), graph_mode="eager")
+    graphs = table_of_calls(base, dict.fromkeys(COMPONENTS, 1))
+    model = ComputeModel(with_tables(base, single, graphs), "nominal")
+    assert model.warnings == ("compute of linear is not measured for this model in single calls; the roofline serves",)
+    mixed = model.step(plan([10], [Chunk(Request(9, 0, 9, 1), 0, 4)]))
+    linear_ns = Roofline(base, "nominal").linear_ns(5, is_late=False)
+    assert sum(mixed.segments_ns) == pytest.approx(6 * (linear_ns + 20_000) + 20_000)
+
+
+@pytest.mark.parametrize(
+    ("count", "max_seqs", "at_once", "rows"),
+    [
+        (3, 8, 20, 4),
+        (5, 8, 20, 8),
+        (5, 6, 20, 6),
+        (9, 64, 20, 16),
+        (17, 64, 20, 20),
+        (20, 64, 20, 20),
+        (21, 64, 20, 24),
+    ],
+)
+def test_a_captured_batch_is_padded_to_the_next_size(sim_scenario, count, max_seqs, at_once, rows):
+    """Rows go through layers, modules, hash, embedding and head; attention, host and lookups see the sequences."""
+    workload = {
+        "kind": "closed_loop",
+        "concurrency": at_once,
+        "num_requests": 50,
+        "prompt_tokens": {"fixed": 5},
+        "output_tokens": {"fixed": 5},
+    }
+    engine = {"max_num_batched_tokens": 100, "max_num_seqs": max_seqs, "kv_block_tokens": 4}
+    base = sim_scenario({"tier": "dram"}, workload=workload, engine=engine)
+    per_token = dict(zip(COMPONENTS, (1, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
+    for mode, ran in (("full", rows), ("eager", count)):
+        resolved = base.model_copy(update={"placement": base.placement.model_copy(update={"graph_mode": mode})})
+        model = ComputeModel(with_tables(resolved, table(resolved, per_token, graph_mode=mode)), "nominal")
+        step = model.step(plan([10] * count))
+        layer = 2 * ran + 3 * count
+        assert step.pre_ns == pytest.approx(1000 * (9 * count + 6 * ran + 7 * count))
+        assert step.segments_ns == pytest.approx(
+            [1000 * (ran + layer), 1000 * (2 * layer + 5 * ran), 1000 * (3 * layer + 5 * ran + 8 * ran)]
+        )
+
+
+def test_a_prompt_beside_leaves_a_batch_as_it_is(sim_scenario):
+    base = sim_scenario({"tier": "none"})
+    model = ComputeModel(with_tables(base, table(base, {"linear": 1})), "nominal")
+    free = Roofline(base, "nominal")
+    mixed = model.step(plan([10] * 3, [Chunk(Request(9, 0, 9, 1), 0, 2)]))
+    rest = free.embed_ns(5) + free.head_ns(3)
+    attention = free.attention_decode_ns([10] * 3, 1) + free.attention_prefill_ns(2, 0)
+    assert sum(mixed.segments_ns) == pytest.approx(6 * (5000 + attention) + rest)
 
 
 def test_roofline_of_a_dense_layer_is_the_longer_of_flops_and_bytes(sim_scenario):
