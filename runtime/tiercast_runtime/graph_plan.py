@@ -5,12 +5,9 @@ from itertools import pairwise
 
 import torch
 
-from tiercast_profiles.graph_buckets import MAX_GRAPH_ROWS
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.scenario import GraphMode, ResolvedPlacement
 from tiercast_runtime.decode_attention import has_kernels
-
-__all__ = ["MAX_GRAPH_ROWS", "graph_mode_here", "pieces", "runnable_mode"]
 
 
 def pieces(num_layers: int, engram_layers: Sequence[int]) -> tuple[range, ...]:

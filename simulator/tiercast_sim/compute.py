@@ -242,7 +242,10 @@ class ComputeModel:
             late_linear_ns = lane.linear_ns(num_sampled, is_late=True)
             late_ended_ns = lane.attention_decode_ns(ended, 1)
             late_ns = late_linear_ns + decode_ns + late_ended_ns
-        module_ns = lane.tokenwise_ns("engram_module", num_rows) + over_ranks_ns if self.has_engram else 0.0
+        module_ns = 0.0
+        if self.has_engram:
+            module_ns = lane.tokenwise_ns("engram_module", num_rows) + over_ranks_ns
+            module_ns += lane.more_chunks_ns(len(plan.chunks))
         embed_ns, head_ns = lane.tokenwise_ns("embed", num_rows), lane.tokenwise_ns("head", num_sampled)
         segments = segments_of(self.layers_by_segment, early_ns, late_ns, module_ns, (embed_ns, head_ns))
         return _Parts(

@@ -205,6 +205,9 @@ def _lane(compute: ComputeModel, prices: LanePrices, steps: Steps, over_ranks: T
     if compute.has_engram:
         hashes, issues = prices.hash.of(tokens.distinct), prices.issue.of(tokens.distinct)
         module_ns = (prices.module.of(tokens.distinct) + over_ranks)[tokens.where]
+        if prices.lane.table_of("engram_chunk") is not None:
+            chunks = Counts(batches.num_chunks)
+            module_ns = module_ns + prices.more_chunks.of(chunks.distinct)[chunks.where]
     embed_ns = prices.embed.of(tokens.distinct)[tokens.where]
     head_ns = prices.head.of(samples.distinct)[samples.where]
     return LaneColumns(

@@ -78,6 +78,7 @@ class LanePrices:
         self.embed, self.head, self.module = tokenwise("embed"), tokenwise("head"), tokenwise("engram_module")
         self.hash, self.issue = tokenwise("hash"), CountPrices(lambda count: compute.issue_ns(lane, count))
         self.overhead = CountPrices(lambda count: lane.tokenwise_ns("step_overhead", count))
+        self.more_chunks = CountPrices(lane.more_chunks_ns)
 
 
 class KindPrices:

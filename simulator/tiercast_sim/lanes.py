@@ -104,6 +104,15 @@ class Lane:
             self._by_tokens[key] = known
         return known
 
+    def more_chunks_ns(self, num_chunks: int) -> float:
+        """What an Engram layer takes more of a step with so many chunks of prompts than of one with a single chunk.
+
+        Assumption A104: each chunk behind the first takes the same, whatever its size: launches of its own.
+        """
+        if num_chunks < 2 or self.table_of("engram_chunk") is None:
+            return 0.0
+        return (num_chunks - 1) * self.tokenwise_ns("engram_chunk", 1)
+
     def _roofline_ns(self, component: Component, count: int) -> float:
         roofline = self.roofline
         if roofline is None:

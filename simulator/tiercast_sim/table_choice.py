@@ -84,5 +84,5 @@ def measured_components(table: ComputeTable, engram: Engram) -> frozenset[Compon
     """Components that a table has times of for a model with this Engram."""
     known = BACKBONE_COMPONENTS
     if table.engram_sha256 is None or is_of_shape(table, engram):
-        known += ENGRAM_COMPONENTS
+        known += (*ENGRAM_COMPONENTS, "engram_chunk")
     return frozenset(name for name in known if table.components.get(name))

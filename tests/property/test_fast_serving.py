@@ -279,7 +279,7 @@ def table_of(resolved, statistic, generator, *, mode="full", counts=(1, 7, 30, 1
 
     ``host_us`` is the most that the host takes a token to issue a component; every third point has none.
     """
-    names = "embed linear attention_decode attention_prefill engram_module hash lookup_issue head step_overhead"
+    names = "embed linear attention_decode attention_prefill engram_module engram_chunk hash lookup_issue head"
 
     def points():
         for tokens in counts:
@@ -303,7 +303,7 @@ def table_of(resolved, statistic, generator, *, mode="full", counts=(1, 7, 30, 1
             "engram_sha256": resolved.model.engram.shape_sha256,
             "graph_mode": mode,
             "context_statistic": statistic,
-            "components": {name: list(points()) for name in names.split()},
+            "components": {name: list(points()) for name in (*names.split(), "step_overhead")},
             "settling": settling,
         }
     )

@@ -267,6 +267,20 @@ def test_each_chunk_of_a_prompt_is_issued(sim_scenario):
     assert segments == pytest.approx([418, 832, 1254])
 
 
+def test_a_chunk_behind_the_first_adds_to_every_engram_layer(sim_scenario):
+    chunks = [Chunk(Request(n, 0, 9, 1), 0, 4) for n in (7, 8, 9)]
+    base, more = sim_scenario({"tier": "dram"}), CALLS | {"engram_chunk": (5, 13)}
+    _, without, _ = priced(base, CALLS, [10], chunks)
+    _, segments, _ = priced(base, more, [10], chunks)
+    assert [took - less for took, less in zip(segments, without, strict=True)] == pytest.approx([0, 2 * 13, 2 * 13])
+    fast = {name: given[0] if isinstance(given, tuple) else given for name, given in more.items()}
+    _, segments, parts = priced(base, fast, [10], chunks)
+    assert parts["Engram module"] == pytest.approx(2 * (2 + 2 * 5))
+    assert priced(base, more, [10], chunks[:1]) == priced(base, CALLS, [10], chunks[:1])
+    none = sim_scenario({"tier": "none"})
+    assert priced(none, more, [10], chunks) == priced(none, CALLS, [10], chunks), "no Engram, no convolution"
+
+
 @pytest.mark.parametrize("engine", ["arithmetic", "events"])
 def test_a_run_says_how_long_it_waited_for_launches(sim_scenario, engine):
     """One prompt of three tokens, then three tokens one by one; the run is that of the hand-computed steps."""

@@ -24,11 +24,11 @@ from typing import cast
 import numpy as np
 import torch
 
+from tiercast_profiles.graph_buckets import MAX_GRAPH_ROWS
 from tiercast_profiles.hardware import Component, ComputePoint, ComputeTable, ProbeResult
 from tiercast_profiles.scenario import GraphMode
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.graph_backend import Graph, GraphBackend
-from tiercast_runtime.graph_plan import MAX_GRAPH_ROWS
 from tiercast_runtime.paths.base import StagedRows
 from tiercast_runtime.probes.graph_steps import Wholes, WholeSteps, WholeTime, whole_steps
 from tiercast_runtime.probes.layers import COMPONENT_ORDER, LayerGrid
