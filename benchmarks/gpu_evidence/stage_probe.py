@@ -37,7 +37,7 @@ def probe_cases(context: Context) -> list[Case]:
     tokens = (1, 4, 16, 64, 128, 256, 512, 8192)
     full = dataclasses.replace(FULL, sweep=QUICK.sweep, layers=LAYERS, grid=GPU_GRID, tokens=tokens)
     return [
-        Case("probe", "profile-quick", 150, profile_case("profile-quick", quick, ["paper-4b-100b"])),
+        Case("probe", "profile-quick", 180, profile_case("profile-quick", quick, ["paper-4b-100b"])),
         Case("probe", "profile-full", 420, profile_case("profile-full", full, ["paper-4b-100b", "paper-8b-100b"])),
     ]
 

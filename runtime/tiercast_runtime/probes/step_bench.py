@@ -16,7 +16,7 @@ from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import VERIFY_TOKENS, Component
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.model import Engram, ModelSpec
-from tiercast_profiles.quantiles import median
+from tiercast_profiles.quantiles import capped_mean
 from tiercast_profiles.units import MIB
 from tiercast_profiles.workload import Request
 from tiercast_runtime.backbone import Backbone, compute_dtype
@@ -164,8 +164,8 @@ class StepBench:
         """Run the step once and time each component, in ns; a layer's components are means over all layers.
 
         On a GPU what is behind the lookups runs in a stream that is held until the host has issued it, and the host's
-        own time of each of these parts comes beside the device's. Of a layer it is the median of all: where more is
-        issued than the driver takes ahead, the last calls wait for the device.
+        own time of each of these parts comes beside the device's. Where more is issued than the driver takes ahead, the
+        last calls wait for the device: no layer counts for more than three median ones.
 
         The key ``mlp`` has the MLP's share of ``linear``: a step is the sum of its components, without that.
 
@@ -228,7 +228,7 @@ class StepBench:
 
     def _host_times(self, names: list[Part | None], first: int, laps_ns: list[float]) -> dict[Part, float]:
         """The host's time of each part from the ``first`` on, which comes behind the rows' being taken."""
-        times = _by_part(names[first:], laps_ns[first:], median)
+        times = _by_part(names[first:], laps_ns[first:], capped_mean)
         if first and not self._path.is_host_driven:
             times["engram_module"] += laps_ns[first - 1] / len(self.engram_layers)
         return times
@@ -375,14 +375,12 @@ def _with_inverse(staged: StagedRows) -> StagedRows:
     return StagedRows(staged.rows, places, staged.num_rows, staged.num_rows_read)
 
 
-def _by_part(
-    names: list[Part | None], laps_ns: list[float], middle: Callable[[list[float]], float]
-) -> dict[Part, float]:
-    """The middle lap of each part; ``linear``, whose own laps end where those of the MLP begin, with the MLP."""
+def _by_part(names: list[Part | None], laps_ns: list[float], mean: Callable[[list[float]], float]) -> dict[Part, float]:
+    """The mean lap of each part; ``linear``, whose own laps end where those of the MLP begin, with the MLP."""
     grouped: dict[Part, list[float]] = {}
     for name, lap in zip(names, laps_ns, strict=True):
         if name is not None:
             grouped.setdefault(name, []).append(lap)
-    middles: dict[Part, float] = {name: middle(laps) for name, laps in grouped.items()}
-    middles["linear"] += middles["mlp"]
-    return middles
+    means: dict[Part, float] = {name: mean(laps) for name, laps in grouped.items()}
+    means["linear"] += means["mlp"]
+    return means
