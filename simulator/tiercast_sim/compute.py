@@ -194,7 +194,8 @@ class ComputeModel:
         parts = self._parts(lanes.device, plan, rows, ended, over_ranks_ns)
         segments, waiting_ns = parts.segments_ns, 0.0
         if lanes.host is not None:
-            segments = behind_launches(segments, self._parts(lanes.host, plan, rows, ended, 0.0).segments_ns)
+            calls = self._parts(lanes.host, plan, rows, ended, 0.0).segments_ns
+            segments = behind_launches(segments, calls, parts.head_ns)
             waiting_ns = sum(segments) - sum(parts.segments_ns)
             waiting_ns += overhead_ns + hash_ns + issue_ns - sum(pre_of_device)
         settling_ns = 0.0

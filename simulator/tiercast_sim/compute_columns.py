@@ -105,7 +105,7 @@ def _priced(
     segments, pre_ns, waiting_ns = device.segments_ns, device.before.pre_ns(steps), 0.0
     if kind.host is not None:
         host = _lane(compute, kind.host, steps, np.zeros(len(tokens.distinct)))
-        segments = _behind_launches(segments, host.segments_ns)
+        segments = _behind_launches(segments, host.segments_ns, device.head_ns)
         alone_ns = device.before.beside(host.before).pre_ns(steps)
         waiting_ns = float(np.sum(segments) - np.sum(device.segments_ns) + np.sum(alone_ns - pre_ns))
         pre_ns = alone_ns
@@ -224,13 +224,14 @@ def _lane(compute: ComputeModel, prices: LanePrices, steps: Steps, over_ranks: T
     )
 
 
-def _behind_launches(device_ns: list[Times], host_ns: list[Times]) -> list[Times]:
+def _behind_launches(device_ns: list[Times], host_ns: list[Times], head_ns: Times) -> list[Times]:
     """As ``lanes.behind_launches``."""
     segments = []
-    end_ns = issued_ns = np.zeros(len(device_ns[0]))
-    for work_ns, calls_ns in zip(device_ns, host_ns, strict=True):
+    end_ns = issued_ns = np.zeros(len(head_ns))
+    for number, (work_ns, calls_ns) in enumerate(zip(device_ns, host_ns, strict=True), start=1):
         issued_ns = issued_ns + calls_ns
-        segment_ns = np.maximum(work_ns, issued_ns - end_ns)
+        done_ns = issued_ns + head_ns if number == len(device_ns) else issued_ns
+        segment_ns = np.maximum(work_ns, done_ns - end_ns)
         end_ns = end_ns + segment_ns
         segments.append(segment_ns)
     return segments

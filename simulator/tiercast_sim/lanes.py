@@ -177,18 +177,20 @@ def segments_of(
     return segments
 
 
-def behind_launches(device_ns: Sequence[float], host_ns: Sequence[float]) -> list[float]:
+def behind_launches(device_ns: Sequence[float], host_ns: Sequence[float], head_ns: float) -> list[float]:
     """Lengths of a step's segments whose calls the host issues while the device works.
 
     Assumption A102: both begin together and neither waits inside a segment, so that a segment is over when the device
-    has done its work behind the one before, and not before the host has issued its last call. A step that waits for
-    rows gives the host no lead.
+    has done its work behind the one before, and not before the host has issued its last call. The last call is the
+    head, which the device begins when it is issued: its ``head_ns`` come behind. A step that waits for rows gives the
+    host no lead.
     """
     segments = []
     end_ns = issued_ns = 0.0
-    for work_ns, calls_ns in zip(device_ns, host_ns, strict=True):
+    for number, (work_ns, calls_ns) in enumerate(zip(device_ns, host_ns, strict=True), start=1):
         issued_ns += calls_ns
-        segment_ns = max(work_ns, issued_ns - end_ns)
+        done_ns = issued_ns + head_ns if number == len(device_ns) else issued_ns
+        segment_ns = max(work_ns, done_ns - end_ns)
         end_ns += segment_ns
         segments.append(segment_ns)
     return segments

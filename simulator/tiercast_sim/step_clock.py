@@ -63,7 +63,7 @@ class StepClock:
         segments = self._segments(lanes.device, of_device, (num_decodes, *sums), chunks, ended)
         if lanes.host is not None and of_host is not None:
             calls = self._segments(lanes.host, of_host, (num_decodes, *sums), chunks, ended)
-            segments = behind_launches(segments, calls)
+            segments = behind_launches(segments, calls, of_device.head)
         return self._meet(round(pre), [round(segment) for segment in segments], num_tokens)
 
     def _segments(

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import weakref
 
 import pytest
 
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 from tiercast_profiles.hardware import ComputePoint, ComputeTable  # noqa: E402
 from tiercast_runtime.layer import EngramLayer  # noqa: E402
+from tiercast_runtime.paths.base import StagedRows  # noqa: E402
 from tiercast_runtime.probes.graph_layers import ENGRAM_COMPONENTS, graph_tables, measure_graphs  # noqa: E402
 from tiercast_runtime.probes.layers import LayerGrid, measure_layers  # noqa: E402
 from tiercast_runtime.probes.step_bench import StepBench  # noqa: E402
@@ -85,6 +87,40 @@ def samples(mini_model, **sections):
         }
         for name in names
     }
+
+
+class Forgetful(Replays):
+    """As CUDA: a graph keeps nothing of what it reads or writes, and a replay uses the places all the same."""
+
+    def capture(self, work):
+        super().capture(work)
+        tensors = [weakref.ref(tensor) for tensor in _tensors_of(work)]
+
+        class Graph:
+            @staticmethod
+            def replay():
+                assert all(ref() is not None for ref in tensors), "memory of a graph was given back"
+
+        return Graph()
+
+
+def _tensors_of(work):
+    """What the cells of a function and of those it calls refer to."""
+    found = []
+    for cell in work.__closure__ or ():
+        content = cell.cell_contents
+        each = content if isinstance(content, list) else [content]
+        found += [one for one in each if isinstance(one, torch.Tensor)]
+        found += [one.rows for one in each if isinstance(one, StagedRows)]
+        if callable(content) and getattr(content, "__closure__", None):
+            found += _tensors_of(content)
+    return found
+
+
+def test_what_the_graphs_read_and_write_stays(mini_model):
+    with StepBench(mini_model("v41"), CPU, GRID.geometry) as bench:
+        spreads = measure_graphs(bench, GRID, ONCE, Forgetful(), itertools.count(0, 1_000).__next__).spreads
+    assert {key[0] for key in (spread.key for spread in spreads)} >= {"embed", "linear", "mlp", "engram_place"}
 
 
 @pytest.mark.parametrize("dialect", ["v41", "demo"])

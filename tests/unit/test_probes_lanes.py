@@ -71,12 +71,12 @@ def test_the_host_counts_its_calls_and_the_device_its_work(monkeypatch, held):
     assert held == [4_000]
 
 
-def test_what_an_event_takes_leaves_no_time_below_zero(monkeypatch, held):
+def test_what_an_event_takes_leaves_no_time_at_nothing(monkeypatch, held):
     watch = watch_of(monkeypatch, [0, 10, 20, 25], Clock())
     watch.lap()
     watch.shut(1)
     watch.lap()
-    assert watch.laps_ns()[0] == [0.0]
+    assert watch.laps_ns()[0] == [1.0], "ratios are taken of it"
 
 
 def test_without_a_hold_every_lap_is_as_it_was(monkeypatch, held):

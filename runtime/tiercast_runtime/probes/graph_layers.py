@@ -183,12 +183,13 @@ class _Captured:
         self, bench: StepBench, steps: list[BenchStep], backend: GraphBackend, wholes: Wholes, clock: Clock
     ) -> None:
         self._bench, self._steps, self._wholes, self._clock = bench, steps, wholes, clock
-        self._batches = [bench.batch(step) for step in steps]  # held: the graphs read their tensors
+        self._batches = [bench.batch(step) for step in steps]
         batch, backbone, layers = self._batches[0], bench.backbone, range(bench.model.backbone.num_layers)
         self._count = batch.num_tokens
         hidden = backbone.empty_hidden(self._count)
         self._staged = bench.staged(batch)
         placed = [_copy_of(staged) for staged in self._staged]
+        self._held = hidden, placed  # a graph keeps nothing alive that it reads or writes
 
         def embed() -> None:
             hidden.copy_(backbone.embed(batch))

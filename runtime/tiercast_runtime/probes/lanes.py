@@ -13,6 +13,7 @@ from tiercast_runtime.probes.hold import LEAST_HOLD_NS, MOST_HOLD_NS, hold
 from tiercast_runtime.probes.timing import Clock, Stopwatch
 
 HOLD_MARGIN = 1.5
+LEAST_LAP_NS = 1.0  # what an event takes varies: less of a part than of an empty lap is not nothing
 
 
 class Holds:
@@ -91,5 +92,5 @@ class LaneWatch:
         if self._shut_at is None:
             return laps, host
         first, empty_ns = self._shut_at - 1, laps[self._shut_at]
-        held = [max(0.0, lap - empty_ns) for lap in laps[first + 2 :]]
+        held = [max(LEAST_LAP_NS, lap - empty_ns) for lap in laps[first + 2 :]]
         return laps[:first] + held, host[:first] + host[first + 2 :]

@@ -198,11 +198,7 @@ def measure_layers(
     with torch.inference_mode():
         decodes = [[bench.step([context] * count, []) for context in grid.contexts] for count in grid.sequences]
         chunks = [[bench.step([], [(start, count)]) for start in grid.starts] for count in grid.chunks]
-        wholes = []
-        if grid.sequences:
-            wholes.append(decodes[len(decodes) // 2][grid.contexts.index(max(grid.contexts[:3]))])
-        if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
-            wholes.append(bench.step([], [(0, grid.chunks[-1])]))
+        wholes = _whole_steps(bench, grid, decodes)
         beside = [(0, grid.disturbing_tokens)] if grid.disturbing_tokens else []
         mixed = [bench.step([grid.typical_context] * count, beside) if beside else None for count in grid.sequences]
         typical = [bench.step([grid.typical_context] * count, []) for count in grid.sequences]
@@ -264,6 +260,22 @@ def measure_layers(
     without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_settling})
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
+
+
+def _whole_steps(bench: StepBench, grid: LayerGrid, decodes: list[list[BenchStep]]) -> list[BenchStep]:
+    """Steps to run without laps too: a decode batch and the largest chunk; on a GPU the largest batch beside.
+
+    There the first of them may be bound by the host, and then says nothing of what the device's laps add up to.
+    """
+    wholes = []
+    if grid.sequences:
+        place = grid.contexts.index(max(grid.contexts[:3]))
+        wholes.append(decodes[len(decodes) // 2][place])
+        if bench.device.type == "cuda" and decodes[-1][place] is not wholes[0]:
+            wholes.append(decodes[-1][place])
+    if grid.chunks and grid.chunks[-1] > max(grid.sequences, default=0):
+        wholes.append(bench.step([], [(0, grid.chunks[-1])]))
+    return wholes
 
 
 def _mlp_probes(model: str, spreads: dict[LayerKey, Spread[LayerKey]]) -> list[ProbeResult]:
@@ -536,7 +548,7 @@ def _whole_key(step: BenchStep) -> WholeKey:
 def _whole_probe(bench: StepBench, step: BenchStep, spreads: dict[LayerKey, Spread[LayerKey]]) -> ProbeResult:
     """How far the sum of the parts is from the same step run as a whole.
 
-    Where the host issues beside the device, the larger of their two sums counts.
+    Where the host issues beside the device, the larger of their two sums counts; the head runs behind its issue.
     """
     walked = {key[0]: key for key, _ in bench.walk(step)}
     parts: tuple[Component, ...] = (*SETTLING_COMPONENTS, "attention_prefill")
@@ -546,7 +558,8 @@ def _whole_probe(bench: StepBench, step: BenchStep, spreads: dict[LayerKey, Spre
             sum_ns += bench.times_a_step(name) * spreads[key].value
             host = spreads.get(("host", *key))
             issued_ns += 0.0 if host is None else bench.times_a_step(name) * host.value
-    sum_ns = max(sum_ns, issued_ns)
+    if issued_ns:
+        sum_ns = max(sum_ns, issued_ns + spreads[walked["head"]].value)
     whole = spreads[_whole_key(step)]
     return probe_result(
         "layers.sum_of_parts",

@@ -445,6 +445,7 @@ class _Survey:
 
             def stage(model: ModelSpec = model, done: float = done, is_first: bool = number == 0) -> None:
                 self._progress(f"layers of {model.name}", done)
+                self._free()  # what earlier stages left with torch would count as taken
                 parts = grids_that_fit(self._plan.grid, model, self._device)
                 eager, graphs = [], []
                 for place, part in enumerate(parts):
