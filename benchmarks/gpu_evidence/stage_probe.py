@@ -23,7 +23,7 @@ HOST_SWEEP_BYTES = 8 * GIB  # of the host's own gathers; the GPU's are swept to 
 GPU_GRID = LayerGrid(
     sequences=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
     contexts=(128, 512, 1024, 2048),
-    chunks=(64, 256, 1024, 2048, 8192),
+    chunks=(64, 256, 1024, 2048, 4096, 8192),
     starts=(0, 1024),
     captured=(96, 144, 192, 320, 384),  # between powers of two a product's tiles are partly empty
 )

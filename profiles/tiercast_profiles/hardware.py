@@ -30,7 +30,7 @@ Component = Literal[
     "attention_verify",  # the same for VERIFY_TOKENS tokens per sequence, as drafts are verified; by sequences, context
     "attention_prefill",  # attention of one layer for one chunk; by chunk tokens, context before the chunk
     "engram_module",  # one Engram layer once its rows are staged: dequantise, project, gate, convolve; by tokens
-    "engram_chunk",  # what each chunk behind a step's first adds to one Engram layer, on a GPU; tokens of those timed
+    "engram_chunk",  # what a chunk beside others or beside decodes adds to one Engram layer of a GPU; tokens of one
     "hash",  # row ids of all Engram layers; by tokens
     "lookup_issue",  # time the compute thread spends handing one step's lookups to the prefetcher; by tokens
     "head",  # final norm, language-model head, sampling; by sequences that sample

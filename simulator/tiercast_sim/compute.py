@@ -246,7 +246,7 @@ class ComputeModel:
         module_ns = 0.0
         if self.has_engram:
             module_ns = lane.tokenwise_ns("engram_module", num_rows) + over_ranks_ns
-            module_ns += lane.more_chunks_ns(len(plan.chunks))
+            module_ns += lane.more_chunks_ns(len(plan.chunks) - (not plan.decode_positions))
         embed_ns, head_ns = lane.tokenwise_ns("embed", num_rows), lane.tokenwise_ns("head", num_sampled)
         segments = segments_of(self.layers_by_segment, early_ns, late_ns, module_ns, (embed_ns, head_ns))
         return _Parts(

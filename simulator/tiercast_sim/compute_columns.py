@@ -206,8 +206,8 @@ def _lane(compute: ComputeModel, prices: LanePrices, steps: Steps, over_ranks: T
         hashes, issues = prices.hash.of(tokens.distinct), prices.issue.of(tokens.distinct)
         module_ns = (prices.module.of(tokens.distinct) + over_ranks)[tokens.where]
         if prices.lane.table_of("engram_chunk") is not None:
-            chunks = Counts(batches.num_chunks)
-            module_ns = module_ns + prices.more_chunks.of(chunks.distinct)[chunks.where]
+            more = Counts(np.maximum(batches.num_chunks - (batches.num_decodes == 0), 0))
+            module_ns = module_ns + prices.more_chunks.of(more.distinct)[more.where]
     embed_ns = prices.embed.of(tokens.distinct)[tokens.where]
     head_ns = prices.head.of(samples.distinct)[samples.where]
     return LaneColumns(

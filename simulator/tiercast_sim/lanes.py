@@ -104,14 +104,15 @@ class Lane:
             self._by_tokens[key] = known
         return known
 
-    def more_chunks_ns(self, num_chunks: int) -> float:
-        """What an Engram layer takes more of a step with so many chunks of prompts than of one with a single chunk.
+    def more_chunks_ns(self, num_more: int) -> float:
+        """What an Engram layer takes more for chunks of prompts beside what the step's tokens say.
 
-        Assumption A104: each chunk behind the first takes the same, whatever its size: launches of its own.
+        Assumption A104: each takes the same, whatever its size: launches of its own. A step that only decodes, or has a
+        single chunk, is what was timed; every chunk behind the first, or beside decoding sequences, comes on top.
         """
-        if num_chunks < 2 or self.table_of("engram_chunk") is None:
+        if num_more < 1 or self.table_of("engram_chunk") is None:
             return 0.0
-        return (num_chunks - 1) * self.tokenwise_ns("engram_chunk", 1)
+        return num_more * self.tokenwise_ns("engram_chunk", 1)
 
     def _roofline_ns(self, component: Component, count: int) -> float:
         roofline = self.roofline

@@ -82,7 +82,9 @@ class StepClock:
             early += lane.attention_prefill_ns(tokens, start)
         if compute.has_late_layers:
             late = fixed.late_linear + decode + lane.attention_decode_ns(list(ended), 1)
-        module = fixed.module + (lane.more_chunks_ns(len(chunks)) if compute.has_engram else 0.0)
+        module = fixed.module
+        if compute.has_engram:
+            module += lane.more_chunks_ns(len(chunks) - (not sums[0]))
         return segments_of(compute.layers_by_segment, early, late, module, (fixed.embed, fixed.head))
 
     def _meet(self, pre_ns: int, segments_ns: list[int], num_tokens: int) -> int:

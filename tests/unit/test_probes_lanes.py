@@ -65,8 +65,8 @@ def test_the_host_counts_its_calls_and_the_device_its_work(monkeypatch, held):
     clock.now += 400
     watch.lap()
     device, host = watch.laps_ns()
-    # an empty lap takes 10: the first lap was not held and keeps all of its time
-    assert device == [100.0, 40.0, 20.0, 400.0]
+    # an empty lap takes 10; the first lap was not held, and the device waited for its calls
+    assert device == [71.0, 40.0, 20.0, 400.0]
     assert host == [71.0, 901.0, 31.0, 21.0]
     assert held == [4_000]
 

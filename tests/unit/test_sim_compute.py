@@ -271,13 +271,16 @@ def test_each_chunk_of_a_prompt_is_issued(sim_scenario):
 def test_a_chunk_behind_the_first_adds_to_every_engram_layer(sim_scenario):
     chunks = [Chunk(Request(n, 0, 9, 1), 0, 4) for n in (7, 8, 9)]
     base, more = sim_scenario({"tier": "dram"}), CALLS | {"engram_chunk": (5, 13)}
-    _, without, _ = priced(base, CALLS, [10], chunks)
-    _, segments, _ = priced(base, more, [10], chunks)
-    assert [took - less for took, less in zip(segments, without, strict=True)] == pytest.approx([0, 2 * 13, 2 * 13])
+    for decodes, num_more in (([10], 3), ([], 2)):  # beside decodes the first comes on top too
+        _, without, _ = priced(base, CALLS, decodes, chunks)
+        _, segments, _ = priced(base, more, decodes, chunks)
+        added = [took - less for took, less in zip(segments, without, strict=True)]
+        assert added == pytest.approx([0, num_more * 13, num_more * 13])
     fast = {name: given[0] if isinstance(given, tuple) else given for name, given in more.items()}
     _, segments, parts = priced(base, fast, [10], chunks)
-    assert parts["Engram module"] == pytest.approx(2 * (2 + 2 * 5))
-    assert priced(base, more, [10], chunks[:1]) == priced(base, CALLS, [10], chunks[:1])
+    assert parts["Engram module"] == pytest.approx(2 * (2 + 3 * 5))
+    for given in (([10],), ([], chunks[:1])):
+        assert priced(base, more, *given) == priced(base, CALLS, *given)
     none = sim_scenario({"tier": "none"})
     assert priced(none, more, [10], chunks) == priced(none, CALLS, [10], chunks), "no Engram, no convolution"
 

@@ -83,7 +83,8 @@ class LaneWatch:
     def laps_ns(self) -> tuple[list[float], list[float] | None]:
         """Times of each lap but those of ``shut``, of the device and of the host; on a CPU the first alone.
 
-        An event takes the device a moment too: what the empty lap took is taken from each that was held.
+        Laps in front of ``shut`` found the device idle: what the calls took is given for both. An event takes the
+        device a moment too: what the empty lap took is taken from each that was held.
         """
         laps = self._watch.laps_ns()
         if not self._is_gpu:
@@ -93,4 +94,4 @@ class LaneWatch:
             return laps, host
         first, empty_ns = self._shut_at - 1, laps[self._shut_at]
         held = [max(LEAST_LAP_NS, lap - empty_ns) for lap in laps[first + 2 :]]
-        return laps[:first] + held, host[:first] + host[first + 2 :]
+        return host[:first] + held, host[:first] + host[first + 2 :]

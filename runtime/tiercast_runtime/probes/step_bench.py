@@ -23,6 +23,7 @@ from tiercast_runtime.backbone import Backbone, compute_dtype
 from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS, BatchBuilder, BatchPlan, IndexedDecode
 from tiercast_runtime.hashing import EngramHasher
 from tiercast_runtime.layer import EngramLayer
+from tiercast_runtime.marks import Mark
 from tiercast_runtime.memory import require_bytes
 from tiercast_runtime.paths.base import LookupPath, StagedRows
 from tiercast_runtime.paths.cpu_gather import CpuGatherPath
@@ -164,8 +165,9 @@ class StepBench:
         """Run the step once and time each component, in ns; a layer's components are means over all layers.
 
         On a GPU what is behind the lookups runs in a stream that is held until the host has issued it, and the host's
-        own time of each of these parts comes beside the device's. Where more is issued than the driver takes ahead, the
-        last calls wait for the device: no layer counts for more than three median ones.
+        own time of each of these parts comes beside the device's; of what is in front the host's is all there is. Where
+        more is issued than the driver takes ahead, the last calls wait for the device: no layer counts for more than
+        three median ones.
 
         The key ``mlp`` has the MLP's share of ``linear``: a step is the sum of its components, without that.
 
@@ -288,11 +290,22 @@ class StepBench:
         return hidden
 
     def _staged(self) -> list[StagedRows]:
-        """The rows of all layers, waited for; half of them as a path delivers them that removes duplicates."""
-        staged = [self._prefetcher.rows_for(index) for index in range(len(self.engram_layers))]
+        """The rows of all layers, waited for; on a CPU half of them as a path delivers them that removes duplicates.
+
+        A GPU's ``uva`` removes none, and the engine marks there when the step's lookups begin and each layer's arrive.
+        """
+        layers = range(len(self.engram_layers))
+        if self.device.type == "cuda":
+            Mark(self.device, self.clock())
+            return [self._marked_rows(index) for index in layers]
+        staged = [self._prefetcher.rows_for(index) for index in layers]
         self._num_walks += 1
         first = self._num_walks % 2
         return [_with_inverse(rows) if (index + first) % 2 else rows for index, rows in enumerate(staged)]
+
+    def _marked_rows(self, index: int) -> StagedRows:
+        Mark(self.device, self.clock())
+        return self._prefetcher.rows_for(index)
 
     def _take_timings(self) -> list[LookupTiming]:
         return self._prefetcher.take_timings()
