@@ -16,6 +16,7 @@ the smaller of g and c - h at most. ``stall_ns`` and ``way_ns`` say (w - c)+ and
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,7 @@ class WholeSteps:
         )
         self._graphs.sizes = tuple(counts)
         self._graphs.capture()
+        self._outputs: defaultdict[int, list[int]] = defaultdict(list)
         self._recorder = Recorder(clock(), () if path is None else engram.layer_ids, engram.num_rows_per_token)
 
     def time(self, step: BenchStep) -> WholeTime:
@@ -168,15 +170,19 @@ class WholeSteps:
         clock, graphs, count = self._clock, self._graphs, len(step.plan.decodes)
         start_ns = clock()
         planned = step.scheduler.plan()
-        graphs.load(count, sorted(step.plan.decodes, key=lambda sequence: sequence.slot), step.tokens)
+        decodes = sorted(step.plan.decodes, key=lambda sequence: sequence.slot)
+        graphs.load(count, decodes, step.tokens)
         built_ns = clock()
-        _, windows_ns, issued_ns = graphs.run(count, count, self._start_lookups)
+        sampled, windows_ns, issued_ns = graphs.run(count, count, self._start_lookups)
         computed_ns = clock()
         timings = graphs.take_timings(count, count)
-        step.scheduler.complete(planned)
+        outcome = step.scheduler.complete(planned)
+        for sequence, token_id in zip(decodes, sampled, strict=True):
+            self._outputs[sequence.request.request_id].append(token_id)
         end_ns = clock()
         times = StepTimes(start_ns, built_ns, issued_ns, computed_ns, end_ns, windows_ns)
         self._recorder.step(planned, times, timings)
+        self._recorder.outcome(outcome, end_ns)
         total_ns = clock() - start_ns
         ways_ns = [timing.ready_ns - timing.issued_ns for timing in timings[:1]]
         return WholeTime(float(total_ns), float(sum(timing.stall_ns for timing in timings)), float(sum(ways_ns)))
