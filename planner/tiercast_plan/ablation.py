@@ -220,6 +220,7 @@ FIXED: dict[str, str] = {
     "A102": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A103": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A104": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
+    "A105": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A96": f"{NOT_IN_THE_CASES}: shipped profiles hold no gather sweep",
     "A101": "how the table of A97 is measured: goes with it",
     "A99": "a curve holds what a lookup takes from its start, hand-over included: nothing to leave out",

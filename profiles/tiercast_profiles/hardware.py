@@ -33,6 +33,7 @@ Component = Literal[
     "engram_chunk",  # what a chunk beside others or beside decodes adds to one Engram layer of a GPU; tokens of one
     "hash",  # row ids of all Engram layers; by tokens
     "lookup_issue",  # time the compute thread spends handing one step's lookups to the prefetcher; by tokens
+    "lookup_way",  # a step's first lookup by a GPU's host, ahead, without its gather: wake-up, ids, rows; by sequences
     "head",  # final norm, language-model head, sampling; by sequences that sample
     "step_overhead",  # what is left of a step: scheduling, batch build, bookkeeping; by sequences
 ]

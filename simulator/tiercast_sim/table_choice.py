@@ -69,6 +69,13 @@ def _best_of(resolved: ResolvedScenario, tables: list[ComputeTable]) -> ComputeT
     return next(iter((*exact, *others, *plain) if has_engram else (*plain, *exact, *others)))
 
 
+def table_of_way(resolved: ResolvedScenario) -> ComputeTable | None:
+    """The table that says how long the way of a lookup by the host is beside its gather; None where none does."""
+    engram = resolved.model.engram
+    tables = [table for table in _tables_of_shape(resolved) if is_of_shape(table, engram)]
+    return next((table for table in tables if table.components.get("lookup_way")), None)
+
+
 def graph_sizes(resolved: ResolvedScenario) -> tuple[int, ...]:
     """Batch sizes that an engine captures, ascending: it has no more slots than the workload has requests at once.
 

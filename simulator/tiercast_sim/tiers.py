@@ -11,11 +11,13 @@ from tiercast_profiles.rng import stream
 from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.checked import non_negative, positive, speed_ratio
+from tiercast_sim.compute_table import TableTimes
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
 from tiercast_sim.overheads import LookupOverheads
 from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
+from tiercast_sim.table_choice import table_of_way
 from tiercast_sim.work import NO_LOOKUP, LookupWork
 
 TOKEN_ID_BYTES = 4
@@ -69,6 +71,8 @@ class LookupCosts:
         if self._is_staged_by_host:
             self._ids_ns = _hop(hardware.device_to_host, bound, "device_to_host")
             self._copy_ns = _hop(hardware.host_to_device, bound, "host_to_device")
+        way = table_of_way(resolved) if self._is_staged_by_host and placement.prefetch != "off" else None
+        self._way = None if way is None else TableTimes(way, bound)
         self._demands = self._shared_demands(bound, replica)
         self._tail = _tail_of(resolved, bound, replica)
         self._known: dict[tuple[int, int, int], LookupWork] = {}
@@ -116,11 +120,9 @@ class LookupCosts:
             fixed_ns = min(alone_ns, self._curve.fixed_ns)
             tier_ns = fixed_ns + (alone_ns - fixed_ns) * self._remote_factor
         if self._is_staged_by_host:  # its cache lies in host memory, so hits travel up with the rest
-            latency_ns, ns_per_byte = self._copy_ns
-            tier_ns += latency_ns + (rows + hits) * self.row_bytes * ns_per_byte
+            tier_ns += self._rows_up_ns(rows + hits)
             if num_tokens_of_ids:
-                latency_ns, ns_per_byte = self._ids_ns
-                tier_ns += latency_ns + num_tokens_of_ids * TOKEN_ID_BYTES * ns_per_byte
+                tier_ns += self._ids_down_ns(num_tokens_of_ids) + self._beyond_hops_ns(num_tokens_of_ids)
         if self._overheads is not None:
             tier_ns += self._overheads.lookup_ns(rows + hits)
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
@@ -138,6 +140,26 @@ class LookupCosts:
         rate = size * NS_PER_S / duration_ns
         taken_ns = 0 if self._overheads is None else self._overheads.taken_ns(rows + hits)
         return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns)
+
+    def _rows_up_ns(self, num_rows: int) -> float:
+        latency_ns, ns_per_byte = self._copy_ns
+        return latency_ns + num_rows * self.row_bytes * ns_per_byte
+
+    def _ids_down_ns(self, num_tokens: int) -> float:
+        latency_ns, ns_per_byte = self._ids_ns
+        return latency_ns + num_tokens * TOKEN_ID_BYTES * ns_per_byte
+
+    def _beyond_hops_ns(self, num_tokens: int) -> float:
+        """What the way of a step's first lookup takes beside its gather and both hops, where the profile timed it.
+
+        Assumption A105: the worker that wakes up and its calls; beyond the largest step that was timed the hops grow
+        alone, and the worker is awake for the step's other lookups.
+        """
+        if self._way is None:
+            return 0.0
+        count = min(num_tokens, int(self._way.largest_tokens("lookup_way")))
+        hops_ns = self._rows_up_ns(count * self.rows_per_token_per_rank) + self._ids_down_ns(count)
+        return max(0.0, self._way.time_ns("lookup_way", count) - hops_ns)
 
     def _on_slowest_rank(self, rows: int) -> int:
         return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)

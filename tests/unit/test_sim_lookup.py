@@ -3,7 +3,7 @@
 import pytest
 
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import LookupCurve, LookupPoint
+from tiercast_profiles.hardware import ComputeTable, LookupCurve, LookupPoint
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.tiers import LookupCosts
 
@@ -161,3 +161,72 @@ def test_replicas_on_different_hosts_share_nothing(sim_scenario):
     resolved = sim_scenario({"tier": "nvme"}, parallel={"tensor": 4, "data": 2})
     first, second = (LookupCosts(resolved, "nominal", replica) for replica in (0, 1))
     assert not set(first.capacities()) & set(second.capacities())
+
+
+def with_way(resolved, *points, **changes):
+    """The scenario on a machine that timed lookups without their gather, by sequences, in µs."""
+    table = ComputeTable.model_validate(
+        {
+            "model_name": "mini",
+            "shape_sha256": resolved.model.backbone.shape_sha256,
+            "engram_sha256": resolved.model.engram.shape_sha256,
+            "graph_mode": "piecewise",
+            "context_statistic": "mean",
+            "components": {
+                "lookup_way": [
+                    {"num_tokens": count, "context_tokens": 0, "time_us": us, "low_us": us, "high_us": us}
+                    for count, us in points
+                ]
+            },
+            **changes,
+        }
+    )
+    hardware = resolved.hardware.model_copy(update={"compute": (table,)})
+    return resolved.model_copy(update={"hardware": hardware})
+
+
+def test_the_first_lookup_of_a_step_has_its_whole_way(sim_scenario):
+    placement = {"tier": "dram", "path": "cpu_gather", "prefetch": "step_entry"}
+    resolved = sim_scenario(placement)
+    per_token = resolved.model.engram.num_rows_per_token
+    hops, timed = (
+        LookupCosts(resolved, "nominal", 0),
+        LookupCosts(with_way(resolved, (1, 400.0), (5, 800.0)), "nominal", 0),
+    )
+
+    def first_ns(costs, count):
+        return costs.lookup(count * per_token, 0, count).duration_ns
+
+    def hops_ns(count):
+        """Both hops alone: the first lookup without its gather, which a later one has with the copy of its rows."""
+        copy = timed._rows_up_ns(count * per_token)
+        return first_ns(hops, count) - hops.lookup(count * per_token, 0, 0).duration_ns + copy
+
+    for count, way_ns in ((1, 400_000), (3, 600_000), (5, 800_000)):
+        assert first_ns(timed, count) - first_ns(hops, count) == pytest.approx(way_ns - hops_ns(count), abs=2)
+    beyond = first_ns(timed, 50) - first_ns(hops, 50)
+    assert beyond == pytest.approx(first_ns(timed, 5) - first_ns(hops, 5), abs=2), "hops grow alone"
+    later = [costs.lookup(3 * per_token, 0, 0) for costs in (hops, timed)]
+    assert later[0] == later[1], "the worker is awake"
+
+
+def test_a_way_shorter_than_the_hops_takes_nothing_off(sim_scenario):
+    resolved = sim_scenario({"tier": "dram", "path": "cpu_gather"})
+    hops, timed = LookupCosts(resolved, "nominal", 0), LookupCosts(with_way(resolved, (1, 0.001)), "nominal", 0)
+    assert timed.lookup(20, 0, 1) == hops.lookup(20, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("placement", "changes"),
+    [
+        ({"path": "uva"}, {}),
+        ({"path": "cpu_gather", "prefetch": "off"}, {}),
+        ({"path": "cpu_gather"}, {"engram_sha256": None}),
+        ({"path": "cpu_gather"}, {"shape_sha256": "0" * 64}),
+    ],
+)
+def test_who_wakes_no_worker_and_whom_nothing_was_timed_for_has_the_hops(sim_scenario, placement, changes):
+    resolved = sim_scenario({"tier": "dram", **placement})
+    hops = LookupCosts(resolved, "nominal", 0)
+    timed = LookupCosts(with_way(resolved, (1, 9_000.0), **changes), "nominal", 0)
+    assert timed.lookup(20, 0, 1) == hops.lookup(20, 0, 1)

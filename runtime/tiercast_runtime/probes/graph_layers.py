@@ -38,7 +38,7 @@ from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, Stopwatc
 GraphKey = tuple[str, int, int]  # component, or one of the parts below; sequences, context
 PLACE = "engram_place"  # the module with the copy of its rows before it
 FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"  # with Engram layers, by mode
-# Of lookups in pieces that gather nothing, and in no table: the overhead without the wait for them, and the way of one.
+# Of lookups in pieces that gather nothing: the overhead without the wait for them, and the way of the first.
 PIECES_UNSTALLED, PIECES_WAY = "pieces_unstalled_overhead", "pieces_way"
 ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
 PIECES_STARTS: tuple[Component, ...] = ("hash", "lookup_issue")  # single calls in front of the first piece
@@ -106,9 +106,10 @@ def graph_tables(
     for spread in found:
         spreads.setdefault(spread.key, spread)
     full = _merged(spreads, eager, {"step_overhead": FULL_OVERHEAD}, ())
-    names: dict[Component, str] = {"step_overhead": PIECES_OVERHEAD, "engram_module": PLACE}
+    names: dict[Component, str] = {"step_overhead": PIECES_UNSTALLED, "engram_module": PLACE}
     pieces = _merged(spreads, eager, names, ("hash", "lookup_issue"))
     pieces["step_overhead"] = tuple(_without_start(point, eager) for point in pieces["step_overhead"])
+    pieces["lookup_way"] = tuple(_point(key, spreads[key]) for key in sorted(spreads) if key[0] == PIECES_WAY)
     alone = _merged(spreads, plain, {}, ())
     modes: tuple[GraphMode, ...] = ("full", "piecewise")
     return (

@@ -9,10 +9,9 @@ them. Not in it is the gather. Path ``device`` gathers in front of its layer and
 ``pieces``: lookups go through the worker thread of a prefetcher, as those do that the host drives. In the whole are
 hash and hand-over, the launches of the further graphs and the copy of a layer's rows to where its graph has them; and
 of a lookup's way without its gather (the worker wakes up, row ids come to the host, rows go to the device) what the
-layers in front of it do not cover. A lookup's price has the gather and the two hops over the link, and begins at the
-hand-over (A38). With a way w, a gather g, hops h and layers in front c, all times, a step stands still for (w + g - c)+
-where (w - c)+ in here and a priced stall of (g + h - c)+ are counted: no more than that as long as h <= c, and less by
-the smaller of g and c - h at most. ``stall_ns`` and ``way_ns`` say (w - c)+ and w.
+layers in front of it do not cover, which the device says (``stall_ns``) and the overhead of the table is without. The
+way of a step's first lookup (``way_ns``) is a component of its own: with its gather it is how long such a lookup takes,
+of which the simulator makes the wait.
 """
 
 import time
