@@ -75,6 +75,10 @@ def checks(summary: Json) -> str:
         ("decode step at batch 64 over its memory floor, at most 1.3", floor, "ratio"),
     ]
     lines = [f"| {what} | {'not measured' if numbers is None else numbers[key]} |" for what, numbers, key in rows]
+    for work in works(summary):
+        again = summary["penalties"].get(f"{work}/no_engram-again", {}).get("no_engram")
+        if again is not None:
+            lines.append(f"| {work}: no Engram again, behind the others, lost against itself | {_percent(again)} |")
     for name in ("median", "worst"):
         error = summary[f"throughput_error_{name}"]
         lines.append(f"| throughput error of the predictions, {name} | {_percent(error)} |")

@@ -42,6 +42,7 @@ STAGES: dict[str, Callable[[Context], list[Case]]] = {
     "predict": stage_predict.cases,
     "publish": stage_publish.cases,
 }
+ARITHMETIC = ("predict", "publish")  # stages that any machine can do from the records
 LAST_LINE = ("num_done", "num_failed", "num_pending", "throughput_error_median", "penalty_error_median")
 LEAST_SECONDS = 20  # a stage is not started with less
 EXIT_MACHINE_LACKS = 4  # as the command line has it
@@ -100,6 +101,7 @@ def run_stage(
                 print(f"  {status}: {message}", flush=True)
                 if _is_context_lost(message):
                     break  # nothing more runs on this device in this process; the next one goes on
+            context.free()  # what a failed case had on the device went with its traceback
     finally:
         context.close()
 
@@ -158,7 +160,8 @@ def main() -> int:
     """Parent or, with ``--child``, one stage."""
     options = parse()
     options.out = options.out.resolve()
-    if not options.rehearse and not torch.cuda.is_available():
+    needs_gpu = not options.rehearse and not set(options.stages.split(",")) <= set(ARITHMETIC)
+    if needs_gpu and not torch.cuda.is_available():
         print("no CUDA GPU that torch can use on this machine; rehearse on the CPU with --rehearse", file=sys.stderr)
         return EXIT_MACHINE_LACKS
     if options.child is None:

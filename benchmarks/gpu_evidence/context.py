@@ -21,6 +21,7 @@ from tiercast_runtime.memory import PIN_CHUNK_BYTES, available_host_bytes
 from tiercast_runtime.table import HostTable, MemoryTable
 
 ASSUMED_FILL_BYTES_PER_S = 0.8e9  # to touch, fill and pin a table, until it is known
+LEAST_USE_SECONDS = 90.0  # of tables once they are there: they go with the process that filled them
 PROFILES = ("profile-full", "profile-quick")  # the better one first
 
 
@@ -101,7 +102,14 @@ class Context:
         """The same backbone with a table that fits the drive."""
         if self.is_rehearsal:
             return load_model("tiny")
-        return paper_model("paper-4b-100b", disk_table_bytes(self.room, self.table_bytes))
+        known = self.state.numbers("environment/machine")
+        size = disk_table_bytes(self.room, self.table_bytes) if known is None else int(known["disk_table_bytes"])
+        return paper_model("paper-4b-100b", size)
+
+    @property
+    def profile_name(self) -> str | None:
+        """Which profile is the best measured so far; None before there is one."""
+        return next((name for name in PROFILES if (self.out / f"{name}.yaml").exists()), None)
 
     def profile(self) -> HardwareProfile:
         """The best profile measured so far.
@@ -109,11 +117,10 @@ class Context:
         Raises:
             MissingCapability: none is there.
         """
-        for name in PROFILES:
-            path = self.out / f"{name}.yaml"
-            if path.exists():
-                return load_hardware(str(path))
-        raise MissingCapability("no profile yet; the probe stage comes first")
+        name = self.profile_name
+        if name is None:
+            raise MissingCapability("no profile yet; the probe stage comes first")
+        return load_hardware(str(self.out / f"{name}.yaml"))
 
     def host_tables(self) -> list[MemoryTable]:
         """Tables in host memory, pinned beside a GPU; made at the first call, kept to the end of the stage."""
@@ -126,11 +133,12 @@ class Context:
 
     @property
     def tables_seconds(self) -> float:
-        """What :meth:`host_tables` will take here: as long as it took before, nothing once they are there."""
+        """What :meth:`host_tables` will take here: as long as it took before, and time to use them; or nothing more."""
         if self.is_rehearsal or "host" in self._tables:
             return 0.0
         known = self.state.numbers("arms/host-tables")
-        return self.table_bytes / ASSUMED_FILL_BYTES_PER_S if known is None else known["seconds"]
+        fill_s = self.table_bytes / ASSUMED_FILL_BYTES_PER_S if known is None else known["seconds"]
+        return float(fill_s) + LEAST_USE_SECONDS
 
     def resident_tables(self) -> list[MemoryTable]:
         """The same rows in device memory, copied from the host's; dropped by ``drop_resident``."""
@@ -148,7 +156,7 @@ class Context:
     def free(self) -> None:
         """Give back device memory that nothing uses."""
         gc.collect()
-        if self.device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def close(self) -> None:

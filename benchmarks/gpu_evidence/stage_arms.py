@@ -39,6 +39,7 @@ class Arm:
 NO_ENGRAM = Arm("no_engram", {"tier": "none"})
 HBM = Arm("hbm", {"tier": "hbm", "path": "device"})
 UVA = Arm("uva", {"tier": "dram", "path": "uva", "prefetch": "step_entry"})
+AGAIN = Arm("no_engram-again", NO_ENGRAM.placement)  # behind the others: what differs is the machine
 OTHERS = (
     Arm("uva-off", {"tier": "dram", "path": "uva", "prefetch": "off"}),
     Arm("cpu_gather", {"tier": "dram", "path": "cpu_gather", "prefetch": "step_entry"}),
@@ -54,7 +55,7 @@ DISK = (
     Arm("disk", {"tier": "nvme", "path": "disk", "prefetch": "step_entry"}),
     Arm("disk-off", {"tier": "nvme", "path": "disk", "prefetch": "off"}),
 )
-BY_NAME = {arm.name: arm for arm in (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER, *DISK)}
+BY_NAME = {arm.name: arm for arm in (NO_ENGRAM, HBM, UVA, AGAIN, *OTHERS, *EAGER, *DISK)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +113,23 @@ WORKS = {work.name: work for work in (PAPER, PREFILL, *map(decode_work, (1, 8, 3
 
 
 def arm_cases(context: Context) -> list[Case]:
-    """Arms by workload, what matters most first; then the rows of the table are checked."""
+    """Arms by workload, what matters most first; then the rows of the table are checked.
+
+    None before there is a profile, which their scenarios are resolved on: the tables would be filled for nothing.
+    """
     if context.is_rehearsal:
         rehearsed = (NO_ENGRAM, HBM, BY_NAME["cpu_gather"], UVA)
         checks = [make_tables_case(), Case("arms", "rows", 5, check_rows, needs_tables=True), table_case()]
         return [*(_case("arms", arm, rehearsal_work()) for arm in rehearsed), *checks]
+    if context.profile_name is None:
+        return []
     order: list[tuple[Work, tuple[Arm, ...]]] = [
-        (WORKS["decode-64"], (NO_ENGRAM, HBM, UVA, *OTHERS, *EAGER)),
+        (WORKS["decode-64"], (NO_ENGRAM, HBM, UVA, AGAIN, *OTHERS, *EAGER)),
         (WORKS["decode-32"], (NO_ENGRAM, HBM, UVA)),
         (WORKS["decode-256"], (NO_ENGRAM, HBM, UVA, *OTHERS)),
-        (PAPER, (NO_ENGRAM, UVA, HBM)),
+        (PREFILL, (NO_ENGRAM, HBM, UVA, AGAIN, *OTHERS)),
         (WORKS["decode-1"], (NO_ENGRAM, HBM, UVA, *OTHERS)),
-        (PREFILL, (NO_ENGRAM, HBM, UVA, *OTHERS)),
+        (PAPER, (NO_ENGRAM, UVA, HBM)),
         *((WORKS[f"decode-{batch}"], (NO_ENGRAM, HBM, UVA)) for batch in (8, 128, 512)),
         *((WORKS[f"decode-{batch}"], EAGER) for batch in (32, 256, 1)),
         (PAPER, OTHERS),
@@ -138,6 +144,8 @@ def disk_cases(context: Context) -> list[Case]:
     """The drive's arms beside a baseline with the same model; their table is smaller where the drive is."""
     if context.is_rehearsal:
         return [_case("disk", arm, rehearsal_work(), is_disk=True) for arm in DISK]
+    if context.profile_name is None:
+        return []
     works = (WORKS["decode-64"], WORKS["decode-1"], PREFILL, *(WORKS[f"decode-{batch}"] for batch in (256, 8, 32)))
     return [_case("disk", arm, work, is_disk=True) for work in works for arm in DISK]
 
@@ -201,6 +209,7 @@ def _run(arm: Arm, work: Work, *, is_disk: bool) -> Callable[[Context], dict[str
             "total_tokens_per_s": metrics.total_tokens_per_s.value,
             "low": metrics.output_tokens_per_s.low,
             "high": metrics.output_tokens_per_s.high,
+            "step_ms": metrics.step_ms.p50.value,
             "stall_ms_per_step": metrics.stall_ms_per_step.value,
             "lookup_ms_per_step": metrics.lookup_ms_per_step.value,
             "kv_slots": facts["kv_slots"],

@@ -14,6 +14,7 @@ import torch
 
 from gpu_evidence.context import Context
 from gpu_evidence.plan import Case, paper_model
+from gpu_evidence.stage_arms import MOST_ANSWER_TOKENS, PROMPT_TOKENS
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import GIB, NS_PER_MS, NS_PER_US
@@ -180,11 +181,12 @@ def decode_floor(context: Context) -> dict[str, Any]:
     assert numbers is not None, f"arms/{work}/no_engram is not measured"
     spec, device = context.model().backbone, context.profile().device
     bandwidth = device.memory_bandwidth_gb_per_s.value
-    sequences, context_tokens = (2, 40) if context.is_rehearsal else (64, 64 + 48)
+    mean_context = PROMPT_TOKENS + MOST_ANSWER_TOKENS // 2
+    sequences, context_tokens = (2, 40) if context.is_rehearsal else (64, mean_context)
     itemsize = 4 if context.is_rehearsal else 2
     read_bytes = spec.active_params_decode * itemsize + sequences * context_tokens * spec.kv_bytes_per_token.value
     floor_ms = read_bytes / bandwidth / NS_PER_MS
-    return {"floor_ms": floor_ms, "tpot_ms": numbers["tpot_ms"], "ratio": numbers["tpot_ms"] / floor_ms}
+    return {"floor_ms": floor_ms, "step_ms": numbers["step_ms"], "ratio": numbers["step_ms"] / floor_ms}
 
 
 def _timed(action: Callable[[], object]) -> float:

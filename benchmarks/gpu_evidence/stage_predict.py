@@ -11,9 +11,14 @@ from tiercast_sim.simulate import simulate
 
 
 def cases(context: Context) -> list[Case]:
-    """One case per arm that was measured."""
-    keys = [key for key in context.state.cases if key.startswith(("arms/", "disk/")) and key.count("/") == 2]
-    return [Case("predict", key, 15, _predict(key)) for key in keys if context.state.numbers(key) is not None]
+    """One case per arm that was measured; what another profile predicted is predicted anew from the best."""
+    state = context.state
+    for key in [key for key in state.cases if key.startswith("predict/")]:
+        numbers = state.numbers(key)
+        if numbers is not None and numbers["profile"] != context.profile_name:
+            del state.cases[key]
+    keys = [key for key in state.cases if key.startswith(("arms/", "disk/")) and key.count("/") == 2]
+    return [Case("predict", key, 15, _predict(key)) for key in keys if state.numbers(key) is not None]
 
 
 def _predict(key: str) -> Any:
@@ -26,7 +31,7 @@ def _predict(key: str) -> Any:
         slots = numbers["kv_slots"]
         resolved = resolve(context, BY_NAME[arm_name], work, is_disk=stage == "disk", max_num_seqs=slots)
         measured = load_record(context.out / "measured" / f"{work_name}-{arm_name}.json")
-        predicted = simulate(resolved)
+        predicted = simulate(resolved, with_baselines=False)
         context.write(f"simulated/{work_name}-{arm_name}.json", predicted.to_json())
         comparison = compare(measured, predicted)
         context.write(f"compared/{work_name}-{arm_name}.json", comparison.model_dump_json(indent=1))
@@ -36,7 +41,10 @@ def _predict(key: str) -> Any:
             "throughput_error_ratio": None if throughput is None else throughput.error_ratio,
             "output_tokens_per_s": predicted.metrics.output_tokens_per_s.value,
             "total_tokens_per_s": predicted.metrics.total_tokens_per_s.value,
+            "step_ms": predicted.metrics.step_ms.p50.value,
             "num_differing_inputs": len(differing),
+            "compute": predicted.provenance.facts["compute"],
+            "profile": context.profile_name,
         }
 
     return run

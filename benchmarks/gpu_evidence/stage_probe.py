@@ -22,7 +22,7 @@ LAYERS = Effort(seconds(30), num_warm_ups=1, min_rounds=5, max_rounds=40)  # per
 HOST_SWEEP_BYTES = 8 * GIB  # of the host's own gathers; the GPU's are swept to the largest table in stage "sweep"
 GPU_GRID = LayerGrid(
     sequences=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-    contexts=(128, 512, 1024, 2048),
+    contexts=(128, 512, 1024),  # at 2048 half the batches would need a cache of their own
     chunks=(64, 256, 1024, 2048, 4096, 8192),
     starts=(0, 1024),
     captured=(96, 144, 192, 320, 384),  # between powers of two a product's tiles are partly empty
@@ -35,10 +35,21 @@ def probe_cases(context: Context) -> list[Case]:
         return [Case("probe", "profile-quick", 20, profile_case("profile-quick", rehearsal_plan(), ["tiny"]))]
     quick = dataclasses.replace(QUICK, grid=GPU_GRID, tokens=(1, 8, 64, 256, 512, 8192))
     tokens = (1, 4, 16, 64, 128, 256, 512, 8192)
-    full = dataclasses.replace(FULL, sweep=QUICK.sweep, layers=LAYERS, grid=GPU_GRID, tokens=tokens)
+    full = dataclasses.replace(
+        FULL,
+        sweep=QUICK.sweep,
+        layers=LAYERS,
+        grid=GPU_GRID,
+        tokens=tokens,
+        copies=QUICK.copies,
+        rates=QUICK.rates,
+        row_bytes=(64, 256, 1024),
+        gather=Effort(seconds(4), num_warm_ups=1, min_rounds=9, max_rounds=60),
+        interference=Effort(seconds(4), num_warm_ups=1, min_rounds=7, max_rounds=60),
+    )
     return [
         Case("probe", "profile-quick", 180, profile_case("profile-quick", quick, ["paper-4b-100b"])),
-        Case("probe", "profile-full", 420, profile_case("profile-full", full, ["paper-4b-100b", "paper-8b-100b"])),
+        Case("probe", "profile-full", 340, profile_case("profile-full", full, ["paper-4b-100b", "paper-8b-100b"])),
     ]
 
 
@@ -74,6 +85,7 @@ def profile_case(name: str, plan: ProbePlan, models: list[str]) -> Any:
         context.write(f"logs/{name}-not-ok.json", json.dumps(not_ok, indent=1))
         curves = {f"{curve.tier}/{curve.path}_gb_per_s": curve.bandwidth_gb_per_s.value for curve in profile.lookups}
         link = profile.host_to_device.bandwidth_gb_per_s.value
-        return {"host_to_device_gb_per_s": link, **curves, "num_probes_not_ok": len(not_ok)}
+        counts = {"num_compute_tables": len(profile.compute), "num_probes_not_ok": len(not_ok)}
+        return {"host_to_device_gb_per_s": link, **counts, **curves}
 
     return run

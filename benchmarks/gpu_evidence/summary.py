@@ -13,15 +13,17 @@ from gpu_evidence.state import State
 
 BASELINES = ("no_engram", "hbm")
 MEASURED, PREDICTED = "arms/", "predict/arms/"  # begin the keys of the arms
+ALIKE_SLOTS = 0.98  # of the sequences that a cache holds, the fewer over the more
 EAGER = "-eager"  # ends the names of arms that run as single calls
 FOLDERS = ("measured", "simulated", "compared", "traces", "gathers", "sweep", "logs")
 MAX_PACK_BYTES = 15 << 20  # of one packed file
 
 
 def penalties(state: State, of: str = MEASURED) -> dict[str, dict[str, float]]:
-    """Throughput lost by each arm against both baselines, per workload; only where both were measured, or predicted.
+    """What each arm loses against both baselines, per workload; only where both were measured, or predicted.
 
-    Work that only prefills is compared by all tokens, the rest by output tokens; single calls with single calls.
+    Single calls are compared with single calls, and no two arms whose caches held different numbers of sequences: where
+    the table takes the memory of the cache, that is another question.
     """
     found: dict[str, dict[str, float]] = {}
     for key in state.cases:
@@ -31,11 +33,24 @@ def penalties(state: State, of: str = MEASURED) -> dict[str, dict[str, float]]:
         for baseline in BASELINES:
             twin = f"{baseline}{EAGER}" if arm.endswith(EAGER) else baseline
             mine, base = state.numbers(key), state.numbers(f"{of}{work}/{twin}")
-            if mine is None or base is None or arm == twin:
+            if mine is None or base is None or arm == twin or not _run_as_many(state, work, arm, twin):
                 continue
-            unit = "total_tokens_per_s" if work.startswith("prefill") else "output_tokens_per_s"
-            found.setdefault(f"{work}/{arm}", {})[baseline] = round(1 - mine[unit] / base[unit], 5)
+            found.setdefault(f"{work}/{arm}", {})[baseline] = round(_lost(work, mine, base), 5)
     return found
+
+
+def _lost(work: str, mine: dict[str, Any], base: dict[str, Any]) -> float:
+    """Of work that decodes by the median step, which has no prompts; of work that only prefills by all its tokens."""
+    if work.startswith("decode"):
+        return float(1 - base["step_ms"] / mine["step_ms"])
+    unit = "total_tokens_per_s" if work.startswith("prefill") else "output_tokens_per_s"
+    return float(1 - mine[unit] / base[unit])
+
+
+def _run_as_many(state: State, work: str, arm: str, twin: str) -> bool:
+    """Whether both arms had about as many sequences at once."""
+    slots = [(state.numbers(f"{MEASURED}{work}/{name}") or {}).get("kv_slots", 0) for name in (arm, twin)]
+    return bool(min(slots) >= ALIKE_SLOTS * max(slots))
 
 
 def as_data(state: State, cases: Sequence[Case], *, is_rehearsal: bool) -> dict[str, Any]:
@@ -92,10 +107,10 @@ def pack(out: Path, data: dict[str, Any], target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     (target / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     written = [target / "summary.json"]
-    # the shipped profile holds the full one; eight files at most come back from a machine
+    # eight files at most come back from a machine; what is shipped may be of an earlier profile than the best
     shipped = [path.name for path in sorted(out.glob("*-measured.yaml"))[:1]]
     probed = [name for name in ("profile-full.yaml", "profile-quick.yaml") if (out / name).exists()][:1]
-    for name in ("state.json", "environment.json", "table-4.json", *(shipped or probed)):
+    for name in ("state.json", "environment.json", "table-4.json", *shipped, *probed):
         if (out / name).exists():
             written.append(Path(shutil.copy2(out / name, target / name)))
     packs: list[list[Path]] = [[]]

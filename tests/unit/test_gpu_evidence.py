@@ -3,6 +3,7 @@
 import itertools
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from gpu_evidence import plan, stage_arms, stage_publish, summary  # noqa: E402
-from gpu_evidence.__main__ import STAGES, _run_child, parse, run_stage  # noqa: E402
-from gpu_evidence.context import ASSUMED_FILL_BYTES_PER_S, Context, _copied  # noqa: E402
+from gpu_evidence import plan, stage_arms, stage_predict, stage_publish, summary  # noqa: E402
+from gpu_evidence.__main__ import STAGES, _run_child, main, parse, run_stage  # noqa: E402
+from gpu_evidence.context import ASSUMED_FILL_BYTES_PER_S, LEAST_USE_SECONDS, Context, _copied  # noqa: E402
 from gpu_evidence.plan import Case, Room  # noqa: E402
 from gpu_evidence.state import State  # noqa: E402
 from tiercast_profiles.gather import GatherSweep  # noqa: E402
@@ -59,6 +60,8 @@ def test_the_model_has_the_table_that_was_planned():
 def test_every_arm_of_the_issue_is_there_at_every_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(Context, "room", H200)
     context = Context(tmp_path, False, None, State(tmp_path / "state.json"))
+    assert stage_arms.arm_cases(context) == stage_arms.disk_cases(context) == [], "no scenario without a profile"
+    context.write("profile-quick.yaml", to_yaml(load_hardware("h200-sxm")))
     names = {case.name for case in stage_arms.arm_cases(context)}
     for batch in (1, 8, 32, 64, 128, 256, 512):
         assert {f"decode-{batch}/{arm}" for arm in ("no_engram", "hbm", "uva")} <= names
@@ -126,7 +129,7 @@ def test_predicted_penalties_are_scored_and_single_calls_are_compared_with_singl
     for arm, (measured, predicted) in speeds.items():
         for key, speed in ((f"arms/decode-64/{arm}", measured), (f"predict/arms/decode-64/{arm}", predicted)):
             state.begin(key)
-            numbers = {"output_tokens_per_s": speed, "total_tokens_per_s": 0.0, "throughput_error_ratio": None}
+            numbers = {"step_ms": 1000 / speed, "output_tokens_per_s": 1.0, "throughput_error_ratio": None}
             state.end(key, "done", 1.0, "", numbers)
     assert summary.penalties(state)["decode-64/uva-eager"] == {"no_engram": 0.25}
     assert summary.penalty_errors(state) == {"decode-64/uva": 0.02, "decode-64/uva-eager": -0.2}
@@ -144,6 +147,32 @@ def test_a_prediction_has_the_slots_of_the_engine_only_where_those_are_fewer(con
     assert (free.scenario.engine.max_num_seqs, cut.scenario.engine.max_num_seqs) == (512, 67)
 
 
+def test_what_another_profile_predicted_is_predicted_anew(context):
+    context.write("profile-quick.yaml", "name: x")
+    for key in ("arms/decode-64/uva", "arms/decode-8/uva"):
+        context.state.begin(key)
+        context.state.end(key, "done", 1.0, "", {"kv_slots": 64})
+        context.state.begin(f"predict/{key}")
+        context.state.end(f"predict/{key}", "done", 1.0, "", {"profile": "profile-quick"})
+    keys = {case.key for case in stage_predict.cases(context)}
+    assert keys == {"predict/arms/decode-64/uva", "predict/arms/decode-8/uva"}
+    assert not any(context.state.is_pending(key) for key in keys)
+    context.write("profile-full.yaml", "name: y")
+    context.state.end("predict/arms/decode-8/uva", "done", 1.0, "", {"profile": "profile-full"})
+    pending = [case.key for case in stage_predict.cases(context) if context.state.is_pending(case.key)]
+    assert pending == ["predict/arms/decode-64/uva"]
+
+
+def test_arithmetic_needs_no_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_evidence", "--out", str(tmp_path), "--stages", "arms"])
+    assert main() == 4
+    assert "no CUDA GPU" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["gpu_evidence", "--out", str(tmp_path), "--stages", "predict"])
+    assert main() == 0
+    assert '"num_failed": 0' in capsys.readouterr().out
+
+
 def test_what_a_machine_lacked_is_asked_for_once_more(context):
     state = context.state
     for attempt in range(2):
@@ -157,14 +186,14 @@ def test_the_first_case_of_a_process_that_reads_the_tables_is_given_the_time_to_
     context = Context(tmp_path, False, 8 * GIB, State(tmp_path / "state.json"))
     monkeypatch.setattr(Context, "room", H200)
     assumed = context.tables_seconds
-    assert assumed == pytest.approx(8 * GIB / ASSUMED_FILL_BYTES_PER_S)
+    assert assumed == pytest.approx(8 * GIB / ASSUMED_FILL_BYTES_PER_S + LEAST_USE_SECONDS)
     cases = [Case("stage", "table", 10, lambda _context: {}, needs_tables=True), Case("stage", "other", 10, dict)]
     run_stage(context, cases, until=assumed + 9, clock=lambda: 0.0)
     assert context.state.is_pending("stage/table")
     assert not context.state.is_pending("stage/other")
     context.state.begin("arms/host-tables")
     context.state.end("arms/host-tables", "done", 40.0, "", {"seconds": 33.0})
-    assert context.tables_seconds == 33.0
+    assert context.tables_seconds == 33.0 + LEAST_USE_SECONDS
     context._tables["host"] = []
     assert context.tables_seconds == 0.0
 
@@ -191,12 +220,17 @@ def test_a_table_is_copied_in_the_pieces_it_was_pinned_in(monkeypatch):
 def test_the_summary_has_the_penalties_and_little_files(context):
     speeds = {"no_engram": 100.0, "hbm": 99.0, "uva": 98.0}
     for arm, speed in speeds.items():
-        key = f"arms/decode-64/{arm}"
-        context.state.begin(key)
-        context.state.end(key, "done", 1, "", {"output_tokens_per_s": speed, "total_tokens_per_s": speed})
+        for work in ("decode-64", "paper-512"):
+            key = f"arms/{work}/{arm}"
+            slots = {"kv_slots": 67 if arm == "hbm" and work == "paper-512" else 410}
+            context.state.begin(key)
+            speeds_of = {"step_ms": 1000 / speed, "output_tokens_per_s": speed, "total_tokens_per_s": speed}
+            context.state.end(key, "done", 1, "", {**slots, **speeds_of})
     context.write("measured/decode-64-uva.json", "{}")
     data = summary.as_data(context.state, [], is_rehearsal=True)
     assert data["penalties"]["decode-64/uva"] == {"no_engram": 0.02, "hbm": pytest.approx(1 - 98 / 99, abs=1e-5)}
+    assert data["penalties"]["paper-512/uva"] == {"no_engram": 0.02}, "a cache of 67 sequences is another question"
+    assert "paper-512/hbm" not in data["penalties"]
     context.write("profile-quick.yaml", "name: x")
     files = summary.pack(context.out, data, context.out / "packed")
     kept = {"summary.json", "state.json", "records-0.tar.gz"}
@@ -205,7 +239,7 @@ def test_the_summary_has_the_penalties_and_little_files(context):
     }  # better than none, until there is a better one
     context.write("h200-sxm-measured.yaml", "name: y")
     files = summary.pack(context.out, data, context.out / "packed")
-    assert {path.name for path in files} == kept | {"h200-sxm-measured.yaml"}
+    assert {path.name for path in files} == kept | {"profile-quick.yaml", "h200-sxm-measured.yaml"}
     assert json.loads(files[0].read_text())["is_rehearsal"] is True
     assert any("penalty" in line for line in summary.lines(data))
 

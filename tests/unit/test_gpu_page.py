@@ -21,7 +21,8 @@ def folder(tmp_path):
     summary = {
         "cases": {key: {"status": "done", "numbers": numbers} for key, numbers in cases.items()}
         | {"lookups/overheads": {"status": "failed", "message": "died"}},
-        "penalties": {"decode-64/uva": {"hbm": 0.00505, "no_engram": 0.015}, "decode-8/uva": {"hbm": 0.02}},
+        "penalties": {"decode-64/uva": {"hbm": 0.00505, "no_engram": 0.015}, "decode-8/uva": {"hbm": 0.02}}
+        | {"decode-64/no_engram-again": {"no_engram": -0.0012}},
         "throughput_error_median": 0.021,
         "throughput_error_worst": None,
         "penalty_error_median": 0.0042,
@@ -49,6 +50,7 @@ def test_the_places_hold_what_was_measured(folder):
     assert "memory floor, at most 1.3 | 1.21 |" in places["gpu-checks"]
     assert "hash and launch for 256 tokens, at most 10 us | not measured |" in places["gpu-checks"]
     assert "worst | – |" in places["gpu-checks"]
+    assert "decode-64: no Engram again, behind the others, lost against itself | -0.12 % |" in places["gpu-checks"]
     assert "against no Engram, median | 0.42 pt |" in places["gpu-checks"]
     assert places["gpu-table-4"] == PAGE["NOT_YET"]
 
