@@ -223,18 +223,22 @@ def point(count, time_us, context=0):
     )
 
 
-def test_each_table_gets_the_overhead_of_its_own_whole_step():
-    eager = ComputeTable(
+def single_calls(**components):
+    return ComputeTable(
         model_name="m",
         shape_sha256="a" * 64,
         engram_sha256="b" * 64,
         graph_mode="eager",
         context_statistic="mean",
-        components={
-            "hash": (point(1, 7.0), point(2, 8.0), point(3, 9.0)),
-            "lookup_issue": (point(1, 20.0), point(2, 30.0)),
-            "step_overhead": (point(1, 99.0), point(2, 99.0)),
-        },
+        components=components,
+    )
+
+
+def test_each_table_gets_the_overhead_of_its_own_whole_step():
+    eager = single_calls(
+        hash=(point(1, 7.0), point(2, 8.0), point(3, 9.0)),
+        lookup_issue=(point(1, 20.0), point(2, 30.0)),
+        step_overhead=(point(1, 99.0), point(2, 99.0)),
     )
     plain = eager.model_copy(
         update={"engram_sha256": None, "components": {"step_overhead": eager.components["step_overhead"]}}
@@ -245,9 +249,8 @@ def test_each_table_gets_the_overhead_of_its_own_whole_step():
         for name, time_us in overheads.items()
         for count in (1, 2)
     ]
-    spreads.append(
-        Spread(("pieces_unstalled_overhead", 2, 0), (0.0,))
-    )  # of a second part of the grid: the first counts
+    of_a_second_part = Spread(("pieces_unstalled_overhead", 2, 0), (0.0,))  # of the grid: the first counts
+    spreads.append(of_a_second_part)
     found = {
         (table.engram_sha256 is not None, table.graph_mode): [
             (p.low_us, p.time_us, p.high_us) for p in table.components["step_overhead"]
@@ -264,14 +267,7 @@ def test_each_table_gets_the_overhead_of_its_own_whole_step():
 
 
 def test_no_overhead_is_below_zero():
-    eager = ComputeTable(
-        model_name="m",
-        shape_sha256="a" * 64,
-        engram_sha256="b" * 64,
-        graph_mode="eager",
-        context_statistic="mean",
-        components={"hash": (point(1, 7.0),), "lookup_issue": (point(1, 20.0),)},
-    )
+    eager = single_calls(hash=(point(1, 7.0),), lookup_issue=(point(1, 20.0),))
     plain = eager.model_copy(update={"engram_sha256": None, "components": {}})
     names = ("step_overhead", "engram_step_overhead", "pieces_unstalled_overhead")
     spreads = [Spread((name, 1, 0), (time_us,)) for name, time_us in zip(names, (-1.0, -2.0, 26.0), strict=True)]
