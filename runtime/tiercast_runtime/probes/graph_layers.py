@@ -37,8 +37,9 @@ from tiercast_runtime.probes.timing import Case, Clock, Effort, Spread, Stopwatc
 
 GraphKey = tuple[str, int, int]  # component, or one of the parts below; sequences, context
 PLACE = "engram_place"  # the module with the copy of its rows before it
-FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"  # with Engram layers, by mode
-# Of lookups in pieces that gather nothing: the overhead without the wait for them, and the way of the first.
+# With Engram layers, by mode; that of pieces holds the wait for lookups that gather nothing, and is in no table.
+FULL_OVERHEAD, PIECES_OVERHEAD = "engram_step_overhead", "pieces_step_overhead"
+# What the table of pieces has instead: the overhead without that wait, and the way of the first lookup.
 PIECES_UNSTALLED, PIECES_WAY = "pieces_unstalled_overhead", "pieces_way"
 ENGRAM_COMPONENTS: tuple[Component, ...] = ("engram_module", "hash", "lookup_issue")
 PIECES_STARTS: tuple[Component, ...] = ("hash", "lookup_issue")  # single calls in front of the first piece
