@@ -149,16 +149,33 @@ class LookupPoint(Strict):
     high_us: float = Field(gt=0)
 
 
+NUM_SPREAD_CASES = 10
+
+
+class TimeSpread(Strict):
+    """How far lookups of so many rows lie apart: their time over its mean in ten equally likely cases, ascending."""
+
+    num_rows: int = Field(gt=0)
+    time_ratios: tuple[float, ...] = Field(min_length=NUM_SPREAD_CASES, max_length=NUM_SPREAD_CASES)
+
+    @model_validator(mode="after")
+    def _ratios_rise(self) -> Self:
+        if self.time_ratios[0] <= 0 or any(a > b for a, b in pairwise(self.time_ratios)):
+            raise ValueError("time_ratios must be above 0 and ascend")
+        return self
+
+
 class LookupCurve(Grown):
     """How long one device needs to fetch rows from a tier by a path, alone on the machine.
 
     Time of ``n`` rows = ``fixed_us`` + n × max(``row_ns``, bytes per row / ``bandwidth_gb_per_s``), where the bytes per
     row are rounded up to ``read_granularity_bytes``. Where ``points`` were measured they are interpolated instead and
     the parameters, fitted to them, only extend them. ``num_threads`` is how many host threads fetch on a host-driven
-    path; absent: not known, and lookups of several devices do not compete for cores.
+    path; absent: not known, and lookups of several devices do not compete for cores. ``spreads`` say by rows how far
+    lookups of one size lie apart; absent: not known, and every lookup takes its mean.
     """
 
-    added_fields = frozenset({"num_threads"})
+    added_fields = frozenset({"num_threads", "spreads"})
 
     tier: Tier
     path: LookupPath
@@ -170,6 +187,7 @@ class LookupCurve(Grown):
     removes_duplicates: bool
     num_threads: int | None = Field(default=None, gt=0)
     points: tuple[LookupPoint, ...] = ()
+    spreads: tuple[TimeSpread, ...] = ()
 
 
 class ComputePoint(Grown):
@@ -281,14 +299,22 @@ class InterferencePoint(Strict):
     lookup_speed_ratio: Quantity
 
 
-class OverheadPoint(Strict):
+WORKER_TIMES = frozenset({"wake_us", "turn_us", "behind_us"})
+
+
+class OverheadPoint(Grown):
     """What lookups of so many rows take: see :class:`LookupOverhead`."""
+
+    added_fields = WORKER_TIMES
 
     num_rows: int = Field(gt=0)
     issue_us: Quantity
     beside_us: Quantity
     after_us: Quantity
     inline_us: Quantity
+    wake_us: Quantity | None = None
+    turn_us: Quantity | None = None
+    behind_us: Quantity | None = None
 
 
 class LookupOverhead(Grown):
@@ -296,24 +322,39 @@ class LookupOverhead(Grown):
 
     ``issue_us``: handing the lookups of a step over. A lookup made beside compute takes ``beside_us`` from it; one that
     the thread makes itself between layers takes ``inline_us`` more than its curve says, and what is computed behind it
-    ``after_us`` more. These are means over the ``points``, one for each size of lookup that was timed; absent: only the
-    means are known.
+    ``after_us`` more. The worker begins the first lookup of a step ``wake_us`` after it was handed over, each further
+    one ``turn_us`` behind the one before; such a lookup takes ``behind_us`` less than its curve says, which is that of
+    a worker, caches and a drive that were idle; absent: not known, and taken for nothing. These are means over the
+    ``points``, one for each size of lookup that was timed; absent: only the means are known.
     """
 
-    added_fields = frozenset({"points"})
+    added_fields = WORKER_TIMES | {"points"}
 
     issue_us: Quantity
     beside_us: Quantity
     after_us: Quantity
     inline_us: Quantity
+    wake_us: Quantity | None = None
+    turn_us: Quantity | None = None
+    behind_us: Quantity | None = None
     points: tuple[OverheadPoint, ...] = ()
 
     def by_rows(self) -> tuple[OverheadPoint, ...]:
         """The points in order of rows; the means as the only one where there are none."""
         if self.points:
             return tuple(sorted(self.points, key=lambda point: point.num_rows))
-        times = {"issue_us": self.issue_us, "beside_us": self.beside_us}
-        return (OverheadPoint(num_rows=1, after_us=self.after_us, inline_us=self.inline_us, **times),)
+        return (
+            OverheadPoint(
+                num_rows=1,
+                issue_us=self.issue_us,
+                beside_us=self.beside_us,
+                after_us=self.after_us,
+                inline_us=self.inline_us,
+                wake_us=self.wake_us,
+                turn_us=self.turn_us,
+                behind_us=self.behind_us,
+            ),
+        )
 
 
 class Interference(Grown):

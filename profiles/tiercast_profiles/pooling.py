@@ -26,6 +26,7 @@ from tiercast_profiles.hardware import (
     OverheadPoint,
     ProbeResult,
     SettlingPoint,
+    TimeSpread,
 )
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median
 
@@ -34,6 +35,7 @@ _KEYS: Mapping[type[BaseModel], tuple[str, ...]] = {
     LookupCurve: ("tier", "path"),
     LookupPoint: ("num_rows", "row_bytes", "footprint_bytes"),
     LatencyPoint: ("read_ratio",),
+    TimeSpread: ("num_rows",),
     ComputeTable: ("model_name", "shape_sha256", "engram_sha256", "graph_mode", "num_threads"),
     ComputePoint: ("num_tokens", "context_tokens"),
     SettlingPoint: ("num_sequences",),
@@ -145,10 +147,12 @@ def _model(values: Sequence[BaseModel], path: str) -> BaseModel:
 
 
 def _entries(values: Sequence[tuple[Any, ...]], path: str) -> tuple[Any, ...]:
-    """Lists of measured entries, matched by what tells them apart, in the order they first come in."""
+    """Lists of measured entries, matched by what tells them apart, in the order they first come in; numbers by place."""
     kinds = {type(entry) for value in values for entry in value}
     if not kinds:
         return ()
+    if kinds == {float}:
+        return tuple(median(column) for column in zip(*values, strict=True))
     names = _KEYS[kinds.pop()]
     by_key: dict[Hashable, list[Any]] = {}
     for value in values:

@@ -7,14 +7,15 @@ one worker in order; compute and a running lookup slow each other by the interfe
 from dataclasses import dataclass, field
 
 from tiercast_profiles.scenario import Prefetch
-from tiercast_sim.work import SPEED_ONE, StepWork
+from tiercast_sim.work import SPEED_ONE, LookupWork, StepWork
 
 
 @dataclass(slots=True)
 class _Job:
-    """A lookup on the worker: remaining work in ns × speed, and its times."""
+    """A lookup on the worker: remaining work in ns × speed, ns until the worker begins it, and its times."""
 
     remaining: int
+    waiting_ns: int = 0
     started_ns: int = -1
     ready_ns: int = -1
 
@@ -56,9 +57,9 @@ def run_step(work: StepWork, prefetch: Prefetch, state: WorkerState, speeds: Spe
     def compute(duration_ns: int) -> None:
         _advance_compute(state, duration_ns, speeds.compute, min(speeds.lookup, speeds.share))
 
-    def issue(duration_ns: int) -> _Job:
-        job = _Job(duration_ns * SPEED_ONE)
-        if duration_ns == 0:
+    def issue(lookup: LookupWork) -> _Job:
+        job = _Job(lookup.duration_ns * SPEED_ONE, lookup.wait_ns)
+        if lookup.duration_ns == 0:
             job.started_ns = job.ready_ns = state.now_ns
         else:
             state.queue.append(job)
@@ -68,6 +69,10 @@ def run_step(work: StepWork, prefetch: Prefetch, state: WorkerState, speeds: Spe
     def wait(job: _Job) -> None:
         while job.ready_ns < 0:
             head = _head(state)
+            if head.waiting_ns:
+                state.now_ns += head.waiting_ns
+                head.waiting_ns = 0
+                continue
             state.now_ns += -(-head.remaining // speeds.share)
             head.remaining = 0
             _drop_ready(state)
@@ -77,14 +82,14 @@ def run_step(work: StepWork, prefetch: Prefetch, state: WorkerState, speeds: Spe
     compute(work.pre_ns)
     jobs: list[_Job] = []
     if prefetch != "off":
-        jobs = [issue(lookup.duration_ns) for lookup in work.lookups]
-        state.early = [issue(lookup.duration_ns) for lookup in work.early_lookups]
+        jobs = [issue(lookup) for lookup in work.lookups]
+        state.early = [issue(lookup) for lookup in work.early_lookups]
     stalls = []
     for index, lookup in enumerate(work.lookups):
         compute(work.segments_ns[index])
         arrived_ns = state.now_ns
         if prefetch == "off":
-            jobs.append(issue(lookup.duration_ns))
+            jobs.append(issue(lookup))
         if early:
             wait(early[index])
         wait(jobs[index])
@@ -99,7 +104,7 @@ def run_step(work: StepWork, prefetch: Prefetch, state: WorkerState, speeds: Spe
 
 def _head(state: WorkerState) -> _Job:
     head = state.queue[0]
-    if head.started_ns < 0:
+    if head.started_ns < 0 and not head.waiting_ns:
         head.started_ns = state.now_ns
     return head
 
@@ -122,6 +127,12 @@ def _advance_compute(state: WorkerState, duration_ns: int, compute_speed: int, l
             state.now_ns += -(-remaining // SPEED_ONE)
             return
         head = _head(state)
+        if head.waiting_ns:
+            elapsed_ns = min(-(-remaining // SPEED_ONE), head.waiting_ns)
+            state.now_ns += elapsed_ns
+            remaining -= elapsed_ns * SPEED_ONE
+            head.waiting_ns -= elapsed_ns
+            continue
         elapsed_ns = min(-(-remaining // compute_speed), -(-head.remaining // lookup_speed))
         state.now_ns += elapsed_ns
         remaining -= elapsed_ns * compute_speed

@@ -90,7 +90,7 @@ class StepCosts:
             )
         early: tuple[LookupWork, ...] = ()
         if self._is_early:
-            early = self._lookups(self._take_upcoming(upcoming), 0)
+            early = self._lookups(self._take_upcoming(upcoming), 0, is_behind=True)
         for lookups in (own, early):
             for index, lookup in enumerate(lookups):
                 segments[index + 1] += lookup.taken_ns
@@ -124,14 +124,14 @@ class StepCosts:
         start = behind if first <= chunk.start < behind else chunk.start
         return Chunk(chunk.request, start, chunk.end - start) if start < chunk.end else None
 
-    def _lookups(self, tokens: TokenBatch, num_ids: int) -> tuple[LookupWork, ...]:
+    def _lookups(self, tokens: TokenBatch, num_ids: int, *, is_behind: bool = False) -> tuple[LookupWork, ...]:
         """One lookup per Engram layer; all layers ask for the same n-grams, hence for equally many rows."""
         assert self.lookups is not None, "tables exist"
         rows = self._rows(tokens)
-        first = self.lookups.lookup(rows.read, rows.hit, num_ids)
-        rest = self.lookups.lookup(rows.read, rows.hit, 0)
+        first = self.lookups.lookup(rows.read, rows.hit, num_ids, is_behind=is_behind)
+        rest = self.lookups.lookup(rows.read, rows.hit, 0, is_behind=True)
         if self.lookups.has_draws and rows.read:
-            others = [self.lookups.lookup(rows.read, rows.hit, 0) for _ in range(self._num_layers - 2)]
+            others = [self.lookups.lookup(rows.read, rows.hit, 0, is_behind=True) for _ in range(self._num_layers - 2)]
             return (first, rest, *others)[: self._num_layers]
         return (first, *([rest] * (self._num_layers - 1)))
 

@@ -21,12 +21,13 @@ LONGEST_NS = 2**63 // SPEED_ONE
 class LookupColumns:
     """Lookups of a step, ``[num_layers, num_steps] int64`` each: length at full speed, speed alone and beside compute.
 
-    All lengths are positive.
+    All lengths are positive. ``wait_ns`` is how long the worker takes to begin each; nobody slows anybody meanwhile.
     """
 
     duration_ns: Column
     speed_alone: Column
     speed_beside: Column
+    wait_ns: Column
 
 
 class _Steps:
@@ -38,14 +39,23 @@ class _Steps:
         self.lookups = lookups
         self.head = np.zeros(len(pre_ns), dtype=np.int64)
         self.left = lookups.duration_ns[0] * SPEED_ONE
+        self.waiting = lookups.wait_ns[0].copy()
         self.ready = np.empty_like(lookups.duration_ns)
 
     def end_heads(self, which: Column) -> None:
-        """Take ended lookups off the workers of these steps; the next ones start."""
+        """Take ended lookups off the workers of these steps; they turn to the next ones."""
         self.ready[self.head[which], which] = self.now[which]
         self.head[which] += 1
         busy = which[self.head[which] < self.num_layers]
         self.left[busy] = self.lookups.duration_ns[self.head[busy], busy] * SPEED_ONE
+        self.waiting[busy] = self.lookups.wait_ns[self.head[busy], busy]
+
+    def turn(self, which: Column, most_ns: Column | None = None) -> Column:
+        """Let workers of these steps come nearer to beginning their lookup, by no more than ``most_ns``; how far."""
+        elapsed = self.waiting[which] if most_ns is None else np.minimum(self.waiting[which], most_ns)
+        self.now[which] += elapsed
+        self.waiting[which] -= elapsed
+        return elapsed
 
     def compute(self, segment_ns: Column, compute_speed: int) -> None:
         """Run a segment of compute to its end; lookups go on beside it."""
@@ -56,6 +66,8 @@ class _Steps:
             alone = running[is_alone]
             self.now[alone] += -(-left[alone] // SPEED_ONE)
             running = running[~is_alone]
+            left[running] -= self.turn(running, -(-left[running] // SPEED_ONE)) * SPEED_ONE
+            running = running[left[running] > 0]
             speed = self.lookups.speed_beside[self.head[running], running]
             elapsed = np.minimum(-(-left[running] // compute_speed), -(-self.left[running] // speed))
             self.now[running] += elapsed
@@ -68,6 +80,7 @@ class _Steps:
         """Stand still until the rows of a layer are there."""
         waiting = np.flatnonzero(self.head <= layer)
         while len(waiting):
+            self.turn(waiting)
             self.now[waiting] += -(-self.left[waiting] // self.lookups.speed_alone[self.head[waiting], waiting])
             self.end_heads(waiting)
             waiting = waiting[self.head[waiting] <= layer]
@@ -91,22 +104,28 @@ def interfering_columns(
         stall[layer] = steps.now - wanted[layer]
     steps.compute(segments_ns[-1], compute_speed)
     issued = np.broadcast_to(pre_ns, wanted.shape)
-    service = np.diff(steps.ready, axis=0, prepend=pre_ns[np.newaxis])
+    service = np.diff(steps.ready, axis=0, prepend=pre_ns[np.newaxis]) - lookups.wait_ns
     return StepColumns(steps.now, wanted, issued, steps.ready, stall), service
 
 
 def interfering_step(
     pre_ns: int, segments_ns: Sequence[int], lookups: Sequence[tuple[int, ...]], compute_speed: int
 ) -> int:
-    """Length of one such step; of each lookup its length, its speed alone and its speed beside compute."""
+    """Length of one such step; of each lookup its length, its speed alone and beside compute, and its wait."""
     now_ns, head = pre_ns, 0
-    left = lookups[0][0] * SPEED_ONE
+    left, waiting = lookups[0][0] * SPEED_ONE, lookups[0][3]
     for layer, segment_ns in enumerate(segments_ns):
         todo = segment_ns * SPEED_ONE
         while todo > 0:
             if head == len(lookups):
                 now_ns += -(-todo // SPEED_ONE)
                 break
+            if waiting:
+                elapsed = min(-(-todo // SPEED_ONE), waiting)
+                now_ns += elapsed
+                todo -= elapsed * SPEED_ONE
+                waiting -= elapsed
+                continue
             speed = lookups[head][2]
             elapsed = min(-(-todo // compute_speed), -(-left // speed))
             now_ns += elapsed
@@ -114,9 +133,9 @@ def interfering_step(
             left -= elapsed * speed
             if left <= 0:
                 head += 1
-                left = lookups[head][0] * SPEED_ONE if head < len(lookups) else 0
+                left, waiting = (lookups[head][0] * SPEED_ONE, lookups[head][3]) if head < len(lookups) else (0, 0)
         while layer < len(lookups) and head <= layer:
-            now_ns += -(-left // lookups[head][1])
+            now_ns += waiting - (-left // lookups[head][1])
             head += 1
-            left = lookups[head][0] * SPEED_ONE if head < len(lookups) else 0
+            left, waiting = (lookups[head][0] * SPEED_ONE, lookups[head][3]) if head < len(lookups) else (0, 0)
     return now_ns

@@ -1,6 +1,6 @@
 """Lookups that depend on token counts alone, as columns: each distinct count is priced once a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from tiercast_sim.work import SPEED_ONE, LookupWork
 
 @dataclass(frozen=True, slots=True)
 class PricedLookups:
-    """Lookups of every step, ``[num_layers, num_steps] int64``; ``service_ns`` is their time with nobody beside."""
+    """Lookups of every step, ``[num_layers, num_steps] int64``; ``service_ns`` is their time with nobody beside.
+
+    ``wait_ns`` is how long the worker takes to begin one.
+    """
 
     duration_ns: Column
     speed_alone: Column
@@ -23,6 +26,10 @@ class PricedLookups:
     rows_read: Column
     bytes_per_rank: Column
     taken_ns: Column
+    wait_ns: Column
+
+
+NUM_NUMBERS = len(fields(PricedLookups))
 
 
 class LookupPrices:
@@ -42,14 +49,15 @@ class LookupPrices:
         prices = np.array([self.prices(count) for count in distinct.tolist()], dtype=np.int64)
         found = prices[where]  # [num_steps, first or other, number]
         index = np.minimum(np.arange(num_layers), 1)
-        return PricedLookups(*(np.ascontiguousarray(found[:, index, number].T) for number in range(7)))
+        return PricedLookups(*(np.ascontiguousarray(found[:, index, number].T) for number in range(NUM_NUMBERS)))
 
     def prices(self, num_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The seven numbers of :class:`PricedLookups`, of the first lookup and of the others."""
+        """The numbers of :class:`PricedLookups`, of the first lookup and of the others."""
         known = self._known.get(num_tokens)
         if known is None:
             num_rows = num_tokens * self._lookups.rows_per_token
-            first, rest = self._lookups.lookup(num_rows, 0, num_tokens), self._lookups.lookup(num_rows, 0, 0)
+            first = self._lookups.lookup(num_rows, 0, num_tokens)
+            rest = self._lookups.lookup(num_rows, 0, 0, is_behind=True)
             self._works[num_tokens] = (first, rest)
             known = self._known[num_tokens] = (self._numbers(first), self._numbers(rest))
         return known
@@ -79,4 +87,5 @@ class LookupPrices:
         elif self._beside != SPEED_ONE:
             beside = lone_speed(work.usage, work.rate_bytes_per_s, self._capacities, self._beside)
         service_ns = -(-work.duration_ns * SPEED_ONE // alone)
-        return (work.duration_ns, alone, beside, service_ns, work.rows_read, work.bytes_per_rank, work.taken_ns)
+        of_rows = (work.rows_read, work.bytes_per_rank, work.taken_ns, work.wait_ns)
+        return (work.duration_ns, alone, beside, service_ns, *of_rows)

@@ -14,6 +14,7 @@ from tiercast_sim.handover import DecodeSource, PrefillSource
 from tiercast_sim.links import Flow, Network
 from tiercast_sim.serving import Scheduler
 from tiercast_sim.source import RequestSource
+from tiercast_sim.time_spread import mean_stalls_ns
 from tiercast_sim.work import SPEED_ONE, LookupWork, StepWork
 
 Process = Generator[simpy.Event, object, None]
@@ -78,6 +79,7 @@ class LookupWorker:
     network: Network
     speed_beside_compute: int
     is_compute_running: bool = False
+    is_serving: bool = False
     flow: Flow | None = None
     queue: deque[LookupJob] = field(default_factory=deque)
     slows: "Replica | None" = None
@@ -89,7 +91,7 @@ class LookupWorker:
             job.started_ns = job.ready_ns = self.clock.now_ns
             return job
         self.queue.append(job)
-        if self.flow is None:
+        if not self.is_serving:
             self._next()
         return job
 
@@ -103,13 +105,26 @@ class LookupWorker:
         return self.speed_beside_compute if self.is_compute_running else SPEED_ONE
 
     def _next(self) -> None:
-        if self.queue:
-            job = self.queue[0]
-            job.started_ns = self.clock.now_ns
-            work = job.work
-            self.flow = self.network.start(work.duration_ns, work.usage, work.rate_bytes_per_s, self._cap())
-            assert self.flow.done.callbacks is not None, "a new flow has not ended"
-            self.flow.done.callbacks.append(self._ended)
+        self.is_serving = bool(self.queue)
+        if self.queue and self.queue[0].work.wait_ns:
+            turned = self.clock.timeout(self.queue[0].work.wait_ns)
+            assert turned.callbacks is not None, "a new timeout has not ended"
+            turned.callbacks.append(self._begin)
+        elif self.queue:
+            self._begin()
+            return
+        self._tell()
+
+    def _begin(self, _event: simpy.Event | None = None) -> None:
+        job = self.queue[0]
+        job.started_ns = self.clock.now_ns
+        work = job.work
+        self.flow = self.network.start(work.duration_ns, work.usage, work.rate_bytes_per_s, self._cap())
+        assert self.flow.done.callbacks is not None, "a new flow has not ended"
+        self.flow.done.callbacks.append(self._ended)
+        self._tell()
+
+    def _tell(self) -> None:
         if self.slows is not None:
             self.slows.lookup_runs(self.flow is not None)
 
@@ -224,6 +239,8 @@ class Replica:
         if self._world.prefetch != "off":
             jobs = [worker.submit(lookup) for lookup in work.lookups]
             self._early = tuple(worker.submit(lookup) for lookup in work.early_lookups)
+        least_ns = mean_stalls_ns(work, self._world.prefetch, self._world.lookup_speed)
+        stood_ns = 0
         for index, lookup in enumerate(work.lookups):
             yield from self._compute(work.segments_ns[index])
             wanted_ns = clock.now_ns
@@ -234,6 +251,10 @@ class Replica:
                 if job.ready_ns < 0:
                     job.ready = clock.event()
                     yield job.ready
+            stood_ns += clock.now_ns - wanted_ns
+            if least_ns and stood_ns < least_ns[index]:
+                yield clock.timeout(least_ns[index] - stood_ns)
+                stood_ns = least_ns[index]
             layers.append(
                 LayerTimes(
                     known_ns=known_ns,

@@ -97,8 +97,9 @@ class StepClock:
             return pre_ns + sum(segments_ns) + sum(numbers[0] for numbers in lookups)
         segments_ns = [segments_ns[0], *(ns + found[6] for ns, found in zip(segments_ns[1:], lookups, strict=True))]
         if self._compute_speed is not None:
-            return interfering_step(pre_ns, segments_ns, lookups, self._compute_speed)
-        times = StepTimes(pre_ns, tuple(segments_ns), tuple(numbers[3] for numbers in lookups))
+            timed = [(*numbers[:3], numbers[7]) for numbers in lookups]
+            return interfering_step(pre_ns, segments_ns, timed, self._compute_speed)
+        times = StepTimes(pre_ns, tuple(segments_ns), tuple(numbers[3] + numbers[7] for numbers in lookups))
         return step(times, self._prefetch, Carry())[0].now_ns
 
     def _fixed_of(

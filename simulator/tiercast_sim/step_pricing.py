@@ -146,9 +146,10 @@ class StepPricer:
             return _gathered(pre_ns, segments_ns, lookups.duration_ns), lookups.duration_ns
         segments_ns[1:] += lookups.taken_ns
         if self._interferes:
-            columns = LookupColumns(lookups.duration_ns, lookups.speed_alone, lookups.speed_beside)
+            columns = LookupColumns(lookups.duration_ns, lookups.speed_alone, lookups.speed_beside, lookups.wait_ns)
             return interfering_columns(pre_ns, segments_ns, columns, self._compute_speed)
-        return maxplus_columns(pre_ns, segments_ns, lookups.service_ns, self._prefetch), lookups.service_ns
+        on_worker_ns = lookups.wait_ns + lookups.service_ns
+        return maxplus_columns(pre_ns, segments_ns, on_worker_ns, self._prefetch), lookups.service_ns
 
 
 def _range(columns: tuple[Column, Column] | None, first: int, last: int) -> tuple[Column, Column] | None:

@@ -18,6 +18,7 @@ from tiercast_sim.overheads import LookupOverheads
 from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
 from tiercast_sim.table_choice import table_of_way
+from tiercast_sim.time_spread import ALWAYS_ALIKE, ratios_at
 from tiercast_sim.work import NO_LOOKUP, LookupWork
 
 TOKEN_ID_BYTES = 4
@@ -75,7 +76,7 @@ class LookupCosts:
         self._way = None if way is None else TableTimes(way, bound)
         self._demands = self._shared_demands(bound, replica)
         self._tail = _tail_of(resolved, bound, replica)
-        self._known: dict[tuple[int, int, int], LookupWork] = {}
+        self._known: dict[tuple[int, int, int, bool], LookupWork] = {}
         self.largest_rows_per_rank = 0
 
     @property
@@ -88,17 +89,20 @@ class LookupCosts:
         """The times these costs are taken from."""
         return self._curve
 
-    def lookup(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int) -> LookupWork:
+    def lookup(
+        self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool = False
+    ) -> LookupWork:
         """One layer's lookup: rows the tier delivers and rows a cache has, over all ranks.
 
         ``num_tokens_of_ids`` is not zero on the first lookup of a step: the host then waits for that many token ids.
+        ``is_behind`` where the worker comes to it right from another one.
         """
         if rows_read == 0 and rows_hit == 0:
             return NO_LOOKUP
-        key = (rows_read, rows_hit, num_tokens_of_ids)
+        key = (rows_read, rows_hit, num_tokens_of_ids, is_behind)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids)
+            known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids, is_behind=is_behind)
         if self._tail is None or rows_read == 0:
             return known
         num_reads = self._on_slowest_rank(rows_read) * len(self._pieces)
@@ -111,7 +115,7 @@ class LookupCosts:
         """True where two lookups of the same rows may take different times."""
         return self._tail is not None
 
-    def _price(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int) -> LookupWork:
+    def _price(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool) -> LookupWork:
         rows, hits = self._on_slowest_rank(rows_read), self._on_slowest_rank(rows_hit)
         self.largest_rows_per_rank = max(self.largest_rows_per_rank, rows)
         tier_ns = 0.0
@@ -123,8 +127,13 @@ class LookupCosts:
             tier_ns += self._rows_up_ns(rows + hits)
             if num_tokens_of_ids:
                 tier_ns += self._ids_down_ns(num_tokens_of_ids) + self._beyond_hops_ns(num_tokens_of_ids)
+        taken_ns = wait_ns = 0
         if self._overheads is not None:
             tier_ns += self._overheads.lookup_ns(rows + hits)
+            if is_behind:
+                tier_ns -= min(self._overheads.saved_ns(rows + hits), self._curve.fixed_ns)
+            taken_ns = self._overheads.taken_ns(rows + hits)
+            wait_ns = self._overheads.wait_ns(rows + hits, is_behind=is_behind)
         duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
         usage = []
         for demand in self._demands:
@@ -138,8 +147,8 @@ class LookupCosts:
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
         rate = size * NS_PER_S / duration_ns
-        taken_ns = 0 if self._overheads is None else self._overheads.taken_ns(rows + hits)
-        return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns)
+        ratios = ratios_at(self._curve.curve.spreads, rows) if rows else ALWAYS_ALIKE
+        return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns, wait_ns, ratios)
 
     def _rows_up_ns(self, num_rows: int) -> float:
         latency_ns, ns_per_byte = self._copy_ns

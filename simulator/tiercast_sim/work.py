@@ -91,7 +91,9 @@ class LookupWork:
     """One layer's lookup of one step: how long it takes alone, and what it takes of shared things meanwhile.
 
     ``rows_read`` and ``rows_hit`` (what a cache has) count all ranks of the replica; ``bytes_per_rank`` what the
-    slowest of them fetches. ``taken_ns`` is what it takes from compute beside the time compute waits for it.
+    slowest of them fetches. ``taken_ns`` is what it takes from compute beside the time compute waits for it;
+    ``wait_ns`` how long the worker takes to begin it once it could. ``time_ratios`` are its times over their mean
+    ``duration_ns`` in equally likely cases; empty: it never differs.
     """
 
     duration_ns: int
@@ -101,6 +103,8 @@ class LookupWork:
     bytes_per_rank: int
     rows_hit: int = 0
     taken_ns: int = 0
+    wait_ns: int = 0
+    time_ratios: tuple[float, ...] = ()
 
 
 NO_LOOKUP = LookupWork(duration_ns=0, usage=(), rate_bytes_per_s=0.0, rows_read=0, bytes_per_rank=0)

@@ -6,6 +6,10 @@ of two passes over the same decoder layers right behind each other, of which one
 behind it those it made itself. A pass is little longer than the lookups: in the noise of a whole step what they take
 would be lost. For the same reason only decode steps are timed.
 
+What needs no difference is timed in a whole step: the hand-over itself, and by the worker's own clock how long it takes
+to wake up for a step's first lookup, to turn to the next, and how much less that one takes, which finds worker, caches
+and drive awake.
+
 Curves are timed by the worker of a path (``lookup_timer``). How much longer a thread takes that makes a lookup between
 layers, which took its code and buffers out of the caches, shows beside the worker's own.
 """
@@ -14,6 +18,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -27,7 +32,7 @@ from tiercast_runtime.batch import BatchPlan
 from tiercast_runtime.cores import on_cores
 from tiercast_runtime.interrupts import clear_cores
 from tiercast_runtime.paths.disk import DiskPath
-from tiercast_runtime.prefetch import Prefetcher
+from tiercast_runtime.prefetch import LookupTiming, Prefetcher
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.interference import Contender, Mix, has_room, speed_quantity
 from tiercast_runtime.probes.step_bench import StepBench
@@ -36,8 +41,9 @@ from tiercast_runtime.probes.timing import Clock, Effort, Spread, collect, probe
 MIXES: tuple[Mix, ...] = (([128], []), ([128] * 8, []))
 COVER_RATIO = 1.3  # a pass is so much longer than the lookups of a step
 NUM_CALIBRATIONS = 3
+WAITS = frozenset({"wake", "turn"})  # of these the mean counts: stalls add up, and no difference makes them noisy
 
-Part = Literal["issue", "beside", "after", "inline", "lookup_speed"]
+Part = Literal["beside", "after", "inline", "issue", "wake", "turn", "behind", "lookup_speed"]
 Key = tuple[Part, int]  # rows of a lookup
 
 
@@ -49,7 +55,7 @@ def measure_overhead(
     Args:
         bench: whose layers compute.
         contender: the path, driven by the host.
-        effort: for all sizes together.
+        effort: for all sizes together, and as much again for the hand-over.
         clock: ns.
 
     Returns:
@@ -65,8 +71,9 @@ def measure_overhead(
             mixes = [mix for mix in MIXES if has_room(bench, *mix)] or [([1], [])]
             for mix in mixes:
                 trial = _Trial(bench, bench.batch(bench.step(*mix)), contender, lanes, clock)
-                found = collect([trial.run], effort.shared(len(mixes)), clock)
-                spreads |= {spread.key: spread for spread in found}
+                share = effort.shared(len(mixes))
+                for case in (trial.run, trial.handing_over):  # one behind the other: a whole step cools what a pass has
+                    spreads |= {spread.key: spread for spread in collect([case], share, clock)}
     finally:
         lanes.ahead.close()
     name = f"interference.{contender.tier}.{contender.name}"
@@ -82,44 +89,34 @@ def measure_overhead(
         )
         for (part, num_rows), spread in spreads.items()
     ]
-    by_part: dict[Part, list[Spread[Key]]] = {}
     sizes = sorted({num_rows for _, num_rows in spreads})
-    for (part, _), spread in spreads.items():
-        by_part.setdefault(part, []).append(spread)
-    speeds = tuple(sample for spread in by_part["lookup_speed"] for sample in spread.samples)
+    speeds = tuple(x for (part, _), spread in spreads.items() if part == "lookup_speed" for x in spread.samples)
+    points = tuple(OverheadPoint(num_rows=num_rows, **_times(spreads, num_rows)) for num_rows in sizes)
     entry = Interference(
         tier=contender.tier,
         path=contender.name,
         compute_speed_ratio=Quantity(value=1.0),
         lookup_speed_ratio=speed_quantity(Spread("lookup", speeds)),
-        overhead=LookupOverhead(
-            issue_us=mean_us(by_part["issue"]),
-            beside_us=mean_us(by_part["beside"]),
-            after_us=mean_us(by_part["after"]),
-            inline_us=mean_us(by_part["inline"]),
-            points=tuple(_point(num_rows, spreads) for num_rows in sizes),
-        ),
+        overhead=LookupOverhead(**_times(spreads), points=points),
     )
     return entry, tuple(probes)
 
 
-def _point(num_rows: int, spreads: Mapping[Key, Spread[Key]]) -> OverheadPoint:
-    """What lookups of one size take."""
-    return OverheadPoint(
-        num_rows=num_rows,
-        issue_us=mean_us([spreads["issue", num_rows]]),
-        beside_us=mean_us([spreads["beside", num_rows]]),
-        after_us=mean_us([spreads["after", num_rows]]),
-        inline_us=mean_us([spreads["inline", num_rows]]),
-    )
+def _times(spreads: Mapping[Key, Spread[Key]], num_rows: int | None = None) -> dict[str, Quantity]:
+    """Every time by its field's name: of lookups of one size, or over all; without what one lookup alone cannot say."""
+    by_part: dict[Part, list[Spread[Key]]] = {}
+    for (part, count), spread in spreads.items():
+        if part != "lookup_speed" and num_rows in (None, count):
+            by_part.setdefault(part, []).append(spread)
+    return {f"{part}_us": mean_us(found, of_means=part in WAITS) for part, found in by_part.items()}
 
 
-def mean_us(spreads: Sequence[Spread[Key]]) -> Quantity:
-    """One time out of those of several sizes, in ns: the mean of their medians; below zero counts as zero.
+def mean_us(spreads: Sequence[Spread[Key]], *, of_means: bool = False) -> Quantity:
+    """One time out of those of several sizes, in ns: the mean of their medians, or means; below zero counts as zero.
 
     Sizes count alike, whatever their number of samples. The band is the standard error.
     """
-    middle = sum(spread.value for spread in spreads) / len(spreads)
+    middle = sum(spread.mean if of_means else spread.value for spread in spreads) / len(spreads)
     error = math.sqrt(sum(standard_error(spread) ** 2 for spread in spreads)) / len(spreads)
     low, value, high = (rounded(max(0.0, ns) / NS_PER_US) for ns in (middle - error, middle, middle + error))
     return Quantity(value=value, low=low, high=high)
@@ -132,11 +129,32 @@ def standard_error(spread: Spread[Key]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """Lookups of a step whose rows were taken: their time, that of taking rows which are there, and their timings."""
+
+    lookups_ns: int
+    take_ns: int
+    timings: tuple[LookupTiming, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Lanes:
     """The same path twice: served by a worker beside compute, and by the thread that computes."""
 
     ahead: Prefetcher
     inline: Prefetcher
+
+
+def turns_ns(timings: Sequence[LookupTiming]) -> list[float]:
+    """Mean time between the end of a lookup and the beginning of the next; nothing of a single one."""
+    gaps = [after.started_ns - before.ready_ns for before, after in pairwise(timings)]
+    return [sum(gaps) / len(gaps)] if gaps else []
+
+
+def savings_ns(timings: Sequence[LookupTiming]) -> list[float]:
+    """How much less a lookup behind another takes than the first, in the mean; nothing of a single one."""
+    first, *others = (timing.ready_ns - timing.started_ns for timing in timings)
+    return [first - sum(others) / len(others)] if others else []
 
 
 class _Trial:
@@ -162,11 +180,9 @@ class _Trial:
         self._pass()
         alone_ns = self._pass()
         self._bench.hasher.row_ids(self._batch.windows)  # as a step does right before it hands its lookups over
-        begin_ns = self._clock()
         self._ahead.begin_step(first)
-        issue_ns = self._clock() - begin_ns
         beside_ns = self._pass()
-        lookups_beside_ns, take_ns = self._taken(self._ahead, layers_between=max(1, self._num_layers // 2))
+        taken = self._taken(self._ahead, layers_between=max(1, self._num_layers // 2))
         alone_again_ns = self._pass()
         alone_ns = (alone_ns + alone_again_ns) // 2  # before and behind: a machine that changes speed favours neither
         inline_ns = self._lookups(self._inline, second)
@@ -174,11 +190,32 @@ class _Trial:
         lookups_alone_ns = self._lookups(self._ahead, third)
         rows, count = self._num_rows, self._num_lookups
         return [
-            (("issue", rows), float(issue_ns)),
-            (("beside", rows), (beside_ns + take_ns - alone_ns) / count),
+            (("beside", rows), (beside_ns + taken.take_ns - alone_ns) / count),
             (("after", rows), (after_ns - alone_ns) / count),
             (("inline", rows), (inline_ns - lookups_alone_ns) / count),
-            (("lookup_speed", rows), lookups_alone_ns / max(1, lookups_beside_ns)),
+            (("lookup_speed", rows), lookups_alone_ns / max(1, taken.lookups_ns)),
+        ]
+
+    def handing_over(self) -> list[tuple[Key, float]]:
+        """The hand-over in a step: all layers of the model before it and behind it.
+
+        Behind a short pass the worker is hardly asleep and its code still in the caches: it wakes in a quarter of the
+        time. It may begin before the hand-over returns, where it takes the caller's core.
+        """
+        row_ids = self._fresh_ids()
+        self._compute(self._most_layers)
+        self._bench.hasher.row_ids(self._batch.windows)
+        begin_ns = self._clock()
+        self._ahead.begin_step(row_ids)
+        handed_ns = self._clock()
+        self._compute(self._most_layers)
+        timings = self._taken(self._ahead).timings
+        rows = self._num_rows
+        return [
+            (("issue", rows), float(handed_ns - begin_ns)),
+            (("wake", rows), max(0.0, float(timings[0].started_ns - handed_ns))),
+            *((("turn", rows), value) for value in turns_ns(timings)),
+            *((("behind", rows), value) for value in savings_ns(timings)),
         ]
 
     def _pass(self) -> int:
@@ -199,10 +236,10 @@ class _Trial:
     def _lookups(self, prefetcher: Prefetcher, row_ids: torch.Tensor) -> int:
         """Time in ns of a step's lookups while the thread waits for them."""
         prefetcher.begin_step(row_ids)
-        return self._taken(prefetcher)[0]
+        return self._taken(prefetcher).lookups_ns
 
-    def _taken(self, prefetcher: Prefetcher, *, layers_between: int = 0) -> tuple[int, int]:
-        """Take the rows of all lookups: the time of the lookups in ns, and of taking rows that are there.
+    def _taken(self, prefetcher: Prefetcher, *, layers_between: int = 0) -> Taken:
+        """Take the rows of all lookups.
 
         Layers between them take the code that does so out of the caches, as in a step; they are not in the time.
         """
@@ -215,7 +252,7 @@ class _Trial:
             taken_ns += self._clock() - begin_ns
         timings = prefetcher.take_timings()
         lookups_ns = sum(timing.ready_ns - timing.started_ns for timing in timings)
-        return lookups_ns, taken_ns - sum(timing.stall_ns for timing in timings)
+        return Taken(lookups_ns, taken_ns - sum(timing.stall_ns for timing in timings), tuple(timings))
 
     def _fresh_ids(self) -> torch.Tensor:
         """``[lookups, 1, rows]``: fresh random rows for every lookup."""

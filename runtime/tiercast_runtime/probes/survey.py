@@ -433,7 +433,7 @@ class _Survey:
             found.probes += facts.probes
             fastest = facts.storage.read_bandwidth_gb_per_s.value
             curve, probes = gather.curve_from(drive.lookups, "nvme", drive.granularity_bytes, fastest, drive.means)
-            found.curves.append(curve)
+            found.curves.append(curve.model_copy(update={"spreads": drive.spreads}))
             found.probes += probes
 
         self._attempt(found, "lookup.nvme.disk.last", stage, "disk")
