@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from tiercast_cli import inputs, render
 from tiercast_cli.views import WARNING_SIGN
 from tiercast_profiles import store
-from tiercast_profiles.document import Document, Quantity, Source
+from tiercast_profiles.document import Document, Source
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.layer_parts import LayerParts, layer_parts
 from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
     from tiercast_profiles.gather import GatherSweep
-    from tiercast_profiles.hardware import HardwareProfile, OverheadPoint
+    from tiercast_profiles.hardware import HardwareProfile
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
 
@@ -202,26 +202,7 @@ def profile_summary(profile: "HardwareProfile") -> None:
     if layers:
         columns = ["model, graph mode", "step", "without\nattention", "of it\nMLP", "attention", "Engram\nmodule"]
         render.table("one layer, us", columns, layers, left=2)
-    overheads = [
-        [
-            f"{entry.tier} by {entry.path}",
-            str(point.num_rows) if entry.overhead.points else "any",
-            *(render.number(time.value) for time in _times_of(point)),
-        ]
-        for entry in profile.interference
-        if entry.overhead is not None
-        for point in entry.overhead.by_rows()
-    ]
-    if overheads:
-        columns = [
-            "tier and path",
-            "rows",
-            "hand-over\nof a step",
-            "beside\nlayers",
-            "made inline",
-            "layers\nbehind it",
-        ]
-        render.table("what lookups take beside their time, us", columns, overheads, left=1)
+    _lookup_overheads(profile)
     _idle_memory(profile)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
@@ -253,8 +234,32 @@ def _idle_memory(profile: "HardwareProfile") -> None:
         render.line(WARNING_SIGN + IDLE_WARNING)
 
 
-def _times_of(point: "OverheadPoint") -> tuple[Quantity, ...]:
-    return point.issue_us, point.beside_us, point.inline_us, point.after_us
+def _lookup_overheads(profile: "HardwareProfile") -> None:
+    """What lookups take from compute, and what the worker takes to begin them, by path and rows."""
+    of_compute, of_worker = [], []
+    for entry in profile.interference:
+        if entry.overhead is None:
+            continue
+        for point in entry.overhead.by_rows():
+            name = [f"{entry.tier} by {entry.path}", str(point.num_rows) if entry.overhead.points else "any"]
+            taken = (point.issue_us, point.beside_us, point.inline_us, point.after_us)
+            of_compute.append([*name, *(render.number(time.value) for time in taken)])
+            waits = [time.value for time in (point.wake_us, point.turn_us, point.behind_us) if time is not None]
+            if waits:
+                of_worker.append([*name, *map(render.number, waits)])
+    if of_compute:
+        columns = [
+            "tier and path",
+            "rows",
+            "hand-over\nof a step",
+            "beside\nlayers",
+            "made inline",
+            "layers\nbehind it",
+        ]
+        render.table("what lookups take beside their time, us", columns, of_compute, left=1)
+    if of_worker:
+        columns = ["tier and path", "rows", "wakes up in", "turns to the\nnext in", "which takes\nless by"]
+        render.table("the worker that makes them, us", columns, of_worker, left=1)
 
 
 def _layer_row(parts: LayerParts) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tiercast_profiles.document import Quantity
-from tiercast_profiles.hardware import HardwareProfile, LookupCurve, Storage
+from tiercast_profiles.hardware import HardwareProfile, Interference, LookupCurve, Storage
 from tiercast_profiles.model import Backbone, ModelSpec
 from tiercast_profiles.published import Prediction, WindowRatio
 from tiercast_profiles.store import parse
@@ -111,6 +111,18 @@ def _unburdened(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"interference": found})
 
 
+def _awake(hardware: HardwareProfile) -> HardwareProfile:
+    at_once: dict[str, object] = {"wake_us": None, "turn_us": None, "behind_us": None}
+
+    def awake(entry: Interference) -> Interference:
+        if entry.overhead is None:
+            return entry
+        points = tuple(point.model_copy(update=at_once) for point in entry.overhead.points)
+        return entry.model_copy(update={"overhead": entry.overhead.model_copy(update=at_once | {"points": points})})
+
+    return hardware.model_copy(update={"interference": tuple(awake(entry) for entry in hardware.interference)})
+
+
 def _instant_hops(hardware: HardwareProfile) -> HardwareProfile:
     instant = {"latency_us": NO_TIME, "bandwidth_gb_per_s": HUGE}
     up, down = (link.model_copy(update=instant) for link in (hardware.host_to_device, hardware.device_to_host))
@@ -189,6 +201,12 @@ ABLATIONS: tuple[Without, ...] = (
     Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
     Without("A98", "decode batches are settled right behind a prompt", hardware=_settled),
     Without("A100", "lookups take nothing from compute beside its waiting", hardware=_unburdened),
+    Without("A106", "the worker begins at once, and all lookups of a step alike", hardware=_awake),
+    Without(
+        "A107",
+        "every lookup takes its mean",
+        hardware=lambda it: _curves(it, lambda curve: curve.model_copy(update={"spreads": ()})),
+    ),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 

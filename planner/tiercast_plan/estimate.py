@@ -21,6 +21,7 @@ from tiercast_sim.costs import StepCosts
 from tiercast_sim.interference import interference_speeds
 from tiercast_sim.links import lone_speed
 from tiercast_sim.memory import replicas_per_host
+from tiercast_sim.time_spread import mean_stalls_ns
 from tiercast_sim.work import Chunk, StepPlan, StepWork
 
 
@@ -94,8 +95,11 @@ class Estimator:
         for plan, upcoming in pairwise(plans):
             self._costs.settle()
             work = self._costs.price(plan, upcoming.chunks if is_early else ())
-            outcome = run_step(work, self._resolved.placement.prefetch, state, self._speeds(work))
+            prefetch = self._resolved.placement.prefetch
+            outcome = run_step(work, prefetch, state, self._speeds(work))
             duration_ns, stall_ns = outcome.duration_ns, sum(outcome.stall_ns)
+            in_the_mean_ns = max(stall_ns, *mean_stalls_ns(work, prefetch, self._lookup_speed), 0)
+            duration_ns, stall_ns = duration_ns + in_the_mean_ns - stall_ns, in_the_mean_ns
         return duration_ns, stall_ns
 
     def _chunks(self, first_id: int, num_prompts: int) -> tuple[Chunk, ...]:

@@ -147,7 +147,7 @@ def _model(values: Sequence[BaseModel], path: str) -> BaseModel:
 
 
 def _entries(values: Sequence[tuple[Any, ...]], path: str) -> tuple[Any, ...]:
-    """Lists of measured entries, matched by what tells them apart, in the order they first come in; numbers by place."""
+    """Lists of measured entries, matched by what tells them apart, in order of first coming; numbers by place."""
     kinds = {type(entry) for value in values for entry in value}
     if not kinds:
         return ()

@@ -55,7 +55,7 @@ def needs_events(resolved: ResolvedScenario) -> str | None:
         return None
     if placement.prefetch == "prev_step":
         return "lookups reach into the next step"
-    curve = resolved.hardware.curve(placement.tier, placement.path)
+    curve = None if placement.path is None else resolved.hardware.curve(placement.tier, placement.path)
     if curve is not None and curve.spreads and placement.prefetch != "off":
         return "lookups of one size differ"
     return None

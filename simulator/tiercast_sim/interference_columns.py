@@ -52,7 +52,7 @@ class _Steps:
 
     def turn(self, which: Column, most_ns: Column | None = None) -> Column:
         """Let workers of these steps come nearer to beginning their lookup, by no more than ``most_ns``; how far."""
-        elapsed = self.waiting[which] if most_ns is None else np.minimum(self.waiting[which], most_ns)
+        elapsed: Column = self.waiting[which] if most_ns is None else np.minimum(self.waiting[which], most_ns)
         self.now[which] += elapsed
         self.waiting[which] -= elapsed
         return elapsed

@@ -1,9 +1,10 @@
 """A step as a max–plus recursion: no events, no queue objects, only sums and maxima.
 
 One worker serves the lookups in the order they were handed over, so that a lookup is ready at
-``max(handed over, worker free) + its time``, what the worker takes to begin it in it; a segment of compute ends at its start plus its length, and an Engram
-layer goes on at the maximum of the moment it is reached and the moment its rows are there. It holds where a lookup
-keeps one speed from start to end: nothing shares its resources, and compute and lookups do not slow each other.
+``max(handed over, worker free) + its time``, what the worker takes to begin it included; a segment of compute ends at
+its start plus its length, and an Engram layer goes on at the maximum of the moment it is reached and the moment its
+rows are there. It holds where a lookup keeps one speed from start to end: nothing shares its resources, and compute and
+lookups do not slow each other.
 The form for one step takes whole numbers and is the clock of plans that are made by time; the form for many takes
 columns, one entry per step or scenario.
 """

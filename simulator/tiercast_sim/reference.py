@@ -12,9 +12,10 @@ from tiercast_profiles.scenario import Prefetch
 
 @dataclass(slots=True)
 class _Rows:
-    """Rows of one layer on their way: ns of work left, and whether they have arrived."""
+    """Rows of one layer on their way: ns until the worker begins, of work left, and whether they have arrived."""
 
     left_ns: int
+    wait_ns: int = 0
 
     @property
     def is_here(self) -> bool:
@@ -25,7 +26,8 @@ class _Rows:
 class LayeredStep:
     """Durations of one step: ``layers_ns`` of every layer of the model, ``engram_layers`` which of them wait for rows.
 
-    The tail behind the last layer (head, sampling) is one more entry of ``layers_ns``.
+    The tail behind the last layer (head, sampling) is one more entry of ``layers_ns``. ``waits_ns`` pass before the
+    worker begins each lookup; empty: none.
     """
 
     pre_ns: int
@@ -33,6 +35,11 @@ class LayeredStep:
     engram_layers: tuple[int, ...]
     lookups_ns: tuple[int, ...]
     early_ns: tuple[int, ...] = ()
+    waits_ns: tuple[int, ...] = ()
+
+    def asked(self) -> tuple[tuple[int, int], ...]:
+        """Each lookup's wait and work."""
+        return tuple(zip(self.waits_ns or (0,) * len(self.lookups_ns), self.lookups_ns, strict=True))
 
 
 @dataclass(slots=True)
@@ -46,14 +53,16 @@ class Machine:
     def tick(self) -> None:
         """One nanosecond: the first rows in the queue come nearer."""
         self.now_ns += 1
-        if self.queue:
+        if self.queue and self.queue[0].wait_ns:
+            self.queue[0].wait_ns -= 1
+        elif self.queue:
             self.queue[0].left_ns -= 1
             if self.queue[0].is_here:
                 self.queue.popleft()
 
-    def ask(self, lookup_ns: int) -> _Rows:
+    def ask(self, lookup_ns: int, wait_ns: int = 0) -> _Rows:
         """Put a lookup behind all that were asked for before."""
-        rows = _Rows(lookup_ns)
+        rows = _Rows(lookup_ns, wait_ns)
         if lookup_ns:
             self.queue.append(rows)
         return rows
@@ -67,7 +76,7 @@ def run_step(step: LayeredStep, prefetch: Prefetch, machine: Machine) -> tuple[i
         machine.tick()
     rows: list[_Rows] = []
     if prefetch != "off":
-        rows = [machine.ask(lookup_ns) for lookup_ns in step.lookups_ns]
+        rows = [machine.ask(lookup_ns, wait_ns) for wait_ns, lookup_ns in step.asked()]
         machine.early = [machine.ask(lookup_ns) for lookup_ns in step.early_ns]
     stalls = []
     for layer, layer_ns in enumerate(step.layers_ns):

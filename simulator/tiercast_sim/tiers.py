@@ -89,9 +89,7 @@ class LookupCosts:
         """The times these costs are taken from."""
         return self._curve
 
-    def lookup(
-        self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool = False
-    ) -> LookupWork:
+    def lookup(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool = False) -> LookupWork:
         """One layer's lookup: rows the tier delivers and rows a cache has, over all ranks.
 
         ``num_tokens_of_ids`` is not zero on the first lookup of a step: the host then waits for that many token ids.

@@ -133,7 +133,8 @@ def test_the_parts_of_a_layer_stand_beside_each_other(cpu_hardware, width):
 def test_what_lookups_take_stands_beside_each_path(cpu_hardware, width):
     times = {"issue_us": 133.25, "beside_us": 67.5, "after_us": 37.75, "inline_us": 112.5}
     ratios = {"compute_speed_ratio": 1, "lookup_speed_ratio": 1}
-    by_size = times | {"points": [times | {"num_rows": 24, "issue_us": 8}, times | {"num_rows": 3}]}
+    worker = {"wake_us": 81.5, "turn_us": 15.25, "behind_us": 310}
+    by_size = times | {"points": [times | worker | {"num_rows": 24, "issue_us": 8}, times | {"num_rows": 3}]}
     entries = [
         {"tier": "dram", "path": "uva"},
         {"tier": "dram", "path": "cpu_gather", "overhead": by_size},
@@ -147,7 +148,9 @@ def test_what_lookups_take_stands_beside_each_path(cpu_hardware, width):
         ["dram", "by", "cpu_gather", "3", "133.2", "67.50", "112.5", "37.75"],
         ["dram", "by", "cpu_gather", "24", "8", "67.50", "112.5", "37.75"],
         ["nvme", "by", "disk", "any", "133.2", "67.50", "112.5", "37.75"],
+        ["dram", "by", "cpu_gather", "24", "81.50", "15.25", "310"],
     ]
+    assert max(map(len, text.splitlines())) <= width
     bare = cpu_hardware.model_copy(update={"interference": interference[:1]})
     assert "what lookups take" not in render.to_text(lambda: catalogue_views.profile_summary(bare), width)
 

@@ -60,6 +60,11 @@ OVERHEAD = {
     "after_us": 31.5,
     "inline_us": {"value": 40, "low": 30, "high": 55},
 }
+WORKER = {
+    "wake_us": {"value": 21.5, "low": 20, "high": 90},
+    "turn_us": {"value": 3.125, "low": 0, "high": 4},
+    "behind_us": {"value": 2.5, "low": 1, "high": 400},
+}
 OVERHEAD["points"] = [
     {**OVERHEAD, "num_rows": 12},
     {
@@ -70,6 +75,7 @@ OVERHEAD["points"] = [
         "inline_us": 90.5,
     },
 ]
+AWAKE = OVERHEAD | WORKER | {"points": [point | WORKER for point in OVERHEAD["points"]]}
 
 
 @settings(max_examples=400, deadline=None)
@@ -92,6 +98,8 @@ OVERHEAD["points"] = [
             {"compute_speed_ratio": 0.333333333, "lookup_speed_ratio": 1.0},
             {"compute_speed_ratio": 1.0, "lookup_speed_ratio": 0.9, "overhead": OVERHEAD},
             {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 1.0, "overhead": OVERHEAD},
+            {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 0.9, "overhead": AWAKE},
+            {"compute_speed_ratio": 1.0, "lookup_speed_ratio": 1.0, "overhead": AWAKE},
         ]
     ),
     bound=st.sampled_from(["nominal", "optimistic", "pessimistic"]),
@@ -157,6 +165,8 @@ def test_random_closed_loops(
             None,
             {"compute_speed_ratio": 0.7, "lookup_speed_ratio": 0.6},
             {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 0.9, "overhead": OVERHEAD},
+            {"compute_speed_ratio": 0.8, "lookup_speed_ratio": 0.9, "overhead": AWAKE},
+            {"compute_speed_ratio": 1.0, "lookup_speed_ratio": 1.0, "overhead": AWAKE},
         ]
     ),
     data=st.sampled_from([1, 1, 2, 3]),

@@ -37,6 +37,7 @@ def runs(draw, longest_ns=40):
             engram_layers,
             column(len(engram_layers)),
             column(len(engram_layers)) if mode == "prev_step" else (),
+            column(len(engram_layers)) if mode != "off" and draw(st.booleans()) else (),
         )
         for _ in range(draw(st.integers(1, 5)))
     ]
@@ -49,13 +50,13 @@ def segments_of(step):
 
 
 def times_of(step):
-    return maxplus.StepTimes(step.pre_ns, segments_of(step), step.lookups_ns, step.early_ns)
+    on_worker_ns = tuple(wait_ns + ns if ns else 0 for wait_ns, ns in step.asked())
+    return maxplus.StepTimes(step.pre_ns, segments_of(step), on_worker_ns, step.early_ns)
 
 
 def work_of(step):
-    own, early = (
-        tuple(LookupWork(ns, (), 0.0, 1, 1) for ns in lookups) for lookups in (step.lookups_ns, step.early_ns)
-    )
+    own = tuple(LookupWork(ns, (), 0.0, 1, 1, wait_ns=wait_ns) for wait_ns, ns in step.asked())
+    early = tuple(LookupWork(ns, (), 0.0, 1, 1) for ns in step.early_ns)
     return StepWork(step.pre_ns, segments_of(step), own, early)
 
 
@@ -124,7 +125,9 @@ def test_events_and_maxplus_agree_on_steps_of_real_length(drawn):
 @given(drawn=runs(longest_ns=3_000_000))
 def test_columns_equal_the_recursion_step_by_step(drawn):
     mode, steps = drawn
-    steps = [reference.LayeredStep(s.pre_ns, s.layers_ns, s.engram_layers, s.lookups_ns) for s in steps]
+    steps = [
+        reference.LayeredStep(s.pre_ns, s.layers_ns, s.engram_layers, s.lookups_ns, waits_ns=s.waits_ns) for s in steps
+    ]
     times = [times_of(step) for step in steps]
 
     def stacked(rows):

@@ -23,12 +23,13 @@ DURATIONS = st.integers(0, 3_000_000)
 
 @st.composite
 def step_works(draw):
-    """Up to six steps with the same number of Engram layers; early lookups all zero or drawn."""
+    """Up to six steps with the same number of Engram layers; early lookups and waits of the worker zero or drawn."""
     num_layers = draw(st.integers(1, 3))
-    with_early = draw(st.booleans())
+    with_early, with_waits = draw(st.booleans()), draw(st.booleans())
+    waits = DURATIONS if with_waits else st.just(0)
 
     def lookups():
-        return tuple(LookupWork(draw(DURATIONS), (), 0.0, 1, 1) for _ in range(num_layers))
+        return tuple(LookupWork(draw(DURATIONS), (), 0.0, 1, 1, wait_ns=draw(waits)) for _ in range(num_layers))
 
     return [
         StepWork(

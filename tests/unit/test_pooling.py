@@ -8,7 +8,7 @@ from tiercast_cli.suite import scenarios
 from tiercast_profiles import store
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import LookupOverhead, ProbeResult
+from tiercast_profiles.hardware import LookupOverhead, ProbeResult, TimeSpread
 from tiercast_profiles.pooling import UNSTABLE_OVER_TIME, pool
 from tiercast_sim.simulate import simulate
 
@@ -120,6 +120,16 @@ def test_what_lookups_take_is_pooled_over_the_profiles_that_say_it(profile):
     assert found.beside_us == Quantity(value=20, low=9, high=40)
     assert found.issue_us == Quantity(value=20, low=10, high=40)
     assert found.after_us == Quantity(value=0)
+
+
+def test_how_far_lookups_lie_apart_is_pooled_case_by_case(profile):
+    def apart(last):
+        spread = TimeSpread(num_rows=96, time_ratios=(0.9,) * 9 + (last,))
+        curves = (profile.lookups[0].model_copy(update={"spreads": (spread,)}), *profile.lookups[1:])
+        return profile.model_copy(update={"lookups": curves})
+
+    (found,) = pool([apart(1.5), apart(2.5), apart(1.9)]).lookups[0].spreads
+    assert found == TimeSpread(num_rows=96, time_ratios=(0.9,) * 9 + (1.9,))
 
 
 def test_of_the_gather_sweeps_the_one_with_the_middle_error_stands(profile):

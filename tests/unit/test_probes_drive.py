@@ -107,6 +107,18 @@ def test_what_holds_a_lookup_up_now_and_then_is_shared_by_those_that_take_as_lon
     assert means[long.key] == 300.0, "what takes so much longer was not seen to be held up"
 
 
+def test_spreads_are_tenths_of_all_samples_that_take_about_as_long():
+    near = Spread(("disk", 264, 32, 1 << 28), tuple(10.0 * x for x in (0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)))
+    also = Spread(("disk", 264, 96, 1 << 28), tuple(20.0 * x for x in (0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 9.0)))  # held up
+    few = Spread(("disk", 264, 3072, 1 << 28), (900.0, 901.0, 902.0))
+    both = drive.spreads_of_alike([near, also, few])
+    assert [spread.num_rows for spread in both] == [32, 96], "three samples are no ten cases"
+    # fourteen ratios: four cases of two, ten numbers in all, the last 3 of 9; over their mean
+    cases = [0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.1, 1.1, 1.2, 3.0]
+    assert both[0].time_ratios == pytest.approx([case / (sum(cases) / 10) for case in cases], rel=1e-4)
+    assert both[0].time_ratios == both[1].time_ratios
+
+
 def test_the_curve_of_a_drive_has_these_means():
     key = ("disk", 264, 96, 1 << 28)
     curve, _ = gather.curve_from([Spread(key, (10.0, 11.0, 12.0))], "nvme", 512, 1.0, {key: 14.0})

@@ -1,9 +1,13 @@
 """What host lookups take from compute, in the simulator: by hand, in both prefetch modes, and in every engine alike."""
 
+from dataclasses import replace
+
 import pytest
 
 from tiercast_sim.overheads import LookupOverheads
+from tiercast_sim.run import run
 from tiercast_sim.simulate import simulate
+from tiercast_sim.tiers import LookupCosts
 
 OVERHEAD = {
     "issue_us": {"value": 100, "low": 90, "high": 120},
@@ -32,8 +36,8 @@ def steps_of(scenario):
     return simulate(scenario, with_baselines=False, with_bounds=False)
 
 
-def at_any_size(issue_ns, taken_ns, lookup_ns):
-    return LookupOverheads((0.0,), (issue_ns,), (taken_ns,), (lookup_ns,))
+def at_any_size(issue_ns, taken_ns, lookup_ns, worker_ns=(0.0, 0.0, 0.0)):
+    return LookupOverheads((0.0,), (issue_ns,), (taken_ns,), (lookup_ns,), *((time,) for time in worker_ns))
 
 
 def test_between_sizes_times_go_by_the_logarithm_of_rows_and_outside_they_stay(sim_scenario):
@@ -57,6 +61,68 @@ def test_numbers_follow_the_prefetch_mode_and_the_bound(sim_scenario):
     assert LookupOverheads.of(ahead, "pessimistic") == at_any_size(120_000.0, 40_000.0, 0.0)
     assert LookupOverheads.of(resolved(sim_scenario, "off"), "nominal") == at_any_size(100_000.0, 60_000.0, 200_000.0)
     assert LookupOverheads.of(resolved(sim_scenario, "off", None), "nominal") is None
+
+
+WORKER = {
+    "wake_us": {"value": 70, "low": 60, "high": 90},
+    "turn_us": 15,
+    "behind_us": {"value": 9, "low": 4, "high": 12},
+}
+
+
+def test_a_worker_that_was_timed_wakes_up_and_turns_where_lookups_go_ahead(sim_scenario):
+    ahead = resolved(sim_scenario, "step_entry", OVERHEAD | WORKER)
+    assert LookupOverheads.of(ahead, "nominal").wait_ns(24, is_behind=False) == 70_000
+    assert LookupOverheads.of(ahead, "nominal").wait_ns(24, is_behind=True) == 15_000
+    of_each = [
+        (found.wait_ns(24, is_behind=False), found.saved_ns(24))
+        for found in (LookupOverheads.of(ahead, bound) for bound in ("optimistic", "pessimistic"))
+    ]
+    assert of_each == [(60_000, 12_000.0), (90_000, 4_000.0)], "what is saved is more at the better end"
+    inline = LookupOverheads.of(resolved(sim_scenario, "off", OVERHEAD | WORKER), "nominal")
+    assert (inline.wait_ns(24, is_behind=False), inline.wait_ns(24, is_behind=True), inline.saved_ns(24)) == (0, 0, 0)
+
+
+def test_waits_of_a_worker_go_by_rows_and_count_where_all_sizes_say_them(sim_scenario):
+    points = [OVERHEAD | {"num_rows": rows, "wake_us": 10 * rows, "turn_us": 4, "behind_us": 1} for rows in (4, 16)]
+    found = LookupOverheads.of(resolved(sim_scenario, "step_entry", OVERHEAD | {"points": points}), "nominal")
+    assert [found.wait_ns(rows, is_behind=False) for rows in (1, 4, 8, 16, 99)] == [
+        40_000,
+        40_000,
+        100_000,
+        160_000,
+        160_000,
+    ]
+    del points[0]["wake_us"]
+    found = LookupOverheads.of(resolved(sim_scenario, "step_entry", OVERHEAD | {"points": points}), "nominal")
+    assert found.wait_ns(16, is_behind=False) == 0
+    assert found.wait_ns(16, is_behind=True) == 4_000
+
+
+def test_a_lookup_behind_another_takes_less_by_its_fixed_time_at_most(sim_scenario):
+    bare = LookupCosts(resolved(sim_scenario, "step_entry"), "nominal", 0)
+    costs = LookupCosts(resolved(sim_scenario, "step_entry", OVERHEAD | WORKER), "nominal", 0)
+    alone = bare.lookup(24, 0, 4)
+    assert bare.lookup(24, 0, 0, is_behind=True).wait_ns == 0
+    assert replace(costs.lookup(24, 0, 4), wait_ns=0) == alone
+    first, behind = costs.lookup(24, 0, 0), costs.lookup(24, 0, 0, is_behind=True)
+    assert (first.wait_ns, behind.wait_ns) == (70_000, 15_000)
+    fixed_ns = costs.curve.fixed_ns
+    assert first.duration_ns - behind.duration_ns == round(min(9_000, fixed_ns))
+    all_of_it = resolved(sim_scenario, "step_entry", OVERHEAD | WORKER | {"behind_us": 1e6})
+    least = LookupCosts(all_of_it, "nominal", 0).lookup(24, 0, 0, is_behind=True)
+    assert first.duration_ns - least.duration_ns == round(fixed_ns)
+
+
+@pytest.mark.parametrize("engine", ["events", "arithmetic"])
+def test_lookups_begin_when_the_worker_has_woken_up_and_turned(sim_scenario, engine):
+    steps = tuple(run(resolved(sim_scenario, "step_entry", OVERHEAD | WORKER), "nominal", engine=engine).steps)
+    assert len(steps) > 1
+    for step in steps:
+        first, second = step.layers
+        assert first.ready_ns - first.service_ns - first.issued_ns == 70_000
+        assert second.ready_ns - second.service_ns - first.ready_ns == 15_000
+        assert first.service_ns > second.service_ns
 
 
 def test_a_gather_by_the_device_has_none_whatever_the_profile_says(sim_scenario):

@@ -1,0 +1,103 @@
+"""Lookups of one size that lie apart: mean stalls by hand, and where the simulator takes them."""
+
+import pytest
+
+from tiercast_profiles.errors import BadInput
+from tiercast_profiles.hardware import TimeSpread
+from tiercast_sim.run import run
+from tiercast_sim.tiers import LookupCosts
+from tiercast_sim.time_spread import mean_stalls_ns, ratios_at
+from tiercast_sim.work import SPEED_ONE, LookupWork, StepWork
+
+HALVES = (0.5,) * 5 + (1.5,) * 5
+APART = {"num_rows": 24, "time_ratios": list(HALVES)}
+NVME = {"tier": "nvme", "path": "disk"}
+CLOSED = {
+    "kind": "closed_loop",
+    "concurrency": 2,
+    "num_requests": 4,
+    "prompt_tokens": {"fixed": 8},
+    "output_tokens": {"fixed": 6},
+    "text": "random",
+}
+
+
+def lookup(duration_ns, ratios=HALVES, wait_ns=0):
+    return LookupWork(duration_ns, (), 0.0, 1, 1, wait_ns=wait_ns, time_ratios=ratios)
+
+
+def step(segments_ns, *lookups):
+    return StepWork(7, segments_ns, lookups)
+
+
+def test_a_mean_lookup_that_just_fits_stalls_in_half_of_the_cases():
+    assert mean_stalls_ns(step((100, 0), lookup(100)), "step_entry") == (25,)  # 0 and 50
+    assert mean_stalls_ns(step((100, 0), lookup(100, wait_ns=10)), "step_entry") == (30,)  # 0 and 60
+
+
+def test_a_second_lookup_queues_behind_the_first_and_gains_by_its_stall():
+    # cases: ready at 50 and 100, or at 150 and 300; wanted at 100, and 60 behind whatever the first waited
+    assert mean_stalls_ns(step((100, 60, 5), lookup(100), lookup(100)), "step_entry") == (25, (0 + 140) // 2)
+
+
+def test_a_lookup_beside_compute_runs_at_its_speed():
+    assert mean_stalls_ns(step((100, 0), lookup(50)), "step_entry") == ()
+    assert mean_stalls_ns(step((100, 0), lookup(50)), "step_entry", SPEED_ONE // 2) == (25,)
+
+
+def test_nothing_where_no_case_stalls_or_a_lookup_is_all_stall_anyway():
+    assert mean_stalls_ns(step((150, 0), lookup(100)), "step_entry") == ()
+    assert mean_stalls_ns(step((0, 0), lookup(100)), "off") == ()
+    assert mean_stalls_ns(step((0, 0), lookup(100, ())), "step_entry") == ()
+
+
+def test_ratios_go_by_the_logarithm_of_rows_and_have_a_mean_of_one():
+    wide, narrow = TimeSpread(num_rows=4, time_ratios=HALVES), TimeSpread(num_rows=64, time_ratios=(1.0,) * 10)
+    assert ratios_at((), 4) == ()
+    for rows, ratio in ((1, 0.5), (4, 0.5), (16, 0.75), (64, 1.0), (4096, 1.0)):
+        assert ratios_at((narrow, wide), rows) == pytest.approx((ratio,) * 5 + (2 - ratio,) * 5)
+    doubled = TimeSpread(num_rows=4, time_ratios=tuple(2 * ratio for ratio in HALVES))
+    assert ratios_at((doubled,), 4) == pytest.approx(HALVES)
+
+
+@pytest.mark.parametrize("bad", [(1.0,) * 9, (0.0,) + (1.0,) * 9, (1.1,) + (1.0,) * 9])
+def test_ten_ratios_above_zero_that_ascend(bad):
+    with pytest.raises(ValueError, match="time_ratios"):
+        TimeSpread(num_rows=1, time_ratios=bad)
+
+
+def placed(sim_scenario, spreads, **placement):
+    """A drive whose lookups have these spreads."""
+    resolved = sim_scenario(NVME | placement, workload=CLOSED)
+    curves = tuple(
+        curve.model_copy(update={"spreads": spreads if curve.tier == "nvme" else ()})
+        for curve in resolved.hardware.lookups
+    )
+    return resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"lookups": curves})})
+
+
+def test_a_run_stalls_by_the_mean_over_cases_and_its_lookups_stay(sim_scenario):
+    spread = TimeSpread.model_validate(APART)
+    apart, alike = (run(placed(sim_scenario, each), "nominal") for each in ((spread,), ()))
+    assert LookupCosts(placed(sim_scenario, (spread,)), "nominal", 0).lookup(24, 0, 0).time_ratios == HALVES
+    assert sum(apart.samples.steps.stall_ns) > sum(alike.samples.steps.stall_ns)
+    assert apart.samples.steps.lookup_ns == alike.samples.steps.lookup_ns
+    assert all(a >= b for a, b in zip(apart.samples.steps.stall_ns, alike.samples.steps.stall_ns, strict=True))
+
+
+def test_inline_lookups_have_no_window_and_stall_as_before(sim_scenario):
+    spread = TimeSpread.model_validate(APART)
+    apart, alike = (run(placed(sim_scenario, each, prefetch="off"), "nominal") for each in ((spread,), ()))
+    assert apart.samples == alike.samples
+
+
+def test_spreads_need_the_event_engine_and_say_so(sim_scenario):
+    curves = sim_scenario({"tier": "dram", "path": "uva"}, workload=CLOSED)
+    spread = (TimeSpread.model_validate(APART),)
+    lookups = tuple(
+        curve.model_copy(update={"spreads": spread if curve.path == "uva" else ()}) for curve in curves.hardware.lookups
+    )
+    resolved = curves.model_copy(update={"hardware": curves.hardware.model_copy(update={"lookups": lookups})})
+    assert run(resolved, "nominal").engine == "events"
+    with pytest.raises(BadInput, match="lookups of one size differ"):
+        run(resolved, "nominal", engine="arithmetic")
