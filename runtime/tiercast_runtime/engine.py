@@ -194,7 +194,7 @@ class Engine:
                 if team is not None:
                     path = team.share(path)
                 self.path_facts = dict(path.facts)
-                self.prefetcher = Prefetcher(path, resolved.placement.prefetch, clock)
+                self.prefetcher = Prefetcher(path, resolved.placement.prefetch, clock, steals=True)
                 held.callback(self.prefetcher.close)
             self.compute_cores = self._clear_cores(path)
             network = Network(

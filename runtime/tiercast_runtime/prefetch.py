@@ -70,13 +70,21 @@ class Prefetcher:
     the lookup is made when the layer asks and its whole time is stall. At most one step's lookups are held at a time.
     With mode ``prev_step`` a step may also ``look_ahead`` once, behind its ``begin_step``; the next step waits for all
     of that and takes from the front what it has tokens for (see ``early``).
-    The path stays its owner's: ``close`` stops the worker only.
+    The path stays its owner's: ``close`` stops the worker only. With ``steals`` a lookup that a worker thread on a CPU
+    has not begun when its rows are wanted is made by the thread that wants them (see ``WorkerLane``).
 
     Path ``device`` has nothing to fetch ahead: its gather is a kernel like any other, run where the layer needs it. Its
     time is compute and its stall 0 in every mode (INV-6).
     """
 
-    def __init__(self, path: LookupPath, mode: Prefetch, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self,
+        path: LookupPath,
+        mode: Prefetch,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        *,
+        steals: bool = False,
+    ) -> None:
         self.mode: Prefetch = mode
         self._path = path
         self._is_compute = path.name == "device"
@@ -97,7 +105,7 @@ class Prefetcher:
             lane = ProcessLane(path)
             self._lane, self._ahead = lane, AheadRows(lane) if mode == "prev_step" else None
         else:
-            lane = WorkerLane(path, clock)
+            lane = WorkerLane(path, clock, steals=steals)
             self._lane, self._ahead = lane, AheadRows(lane) if mode == "prev_step" else None
 
     @property

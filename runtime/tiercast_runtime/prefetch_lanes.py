@@ -19,7 +19,7 @@ _LIVENESS_S = 1.0  # how often a waiter looks whether the worker still runs
 
 @dataclass(frozen=True, slots=True)
 class LookupTiming:
-    """One lookup on one clock. ``started_ns`` is when the worker or the side stream turned to it.
+    """One lookup on one clock. ``started_ns`` is when the thread that made it or the side stream turned to it.
 
     ``stall_ns`` is how long the compute thread (on a GPU: the compute stream) stood still for it; 0 when the rows were
     there first. Waking up after the rows arrived is part of the stall.
@@ -106,25 +106,48 @@ class Job:
 
 
 class Worker:
-    """One thread that runs jobs in the order given. It outlives failures: each job keeps its own."""
+    """One thread that runs jobs in the order given. It outlives failures: each job keeps its own.
+
+    With ``run_up_to`` another thread runs jobs that this one has not begun: in the same order, never two at once.
+    """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self._work = work
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: deque[Job] = deque()
+        self._turn = threading.Lock()  # held by the thread that runs a job, from before it takes it
+        self._wakeups: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each job put, False for the end
         self._thread = threading.Thread(target=self._run, name="tiercast-lookup", daemon=True)
         start(self._thread, "the lookup thread")
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            try:
-                self._work(job)
-            except BaseException as error:  # re-raised in the thread that asked
-                job.error = error
-            job.done.set()
+        while self._wakeups.get():
+            with self._turn:
+                if self._jobs:  # else the one it was woken for has been run by another thread
+                    self._run_next()
+
+    def _run_next(self) -> None:
+        job = self._jobs.popleft()
+        try:
+            self._work(job)
+        except BaseException as error:  # re-raised in the thread that asked
+            job.error = error
+        job.done.set()
 
     def put(self, job: Job) -> None:
         """Hand a job over."""
-        self._queue.put(job)
+        self._jobs.append(job)
+        self._wakeups.put(True)
+
+    def run_up_to(self, job: Job) -> None:
+        """Run what was put up to ``job`` in this thread, unless the worker is in a job or has ended.
+
+        A worker in a job is awake and comes to the others itself. One that wakes up meanwhile waits for the job that
+        runs here and goes on with the next.
+        """
+        while not job.done.is_set() and self._thread.is_alive() and not self._turn.locked():
+            with self._turn:  # and no acquire that may fail: an interrupt right behind it would leave the lock taken
+                if not job.done.is_set():  # the worker may have been first
+                    self._run_next()
 
     def wait(self, job: Job) -> None:
         """Wait until a job is done.
@@ -140,16 +163,23 @@ class Worker:
     def close(self) -> None:
         """End the thread after the jobs it has."""
         if self._thread.is_alive():
-            self._queue.put(None)
+            self._wakeups.put(False)
             self._thread.join()
 
 
 class WorkerLane:
-    """Prefetch on the CPU: one thread fetches the layers of a step in order, and ahead of the next one if asked to."""
+    """Prefetch on the CPU: one thread fetches the layers of a step in order, and ahead of the next one if asked to.
 
-    def __init__(self, path: LookupPath, clock: Callable[[], int]) -> None:
+    ``steals`` has the thread that wants rows make their lookup where the worker is in none and has not begun it: now
+    and then the worker gets its core late, by many times what a lookup takes. What was handed over before it and is
+    undone is made before it, so a path sees the same lookups in the same order, which the ranks of a sharded one must
+    agree on. A worker that is in a lookup is awake, and waited for. Wrong in a probe, which times the worker.
+    """
+
+    def __init__(self, path: LookupPath, clock: Callable[[], int], *, steals: bool = False) -> None:
         self._path = path
         self._clock = clock
+        self._steals = steals
         self._jobs: dict[int, Job] = {}
         self._early: dict[int, deque[Job]] = defaultdict(deque)
         self._timings: list[LookupTiming] = []
@@ -194,6 +224,10 @@ class WorkerLane:
         stall_ns = 0
         if not job.done.is_set():
             arrived_ns = self._clock()
+            if self._steals:
+                # As in the worker: a path's tensor made in inference mode could not be written to there.
+                with torch.inference_mode(mode=False):
+                    self._worker.run_up_to(job)
             self._worker.wait(job)
             stall_ns = self._clock() - arrived_ns
         if job.error is not None:

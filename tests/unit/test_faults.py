@@ -364,20 +364,22 @@ def test_an_engine_whose_lookup_process_dies_ends_with_one_line(mini_scenario, t
             engine.run()
 
 
-def test_a_lookup_thread_that_has_ended_is_an_error_not_an_endless_wait(engram):
+@pytest.mark.parametrize("steals", [False, True])
+def test_a_lookup_thread_that_has_ended_is_an_error_not_an_endless_wait(engram, steals):
     tables = [table.ResidentTable(engram, layer, "packed", CPU) for layer in (0, 1)]
-    lane = WorkerLane(CpuGatherPath(tables, CPU), lambda: 0)
+    lane = WorkerLane(CpuGatherPath(tables, CPU), lambda: 0, steals=steals)
     lane.close()
     lane.begin_step(ids())
     with pytest.raises(TiercastError, match="the lookup thread has ended"):
         lane.rows_for(0)
 
 
-def test_what_a_lookup_thread_cannot_survive_reaches_the_one_who_asked():
+@pytest.mark.parametrize("steals", [False, True])
+def test_what_a_lookup_thread_cannot_survive_reaches_the_one_who_asked(steals):
     def die(*_):
         raise SystemExit("out of luck")
 
-    lane = WorkerLane(SimpleNamespace(fetch=die), lambda: 0)
+    lane = WorkerLane(SimpleNamespace(fetch=die), lambda: 0, steals=steals)
     with contextlib.closing(lane):
         lane.begin_step(ids())
         with pytest.raises(SystemExit, match="out of luck"):

@@ -59,7 +59,7 @@ class StagedRows:
 class LookupPath(Protocol):
     """Fetches the rows of one lookup from one tier.
 
-    A path belongs to one caller at a time: either the compute thread or the prefetcher's worker.
+    A path has one caller at a time: the compute thread or the prefetcher's worker, which may take turns.
     ``is_host_driven`` says whether the host moves the rows (and must block for it) or only enqueues device work.
     """
 
