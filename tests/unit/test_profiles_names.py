@@ -64,6 +64,7 @@ ALLOWED = {
     "combined_low": "as value",
     "combined_high": "as value",
     "hidden_layer_ids": "names of layers",
+    "time_ratios": "several of one ratio, by case",
     "high": "as value",
     "measured": "as value: a metric beside its unit field",
     "predicted": "as value: a metric beside its unit field",
