@@ -161,7 +161,7 @@ def test_every_part_is_measured_by_size(bench, name, tmp_path):
     assert [point.num_rows for point in overhead.points] == [rows, 8 * rows]
     for part in PARTS:
         means = [getattr(point, f"{part}_us").value for point in overhead.points]
-        middle = capped_mean if part in ("wake", "turn") else median
+        middle = capped_mean if part in ("issue", "wake", "turn") else median
         found = [middle(probe.samples) for probe in probes if probe.name == f"{prefix}{part}"]
         assert means == pytest.approx([max(0.0, each) for each in found], rel=1e-3)
     assert overhead.turn_us.value > 0

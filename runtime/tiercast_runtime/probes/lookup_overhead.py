@@ -41,7 +41,7 @@ from tiercast_runtime.probes.timing import Clock, Effort, Spread, collect, probe
 MIXES: tuple[Mix, ...] = (([128], []), ([128] * 8, []))
 COVER_RATIO = 1.3  # a pass is so much longer than the lookups of a step
 NUM_CALIBRATIONS = 3
-WAITS = frozenset({"wake", "turn"})  # of these the mean counts: stalls add up, and no difference makes them noisy
+OF_MEANS = frozenset({"issue", "wake", "turn"})  # steps add up, and no difference makes these noisy
 
 Part = Literal["beside", "after", "inline", "issue", "wake", "turn", "behind", "lookup_speed"]
 Key = tuple[Part, int]  # rows of a lookup
@@ -108,7 +108,7 @@ def _times(spreads: Mapping[Key, Spread[Key]], num_rows: int | None = None) -> d
     for (part, count), spread in spreads.items():
         if part != "lookup_speed" and num_rows in (None, count):
             by_part.setdefault(part, []).append(spread)
-    return {f"{part}_us": mean_us(found, of_means=part in WAITS) for part, found in by_part.items()}
+    return {f"{part}_us": mean_us(found, of_means=part in OF_MEANS) for part, found in by_part.items()}
 
 
 def mean_us(spreads: Sequence[Spread[Key]], *, of_means: bool = False) -> Quantity:
