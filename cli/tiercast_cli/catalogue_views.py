@@ -16,7 +16,7 @@ from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
     from tiercast_profiles.gather import GatherSweep
-    from tiercast_profiles.hardware import HardwareProfile, OverheadPoint
+    from tiercast_profiles.hardware import HardwareProfile, HostCachePoint, OverheadPoint
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
 
@@ -49,7 +49,7 @@ IDLE_WARNING = (
     "predicted"
 )
 # raw measurements are counted, not listed: they belong to the file, and a page of them tells a reader nothing
-LONG_LISTS = ("points", "probes", "components")
+LONG_LISTS = ("points", "probes", "components", "host_cache")
 
 
 def load(kind: str, name: str) -> Document:
@@ -222,6 +222,13 @@ def profile_summary(profile: "HardwareProfile") -> None:
             "layers\nbehind it",
         ]
         render.table("what lookups take beside their time, us", columns, overheads, left=1)
+    cached = [
+        [f"{point.num_rows:,}", str(point.row_bytes), *(render.number(time.value) for time in _cache_times_of(point))]
+        for point in profile.host_cache
+    ]
+    if cached:
+        columns = ["rows", "bytes", "looking,\nall missing", "keeping\nthem", "all there"]
+        render.table("what a cache in host memory takes of a lookup, us", columns, cached, left=0)
     _idle_memory(profile)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
@@ -255,6 +262,10 @@ def _idle_memory(profile: "HardwareProfile") -> None:
 
 def _times_of(point: "OverheadPoint") -> tuple[Quantity, ...]:
     return point.issue_us, point.beside_us, point.inline_us, point.after_us
+
+
+def _cache_times_of(point: "HostCachePoint") -> tuple[Quantity, ...]:
+    return point.find_us, point.keep_us, point.hit_us
 
 
 def _layer_row(parts: LayerParts) -> list[str]:
