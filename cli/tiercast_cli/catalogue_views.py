@@ -16,7 +16,7 @@ from tiercast_profiles.units import format_bytes
 
 if TYPE_CHECKING:
     from tiercast_profiles.gather import GatherSweep
-    from tiercast_profiles.hardware import HardwareProfile
+    from tiercast_profiles.hardware import HardwareProfile, HostCachePoint
     from tiercast_profiles.model import ModelSpec
     from tiercast_profiles.prices import PriceBook
 
@@ -49,7 +49,7 @@ IDLE_WARNING = (
     "predicted"
 )
 # raw measurements are counted, not listed: they belong to the file, and a page of them tells a reader nothing
-LONG_LISTS = ("points", "probes", "components")
+LONG_LISTS = ("points", "probes", "components", "host_cache")
 
 
 def load(kind: str, name: str) -> Document:
@@ -203,6 +203,13 @@ def profile_summary(profile: "HardwareProfile") -> None:
         columns = ["model, graph mode", "step", "without\nattention", "of it\nMLP", "attention", "Engram\nmodule"]
         render.table("one layer, us", columns, layers, left=2)
     _lookup_overheads(profile)
+    cached = [
+        [f"{point.num_rows:,}", str(point.row_bytes), *(render.number(time.value) for time in _cache_times_of(point))]
+        for point in profile.host_cache
+    ]
+    if cached:
+        columns = ["rows", "bytes", "looking,\nall missing", "keeping\nthem", "all there"]
+        render.table("what a cache in host memory takes of a lookup, us", columns, cached, left=0)
     _idle_memory(profile)
     render.line()
     # an envelope is no case of its own: what speaks against its stage is already in the stage's probes
@@ -260,6 +267,10 @@ def _lookup_overheads(profile: "HardwareProfile") -> None:
     if of_worker:
         columns = ["tier and path", "rows", "wakes up in", "turns to the\nnext in", "which takes\nless by"]
         render.table("the worker that makes them, us", columns, of_worker, left=1)
+
+
+def _cache_times_of(point: "HostCachePoint") -> tuple[Quantity, ...]:
+    return point.find_us, point.keep_us, point.hit_us
 
 
 def _layer_row(parts: LayerParts) -> list[str]:

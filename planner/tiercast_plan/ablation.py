@@ -217,6 +217,7 @@ FIXED: dict[str, str] = {
     "A7": "has the number of A1 and goes with it",
     "A8": "without it nothing says which rank reads which rows",
     "A12": f"{NOT_IN_THE_CASES}: none that is scored has a cache",
+    "A108": f"{NOT_IN_THE_CASES}: none that is scored has a cache",
     "A15": f"{NOT_IN_THE_CASES}: cycles with drafts are given, not simulated",
     "A16": "the same in both arms of a case",
     "A17": "moves host memory and the share A13 takes",

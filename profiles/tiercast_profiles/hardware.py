@@ -190,6 +190,21 @@ class LookupCurve(Grown):
     spreads: tuple[TimeSpread, ...] = ()
 
 
+class HostCachePoint(Strict):
+    """What a cache of rows in host memory takes of a lookup of so many rows, beside reading those that are missing.
+
+    ``find_us``: looking for them where none is there, up to the read. ``keep_us``: handing on and keeping as many that
+    were read, each of which makes another one leave. ``hit_us``: the whole of a lookup whose rows are all there. Means,
+    and bands that hold the quartiles, over the samples of the probe.
+    """
+
+    num_rows: int = Field(gt=0)
+    row_bytes: int = Field(gt=0)
+    find_us: Quantity
+    keep_us: Quantity
+    hit_us: Quantity
+
+
 class ComputePoint(Grown):
     """Measured time of one component; ``num_tokens`` and ``context_tokens`` mean what the component says.
 
@@ -404,10 +419,11 @@ class HardwareProfile(Document, Grown):
 
     ``gather_sweeps`` are scattered row reads over row size, footprint, page size, order and workers, each with its
     fitted model; absent: none was measured. ``efficiencies`` are what layer times say of the device in shares of its
-    peaks; absent: no layer was timed, or by a version that did not fit them.
+    peaks; absent: no layer was timed, or by a version that did not fit them. ``host_cache`` is what a cache in host
+    memory takes of lookups by the host; absent: not known, and rows that are there take a gather by the device.
     """
 
-    added_fields = frozenset({"gather_sweeps", "efficiencies"})
+    added_fields = frozenset({"gather_sweeps", "efficiencies", "host_cache"})
 
     calibration: Literal["measured", "datasheet"]
     device: Device
@@ -418,6 +434,7 @@ class HardwareProfile(Document, Grown):
     cxl: Storage | None = None
     pool: Storage | None = None
     lookups: tuple[LookupCurve, ...]
+    host_cache: tuple[HostCachePoint, ...] = ()
     compute: tuple[ComputeTable, ...] = ()
     efficiencies: tuple[Efficiency, ...] = ()
     interference: tuple[Interference, ...] = ()

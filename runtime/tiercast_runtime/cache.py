@@ -87,6 +87,12 @@ class RowCache:
         """Bytes of rows and index when full."""
         return self._rows.nbytes + self._tags.nbytes + self._stamps.nbytes
 
+    @property
+    def row_ids(self) -> Int64Array:
+        """``[n] int64``, ascending, of the rows it has."""
+        ids: Int64Array = np.sort(self._tags[self._tags > 0]) - 1
+        return ids
+
     def lookup(self, ids: Int64Array, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Copy the rows it has into ``out`` and say which are missing.
 
@@ -121,6 +127,28 @@ class RowCache:
         assert len(ids) < 2 or bool(np.all(ids[1:] > ids[:-1])), "ids ascend, so that none comes twice"
         if self.policy != "static_hot" and len(ids):
             self._place(ids, rows)
+
+    def fetch(
+        self, ids: Int64Array, out: npt.NDArray[np.uint8], read: Callable[[Int64Array, npt.NDArray[np.uint8]], object]
+    ) -> npt.NDArray[np.bool_]:
+        """Rows into ``out``: those it has, and the rest as ``read`` delivers them, which are then kept.
+
+        Args:
+            ids: ``[n] int64``, ascending.
+            out: ``[n, row_bytes] uint8``.
+            read: puts the rows of ascending ids ``[m] int64`` into ``[m, row_bytes] uint8``; not called for none.
+
+        Returns:
+            ``[n] bool``, true where the row was read.
+        """
+        missing = self.lookup(ids, out)
+        num_missing = int(np.count_nonzero(missing))
+        if num_missing:
+            wanted, rows = ids[missing], np.empty((num_missing, out.shape[1]), dtype=np.uint8)
+            read(wanted, rows)
+            out[missing] = rows
+            self.insert(wanted, rows)
+        return missing
 
     def fill(self, ids: Int64Array, read: Callable[[Int64Array], npt.NDArray[np.uint8]]) -> int:
         """Fill an empty cache, hottest row first; where a set is full the colder rows are left out.

@@ -75,13 +75,7 @@ class DiskReader:
         if self.cache is None:
             self.read(unique, target)
             return np.ones(len(unique), dtype=bool)
-        missing = self.cache.lookup(unique, target)
-        if missing.any():
-            rows = np.empty((int(missing.sum()), self.table.row_bytes), dtype=np.uint8)
-            self.read(unique[missing], rows)
-            target[missing] = rows
-            self.cache.insert(unique[missing], rows)
-        return missing
+        return self.cache.fetch(unique, target, self.read)
 
     def fill_cache(self, ids: npt.NDArray[np.int64]) -> None:
         """Fill the empty cache, if there is one, with the rows of ``ids [n]``, hottest first.

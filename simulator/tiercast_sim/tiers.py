@@ -12,6 +12,7 @@ from tiercast_profiles.scenario import ResolvedScenario
 from tiercast_profiles.units import GB, NS_PER_S, NS_PER_US
 from tiercast_sim.checked import non_negative, positive, speed_ratio
 from tiercast_sim.compute_table import TableTimes
+from tiercast_sim.host_cache import HostCacheTimes
 from tiercast_sim.lookup import CurveTimes, bytes_moved, row_pieces
 from tiercast_sim.memory import replicas_per_host
 from tiercast_sim.overheads import LookupOverheads
@@ -64,6 +65,7 @@ class LookupCosts:
         self._overheads = LookupOverheads.of(resolved, bound)
         self._tier_times = PartlyResident(resolved, bound, self._curve, self.footprint_bytes)
         self.removes_duplicates = curve.removes_duplicates
+        self._host_cache = HostCacheTimes.of(resolved, bound)
         self._hit_curve = self._hit_times(bound)
         self._remote_factor = _remote_numa_factor(resolved, bound)
         self._is_staged_by_host = placement.path in HOST_DRIVEN_PATHS and hardware.device.kind != "cpu"
@@ -132,7 +134,11 @@ class LookupCosts:
                 tier_ns -= min(self._overheads.saved_ns(rows + hits), self._curve.fixed_ns)
             taken_ns = self._overheads.taken_ns(rows + hits)
             wait_ns = self._overheads.wait_ns(rows + hits, is_behind=is_behind)
-        duration_ns = max(1, round(tier_ns + self._hit_curve.time_ns(hits, self._pieces)))
+        if self._host_cache is None:
+            cache_ns = self._hit_curve.time_ns(hits, self._pieces)
+        else:
+            cache_ns = self._host_cache.time_ns(rows, hits)
+        duration_ns = max(1, round(tier_ns + cache_ns))
         usage = []
         for demand in self._demands:
             if demand.units_per_s is not None:
@@ -172,11 +178,15 @@ class LookupCosts:
         return -(-rows * self.rows_per_token_per_rank // self._rows_per_token)
 
     def _hit_times(self, bound: Bound) -> CurveTimes:
-        """Cache hits are gathered from device memory; a machine without that curve cannot hold a cache."""
+        """Cache hits are gathered from device memory, unless the host's cache was timed.
+
+        Raises:
+            MissingCapability: a cache, and neither of both is known.
+        """
         hardware, placement = self._resolved.hardware, self._resolved.placement
         curve = hardware.curve("hbm", "device")
         if curve is None:
-            if placement.cache_gib > 0:
+            if placement.cache_gib > 0 and self._host_cache is None:
                 raise MissingCapability(
                     f"cache_gib={placement.cache_gib:g} needs a curve for hbm/device, which {hardware.name!r} lacks; "
                     "set cache_gib to 0"

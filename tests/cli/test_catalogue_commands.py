@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tiercast_cli import catalogue_views, render
-from tiercast_profiles.hardware import ComputePoint, ComputeTable, Interference, ProbeResult
+from tiercast_profiles.hardware import ComputePoint, ComputeTable, HostCachePoint, Interference, ProbeResult
 
 KINDS = ("hardware", "models", "prices")
 
@@ -153,6 +153,20 @@ def test_what_lookups_take_stands_beside_each_path(cpu_hardware, width):
     assert max(map(len, text.splitlines())) <= width
     bare = cpu_hardware.model_copy(update={"interference": interference[:1]})
     assert "what lookups take" not in render.to_text(lambda: catalogue_views.profile_summary(bare), width)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_a_cache_takes_is_shown_by_rows(cpu_hardware, width):
+    point = {"row_bytes": 264, "find_us": 105.25, "keep_us": 135.5, "hit_us": {"value": 130, "low": 113, "high": 138}}
+    points = [HostCachePoint.model_validate(point | {"num_rows": rows}) for rows in (1, 3072)]
+    profile = cpu_hardware.model_copy(update={"host_cache": tuple(points)})
+    text = render.to_text(lambda: catalogue_views.profile_summary(profile), width)
+    rows = [line.split() for line in text.splitlines() if " 264 " in line]
+    assert rows == [["1", "264", "105.2", "135.5", "130"], ["3,072", "264", "105.2", "135.5", "130"]]
+    assert "what a cache in host memory takes of a lookup, us" in text
+    assert catalogue_views.flatten(profile)["host_cache"] == "2 entries"
+    bare = render.to_text(lambda: catalogue_views.profile_summary(cpu_hardware), width)
+    assert "what a cache in host memory" not in bare
 
 
 def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fails):

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use"),
 ]
 BRIEF = Effort(0, num_warm_ups=1, min_rounds=3, max_rounds=3)
-EFFORTS = ("copies", "rates", "gather", "reads", "disk", "layers", "overhead", "interference", "numa")
+EFFORTS = ("copies", "rates", "gather", "reads", "disk", "host_cache", "layers", "overhead", "interference", "numa")
 
 
 def test_copies_over_the_link_are_verified_and_positive():

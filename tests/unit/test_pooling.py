@@ -8,7 +8,7 @@ from tiercast_cli.suite import scenarios
 from tiercast_profiles import store
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import LookupOverhead, ProbeResult, TimeSpread
+from tiercast_profiles.hardware import HostCachePoint, LookupOverhead, ProbeResult, TimeSpread
 from tiercast_profiles.pooling import UNSTABLE_OVER_TIME, pool
 from tiercast_sim.simulate import simulate
 
@@ -130,6 +130,23 @@ def test_how_far_lookups_lie_apart_is_pooled_case_by_case(profile):
 
     (found,) = pool([apart(1.5), apart(2.5), apart(1.9)]).lookups[0].spreads
     assert found == TimeSpread(num_rows=96, time_ratios=(0.9,) * 9 + (1.9,))
+
+
+def test_what_a_cache_takes_is_pooled_by_rows_and_row_size(profile):
+    def taking(us, *sizes):
+        points = tuple(
+            HostCachePoint(num_rows=rows, row_bytes=size, find_us=us, keep_us=rows * us, hit_us=size * us)
+            for rows, size in sizes
+        )
+        return profile.model_copy(update={"host_cache": points})
+
+    first = taking(3, (1, 64), (8, 64), (8, 264))
+    found = pool([first, taking(1, (8, 264), (1, 64)), profile, taking(2, (8, 264))]).host_cache
+    assert [(point.num_rows, point.row_bytes) for point in found] == [(1, 64), (8, 64), (8, 264)]
+    assert found[2].find_us == Quantity(value=2, low=1, high=3)
+    assert found[2].keep_us == Quantity(value=16, low=8, high=24)
+    assert found[0].hit_us == Quantity(value=128, low=64, high=192)
+    assert found[1] == first.host_cache[1]
 
 
 def test_of_the_gather_sweeps_the_one_with_the_middle_error_stands(profile):

@@ -24,7 +24,7 @@ from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the sizes are small for a CPU as the device only")
 BRIEF = Effort(0, num_warm_ups=0, min_rounds=3, max_rounds=3)
-EFFORTS = ("copies", "rates", "gather", "reads", "disk", "layers", "overhead", "interference", "numa")
+EFFORTS = ("copies", "rates", "gather", "reads", "disk", "host_cache", "layers", "overhead", "interference", "numa")
 DATE = datetime.date(2026, 11, 23)
 SMALL = dataclasses.replace(
     QUICK,
@@ -91,6 +91,10 @@ class TestProfile:
         assert all(probe.parameters["times"] == 2 and len(probe.samples) == 6 for probe in copied)
         assert any(probe.name == "storage.single_read" for probe in found.probes)
         assert {sweep.pages for sweep in found.gather_sweeps} == {"thp", "4k"}
+        row_bytes = mini_model("v41").engram.row_bytes
+        assert {point.row_bytes for point in found.host_cache} == {row_bytes}
+        assert found.host_cache[-1].num_rows == 3072
+        assert sum(probe.name.startswith("cache.host.") for probe in found.probes) == 3 * len(found.host_cache)
         assert found.host.memory_capacity_gb.value > 0
         assert found.device.dense_tflops["fp32"].value > 0
         ratios = [

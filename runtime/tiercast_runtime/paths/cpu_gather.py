@@ -96,19 +96,13 @@ class CpuGatherPath:
         unique, inverse = distinct_rows(ids, gather.num_rows, gather.label)
         slot = self._ring.next_slot(layer_index)
         staged = slot.rows(len(unique))
-        missing = cache.lookup(unique, staged.numpy())
-        num_missing = int(np.count_nonzero(missing))
-        if num_missing:
-            gathered = np.empty((num_missing, staged.shape[1]), dtype=np.uint8)
-            self._gather(gather, unique[missing], gathered)
-            staged.numpy()[missing] = gathered
-            cache.insert(unique[missing], gathered)
+        missing = cache.fetch(unique, staged.numpy(), partial(self._gather, gather))
         rows = self._ring.to_device(slot, staged)
         return StagedRows(
             rows,
             torch.from_numpy(inverse).view(shape).to(self.device),
             num_rows=len(ids),
-            num_rows_read=num_missing,
+            num_rows_read=int(np.count_nonzero(missing)),
             num_rows_hit=len(ids) - int(np.count_nonzero(missing[inverse])),
         )
 

@@ -6,6 +6,7 @@ a gather repeated in a loop finds its code, its staging memory and a busy core w
 in a step. A few tenths of a millisecond in between are not enough: the worker is still awake.
 """
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -17,6 +18,17 @@ from tiercast_runtime.probes.timing import Clock
 DISTURBING_SIDE = 1448  # a matrix of 8 MiB: the weights of a small layer, more than a private cache holds
 NUM_DISTURBING = 16  # about 5 ms, a short step: the worker falls asleep and its caches fill
 NUM_DISTURBING_A_DRIVE = 48  # about 16 ms: a core and a drive sleep deeper the longer nothing is asked of them
+
+
+def disturber(num_products: int = NUM_DISTURBING) -> Callable[[], None]:
+    """What streams a matrix of 8 MiB through the caches of the thread that calls it, so many times."""
+    matrix, vector = torch.ones(DISTURBING_SIDE, DISTURBING_SIDE), torch.ones(1, DISTURBING_SIDE)
+
+    def disturb() -> None:
+        for _ in range(num_products):
+            torch.mm(vector, matrix)
+
+    return disturb
 
 
 class LookupTimer:
@@ -31,10 +43,8 @@ class LookupTimer:
     def __init__(self, path: LookupPath, clock: Clock, *, num_disturbing: int = NUM_DISTURBING) -> None:
         self._path = path
         self._clock = clock
-        self._num_disturbing = num_disturbing
+        self._disturb = disturber(num_disturbing)
         self._prefetcher = Prefetcher(path, "step_entry", clock) if path.is_host_driven else None
-        self._matrix = torch.ones(DISTURBING_SIDE, DISTURBING_SIDE)
-        self._vector = torch.ones(1, DISTURBING_SIDE)
 
     def __enter__(self) -> Self:
         return self
@@ -44,8 +54,7 @@ class LookupTimer:
 
     def time_ns(self, row_ids: torch.Tensor) -> float:
         """Time of one lookup of ``row_ids [T, R] int64``, from its start in the thread that makes it to its rows."""
-        for _ in range(self._num_disturbing):
-            torch.mm(self._vector, self._matrix)
+        self._disturb()
         if self._prefetcher is None:
             start_ns = self._clock()
             self._path.fetch(0, row_ids)

@@ -19,7 +19,8 @@ class ProbePlan:
     and past the reach of its address translation. ``row_bytes`` are the row sizes of the sweep beside those of the
     models. ``sweep`` is the gather sweep of the host. Efforts: ``copies`` is per thread count, or per rate of a GPU and
     as much again for its smaller copies together, ``reads`` for each of the moments a drive is timed, ``disk`` for all
-    of them, ``interference`` per path (``mixes``: the steps it is also measured at one by one).
+    of them, ``host_cache`` for all row sizes together, ``interference`` per path (``mixes``: the steps it is also
+    measured at one by one).
     ``num_caches``: the footprint in last caches; each further one costs its first touch, seconds on a virtual machine.
     """
 
@@ -37,6 +38,7 @@ class ProbePlan:
     sweep: SweepStage
     reads: Effort
     disk: Effort
+    host_cache: Effort
     layers: Effort
     overhead: Effort
     interference: Effort
@@ -70,6 +72,7 @@ QUICK = ProbePlan(
     ),
     reads=Effort(seconds(0.6), num_warm_ups=1, min_rounds=3, max_rounds=20),
     disk=Effort(seconds(3.0), num_warm_ups=1, min_rounds=9, max_rounds=60),
+    host_cache=Effort(seconds(1.0), num_warm_ups=1, min_rounds=7, max_rounds=60),
     layers=Effort(seconds(23.0), num_warm_ups=1, min_rounds=3, max_rounds=40),  # four rounds, in slow hours three
     overhead=Effort(seconds(0.5), num_warm_ups=3, min_rounds=7, max_rounds=60),
     interference=Effort(seconds(1.5), num_warm_ups=1, min_rounds=5, max_rounds=60),
@@ -102,6 +105,7 @@ FULL = ProbePlan(
     ),
     reads=Effort(seconds(2.5), num_warm_ups=1, min_rounds=5, max_rounds=40),
     disk=Effort(seconds(15.0), num_warm_ups=1, min_rounds=11, max_rounds=100),
+    host_cache=Effort(seconds(4.0), num_warm_ups=1, min_rounds=11, max_rounds=60),
     layers=Effort(seconds(90.0), num_warm_ups=1, min_rounds=5, max_rounds=60),
     overhead=Effort(seconds(2.0), num_warm_ups=3, min_rounds=21, max_rounds=100),
     interference=Effort(seconds(8.0), num_warm_ups=2, min_rounds=15, max_rounds=100),

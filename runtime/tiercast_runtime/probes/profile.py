@@ -101,6 +101,7 @@ def assemble(found: Findings) -> HardwareProfile:
         device_to_host=from_device,
         nvme=found.storage,
         lookups=tuple(kept),
+        host_cache=tuple(found.host_cache),
         compute=(*found.tables, *found.plain_tables),
         efficiencies=_efficiencies(found),
         interference=tuple(sorted(found.interference, key=lambda entry: (entry.tier, entry.path))),

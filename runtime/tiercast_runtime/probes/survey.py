@@ -15,6 +15,7 @@ from tiercast_profiles.errors import InfeasibleScenario, MissingCapability, Tier
 from tiercast_profiles.gather import GatherSweep
 from tiercast_profiles.hardware import (
     ComputeTable,
+    HostCachePoint,
     Interference,
     InterferencePoint,
     LookupCurve,
@@ -41,6 +42,7 @@ from tiercast_runtime.probes.drive import Drive, open_drive
 from tiercast_runtime.probes.envelope import watched
 from tiercast_runtime.probes.graph_layers import GraphKey, graph_tables, measure_graphs
 from tiercast_runtime.probes.host import HostFacts, read_host
+from tiercast_runtime.probes.host_cache import measure_host_cache
 from tiercast_runtime.probes.host_gathers import HostGathers
 from tiercast_runtime.probes.interference import (
     GRID_RATIOS,
@@ -87,6 +89,7 @@ class Findings:
     remote_reads: Spread[str] | None = None
     curves: list[LookupCurve] = field(default_factory=list)
     gather_sweeps: list[GatherSweep] = field(default_factory=list)
+    host_cache: list[HostCachePoint] = field(default_factory=list)
     storage: Storage | None = None
     layer_times: list[LayerTimes] = field(default_factory=list)
     backbones: dict[str, Backbone] = field(default_factory=dict)  # by shape
@@ -237,6 +240,8 @@ class _Survey:
         self._progress("row gathers", 0.14)
         self._gathers(found, gather_threads)
         self._sweeps(found)
+        self._progress("cache in host memory", 0.355)
+        self._host_cache(found)
         self._progress("storage", 0.36)
         self._attempt(found, "lookup.nvme.disk", self._first_drive_times, "disk")
         self._layers(found)
@@ -397,6 +402,17 @@ class _Survey:
         curve, probes = gather.curve_from(spreads, tier, granularity, fastest)
         found.curves.append(curve)
         found.probes += probes
+
+    def _host_cache(self, found: Findings) -> None:
+        """What a cache in front of a tier takes of lookups by the host, for the rows of every model."""
+
+        def stage() -> None:
+            sizes = [model.engram.row_bytes for model in (*self._models, *self._shapes)]
+            most = max(model.engram.num_rows_per_token for model in self._shapes) * self._plan.tokens[-1]
+            found.host_cache[:], probes = measure_host_cache(sizes, most, self._plan.host_cache)
+            found.probes += probes
+
+        self._attempt(found, "cache.host", stage, "cpu_gather")
 
     def _make_files(self) -> None:
         """Make table files on the drive, which stay until the survey ends.
