@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tiercast_cli import inputs, render
 from tiercast_cli.views import WARNING_SIGN
 from tiercast_profiles import store
-from tiercast_profiles.document import Document, Source
+from tiercast_profiles.document import Document, Quantity, Source
 from tiercast_profiles.head_sizes import table_rows
 from tiercast_profiles.layer_parts import LayerParts, layer_parts
 from tiercast_profiles.units import format_bytes
