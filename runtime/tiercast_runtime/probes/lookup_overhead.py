@@ -28,14 +28,13 @@ from tiercast_profiles.hardware import Interference, LookupOverhead, OverheadPoi
 from tiercast_profiles.rng import stream
 from tiercast_profiles.stats import median
 from tiercast_profiles.units import NS_PER_US
-from tiercast_runtime.batch import BatchPlan
 from tiercast_runtime.cores import on_cores
 from tiercast_runtime.interrupts import clear_cores
 from tiercast_runtime.paths.disk import DiskPath
 from tiercast_runtime.prefetch import LookupTiming, Prefetcher
 from tiercast_runtime.probes.gather import random_ids
 from tiercast_runtime.probes.interference import Contender, Mix, has_room, speed_quantity
-from tiercast_runtime.probes.step_bench import StepBench
+from tiercast_runtime.probes.step_bench import BenchStep, StepBench
 from tiercast_runtime.probes.timing import Clock, Effort, Spread, collect, probe_result, rounded
 
 MIXES: tuple[Mix, ...] = (([128], []), ([128] * 8, []))
@@ -70,7 +69,7 @@ def measure_overhead(
         with torch.inference_mode(), on_cores(cores):
             mixes = [mix for mix in MIXES if has_room(bench, *mix)] or [([1], [])]
             for mix in mixes:
-                trial = _Trial(bench, bench.batch(bench.step(*mix)), contender, lanes, clock)
+                trial = _Trial(bench, bench.step(*mix), contender, lanes, clock)
                 share = effort.shared(len(mixes))
                 for case in (trial.run, trial.handing_over):  # one behind the other: a whole step cools what a pass has
                     spreads |= {spread.key: spread for spread in collect([case], share, clock)}
@@ -160,8 +159,9 @@ def savings_ns(timings: Sequence[LookupTiming]) -> list[float]:
 class _Trial:
     """One batch: passes over layers alone, beside the lookups of a step, and behind lookups the thread made itself."""
 
-    def __init__(self, bench: StepBench, batch: BatchPlan, contender: Contender, lanes: "_Lanes", clock: Clock) -> None:
-        self._bench, self._batch, self._contender, self._clock = bench, batch, contender, clock
+    def __init__(self, bench: StepBench, step: BenchStep, contender: Contender, lanes: "_Lanes", clock: Clock) -> None:
+        self._bench, self._step, self._contender, self._clock = bench, step, contender, clock
+        self._batch = batch = bench.batch(step)
         self._ahead, self._inline = lanes.ahead, lanes.inline
         self._hidden = bench.backbone.embed(batch)
         self._num_lookups = min(len(bench.model.engram.layer_ids), contender.num_tables)
@@ -197,14 +197,14 @@ class _Trial:
         ]
 
     def handing_over(self) -> list[tuple[Key, float]]:
-        """The hand-over in a step: all layers of the model before it and behind it.
+        """The hand-over in a step: all layers of the model before it and behind it, its batch built in between.
 
         Behind a short pass the worker is hardly asleep and its code still in the caches: it wakes in a quarter of the
         time. It may begin before the hand-over returns, where it takes the caller's core.
         """
         row_ids = self._fresh_ids()
         self._compute(self._most_layers)
-        self._bench.hasher.row_ids(self._batch.windows)
+        self._bench.hasher.row_ids(self._bench.batch(self._step).windows)
         begin_ns = self._clock()
         self._ahead.begin_step(row_ids)
         handed_ns = self._clock()
