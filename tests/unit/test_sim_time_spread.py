@@ -2,6 +2,7 @@
 
 import pytest
 
+from tiercast_plan.estimate import Estimator
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import TimeSpread
 from tiercast_sim.run import run
@@ -33,6 +34,7 @@ def step(segments_ns, *lookups):
 def test_a_mean_lookup_that_just_fits_stalls_in_half_of_the_cases():
     assert mean_stalls_ns(step((100, 0), lookup(100)), "step_entry") == (25,)  # 0 and 50
     assert mean_stalls_ns(step((100, 0), lookup(100, wait_ns=10)), "step_entry") == (30,)  # 0 and 60
+    assert mean_stalls_ns(step((150, 0), lookup(100, wait_ns=10)), "step_entry") == (5,)  # 0 and 10
 
 
 def test_a_second_lookup_queues_behind_the_first_and_gains_by_its_stall():
@@ -83,6 +85,14 @@ def test_a_run_stalls_by_the_mean_over_cases_and_its_lookups_stay(sim_scenario):
     assert sum(apart.samples.steps.stall_ns) > sum(alike.samples.steps.stall_ns)
     assert apart.samples.steps.lookup_ns == alike.samples.steps.lookup_ns
     assert all(a >= b for a, b in zip(apart.samples.steps.stall_ns, alike.samples.steps.stall_ns, strict=True))
+
+
+def test_an_estimate_stands_still_for_the_mean_over_cases_too(sim_scenario):
+    spread = TimeSpread.model_validate(APART)
+    found = [Estimator(placed(sim_scenario, each), 8, 6).at(2) for each in ((spread,), ())]
+    apart_ms, alike_ms = (estimate.stall_ms_per_step for estimate in found)
+    assert apart_ms > alike_ms
+    assert found[0].tpot_ms - found[1].tpot_ms == pytest.approx(apart_ms - alike_ms)
 
 
 def test_inline_lookups_have_no_window_and_stall_as_before(sim_scenario):
