@@ -49,7 +49,7 @@ IDLE_WARNING = (
     "predicted"
 )
 # raw measurements are counted, not listed: they belong to the file, and a page of them tells a reader nothing
-LONG_LISTS = ("points", "probes", "components", "host_cache")
+LONG_LISTS = ("points", "probes", "components", "host_cache", "spreads")
 
 
 def load(kind: str, name: str) -> Document:

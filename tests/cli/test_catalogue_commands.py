@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tiercast_cli import catalogue_views, render
-from tiercast_profiles.hardware import ComputePoint, ComputeTable, HostCachePoint, Interference, ProbeResult
+from tiercast_profiles.hardware import ComputePoint, ComputeTable, HostCachePoint, Interference, ProbeResult, TimeSpread
 
 KINDS = ("hardware", "models", "prices")
 
@@ -167,6 +167,15 @@ def test_what_a_cache_takes_is_shown_by_rows(cpu_hardware, width):
     assert catalogue_views.flatten(profile)["host_cache"] == "2 entries"
     bare = render.to_text(lambda: catalogue_views.profile_summary(cpu_hardware), width)
     assert "what a cache in host memory" not in bare
+
+
+def test_how_far_lookups_lie_apart_is_shown_as_a_count(cpu_hardware):
+    spread = TimeSpread(num_rows=96, time_ratios=(0.9,) * 9 + (1.9,))
+    curves = [curve.model_copy(update={"spreads": (spread,)}) for curve in cpu_hardware.lookups]
+    shown = catalogue_views.flatten(cpu_hardware.model_copy(update={"lookups": tuple(curves)}))
+    named = {name: words for name, words in shown.items() if "spreads" in name}
+    assert len(named) == len(curves) > 0
+    assert set(named.values()) == {"1 entries"}
 
 
 def test_a_bare_device_name_is_a_machine_in_every_command_about_machines(run, fails):
