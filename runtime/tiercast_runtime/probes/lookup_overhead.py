@@ -199,8 +199,8 @@ class _Trial:
     def handing_over(self) -> list[tuple[Key, float]]:
         """The hand-over in a step: all layers of the model before it and behind it, its batch built in between.
 
-        Behind a short pass the worker is hardly asleep and its code still in the caches: it wakes in a quarter of the
-        time. It may begin before the hand-over returns, where it takes the caller's core.
+        Behind a short pass the worker is hardly asleep and its code still in the caches. It may begin before the
+        hand-over returns, where it takes the caller's core.
         """
         row_ids = self._fresh_ids()
         self._compute(self._most_layers)
