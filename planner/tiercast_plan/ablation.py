@@ -151,6 +151,11 @@ def _settled(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"compute": tables})
 
 
+def _steady(hardware: HardwareProfile) -> HardwareProfile:
+    tables = tuple(table.model_copy(update={"spreads": ()}) for table in hardware.compute)
+    return hardware.model_copy(update={"compute": tables})
+
+
 def _waits_at_layers(prediction: Prediction) -> Prediction:
     if not isinstance(prediction, WindowRatio):
         return prediction
@@ -207,6 +212,7 @@ ABLATIONS: tuple[Without, ...] = (
         "every lookup takes its mean",
         hardware=lambda it: _curves(it, lambda curve: curve.model_copy(update={"spreads": ()})),
     ),
+    Without("A109", "every step computes for its mean time", hardware=_steady),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 

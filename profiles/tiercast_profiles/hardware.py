@@ -5,9 +5,9 @@ for HBM (tier ``hbm``), and the tier below it is the NVMe file.
 """
 
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tiercast_profiles.document import Bound, Document, Grown, Quantity, Strict
 from tiercast_profiles.gather import GatherSweep
@@ -152,17 +152,30 @@ class LookupPoint(Strict):
 NUM_SPREAD_CASES = 10
 
 
+def _rising(time_ratios: tuple[float, ...]) -> tuple[float, ...]:
+    if time_ratios[0] <= 0 or any(a > b for a, b in pairwise(time_ratios)):
+        raise ValueError("time_ratios must be above 0 and ascend")
+    return time_ratios
+
+
+TimeRatios = Annotated[
+    tuple[float, ...], Field(min_length=NUM_SPREAD_CASES, max_length=NUM_SPREAD_CASES), AfterValidator(_rising)
+]
+"""Times over their mean in ten equally likely cases, ascending."""
+
+
 class TimeSpread(Strict):
-    """How far lookups of so many rows lie apart: their time over its mean in ten equally likely cases, ascending."""
+    """How far lookups of so many rows lie apart."""
 
     num_rows: int = Field(gt=0)
-    time_ratios: tuple[float, ...] = Field(min_length=NUM_SPREAD_CASES, max_length=NUM_SPREAD_CASES)
+    time_ratios: TimeRatios
 
-    @model_validator(mode="after")
-    def _ratios_rise(self) -> Self:
-        if self.time_ratios[0] <= 0 or any(a > b for a, b in pairwise(self.time_ratios)):
-            raise ValueError("time_ratios must be above 0 and ascend")
-        return self
+
+class StepSpread(Strict):
+    """How far steps of so many tokens lie apart in what they compute."""
+
+    num_tokens: int = Field(gt=0)
+    time_ratios: TimeRatios
 
 
 class LookupCurve(Grown):
@@ -264,10 +277,11 @@ class ComputeTable(Grown):
     ``context_statistic`` says which context of a decode batch the attention time follows: ``max`` where the batch is
     padded, ``mean`` where a kernel walks each sequence's own length. ``engram_sha256`` is the shape of the Engram
     layers that ran between the decoder's; None: there were none. ``settling``: what steps behind prompts take more;
-    absent where that was not measured.
+    absent where that was not measured. ``spreads`` say by tokens how far steps lie apart; absent: not known, and every
+    step takes its mean.
     """
 
-    added_fields = frozenset({"settling"})
+    added_fields = frozenset({"settling", "spreads"})
 
     model_name: str
     shape_sha256: str
@@ -277,6 +291,7 @@ class ComputeTable(Grown):
     context_statistic: Literal["max", "mean"]
     components: dict[Component, tuple[ComputePoint, ...]]
     settling: Settling | None = None
+    spreads: tuple[StepSpread, ...] = ()
 
 
 class Efficiency(Strict):

@@ -27,6 +27,7 @@ from tiercast_profiles.hardware import (
     OverheadPoint,
     ProbeResult,
     SettlingPoint,
+    StepSpread,
     TimeSpread,
 )
 from tiercast_profiles.quantiles import PROBE_UNSTABLE_RATIO, is_unstable, median
@@ -41,6 +42,7 @@ _KEYS: Mapping[type[BaseModel], tuple[str, ...]] = {
     ComputeTable: ("model_name", "shape_sha256", "engram_sha256", "graph_mode", "num_threads"),
     ComputePoint: ("num_tokens", "context_tokens"),
     SettlingPoint: ("num_sequences",),
+    StepSpread: ("num_tokens",),
     Efficiency: ("model_name", "graph_mode", "precision"),
     Interference: ("tier", "path"),
     OverheadPoint: ("num_rows",),

@@ -26,6 +26,7 @@ from tiercast_sim.table_choice import (
     measured_components,
     table_of_single_calls,
 )
+from tiercast_sim.time_spread import Cases
 from tiercast_sim.work import StepPlan
 
 Counted = npt.NDArray[np.int64]
@@ -53,6 +54,11 @@ def layers_by_segment(resolved: ResolvedScenario) -> tuple[tuple[int, int], ...]
         num_early = min(last, backbone.num_prefill_layers) - min(first, backbone.num_prefill_layers)
         counts.append((num_early, last - first - num_early))
     return tuple(counts)
+
+
+def _cases_of(tables: list[ComputeTable]) -> Cases:
+    """How far steps lie apart in the last of the tables, that of single calls."""
+    return Cases({spread.num_tokens: spread.time_ratios for table in tables[-1:] for spread in table.spreads})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,7 @@ class ComputeModel:
         self.largest_step_tokens = 0
         # Assumption A75: drafts are drafted before the step that verifies them, one after another for the whole batch.
         self._draft_step_ns = (resolved.scenario.speculative.draft_step_us or 0.0) * NS_PER_US
+        self._cases = _cases_of(tables)
         self.ledger = Ledger()
 
     def _lanes(self, table: ComputeTable, engram: Engram, bound: Bound) -> Lanes:
@@ -284,6 +291,10 @@ class ComputeModel:
         if self._overheads is None:
             return lane.tokenwise_ns("lookup_issue", num_tokens)
         return self._overheads.issue_ns(num_tokens * self._rows_per_token)
+
+    def ratios_of(self, num_tokens: int) -> tuple[float, ...]:
+        """Compute of a step of so many tokens over its mean in equally likely cases; empty where that is not known."""
+        return self._cases.at(num_tokens)
 
     def note_tokens(self, num_tokens: int) -> None:
         """Remember the largest step, for the warning that it lies beyond what was measured."""

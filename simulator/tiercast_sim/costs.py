@@ -1,5 +1,7 @@
 """From a step's plan to the times of its parts: compute, and the rows its lookups really fetch."""
 
+from dataclasses import replace
+
 from tiercast_profiles.document import Bound
 from tiercast_profiles.hardware import HOST_DRIVEN_PATHS
 from tiercast_profiles.scenario import ResolvedScenario
@@ -9,6 +11,7 @@ from tiercast_sim.reuse import RequestNgrams, cache_entries_per_layer
 from tiercast_sim.row_counts import RowCounter, TokenBatch
 from tiercast_sim.settling import Unsettled
 from tiercast_sim.tiers import LookupCosts
+from tiercast_sim.time_spread import ALWAYS_ALIKE
 from tiercast_sim.work import Chunk, LookupWork, RowCount, StepPlan, StepWork
 
 
@@ -94,7 +97,8 @@ class StepCosts:
         for lookups in (own, early):
             for index, lookup in enumerate(lookups):
                 segments[index + 1] += lookup.taken_ns
-        return StepWork(pre_ns, tuple(segments), own, early, num_rows=num_rows)
+        ratios = self.compute.ratios_of(plan.num_tokens) if any(lookup.time_ratios for lookup in own) else ALWAYS_ALIKE
+        return StepWork(pre_ns, tuple(segments), own, early, num_rows=num_rows, time_ratios=ratios)
 
     def _not_yet_fetched(self, plan: StepPlan) -> TokenBatch:
         chunks = plan.chunks
@@ -128,14 +132,20 @@ class StepCosts:
         """One lookup per Engram layer; all layers ask for the same n-grams, hence for equally many rows."""
         assert self.lookups is not None, "tables exist"
         rows = self._rows(tokens)
-        first = self.lookups.lookup(rows.read, rows.hit, num_ids, is_behind=is_behind)
-        rest = self.lookups.lookup(rows.read, rows.hit, 0, is_behind=True)
+        first = self._lookup(rows, num_ids, is_behind=is_behind)
+        rest = self._lookup(rows, 0, is_behind=True)
         if self.lookups.has_draws and rows.read:
-            others = [self.lookups.lookup(rows.read, rows.hit, 0, is_behind=True) for _ in range(self._num_layers - 2)]
+            others = [self._lookup(rows, 0, is_behind=True) for _ in range(self._num_layers - 2)]
             return (first, rest, *others)[: self._num_layers]
         return (first, *([rest] * (self._num_layers - 1)))
 
+    def _lookup(self, rows: RowCount, num_ids: int, *, is_behind: bool) -> LookupWork:
+        """A lookup takes the time of the rows it finds, and is booked with those it was asked for."""
+        assert self.lookups is not None, "tables exist"
+        work = self.lookups.lookup(rows.read, rows.found, num_ids, is_behind=is_behind)
+        return work if rows.found == rows.hit else replace(work, rows_hit=rows.hit)
+
     def _rows(self, tokens: TokenBatch) -> RowCount:
         if self._counter is None or tokens.count == 0:
-            return RowCount(read=tokens.count * self._rows_per_token, hit=0)
+            return RowCount(read=tokens.count * self._rows_per_token, hit=0, found=0)
         return self._counter.count(tokens)

@@ -18,8 +18,8 @@ class HostCacheTimes:
 
     Assumption A108: of a lookup of n rows those that are missing take their share of looking for n rows none of which
     is there, and those that are there their share of a lookup of n that all are; the missing ones are then kept, but
-    not by a cache that keeps what it was given (``static_hot``). A row that is there counts as often as it was asked
-    for, and the size of the cache does not matter. Linear between the sizes that were timed, held below the first, and
+    not by a cache that keeps what it was given (``static_hot``). The host asks for each row once, and the size of the
+    cache does not matter. Linear between the sizes that were timed, held below the first, and
     beyond the last with the slope of the last two.
     """
 

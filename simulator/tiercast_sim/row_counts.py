@@ -90,11 +90,13 @@ class RowCounter:
         drafts = batch.num_drafts * self._num_orders
         hits = (len(keys) - len(missing)) * self._heads
         if not self._removes_duplicates:
-            return RowCount((len(missing) + drafts) * self._heads, hits)
+            return RowCount((len(missing) + drafts) * self._heads, hits, hits)
         by_order = [batch.num_drafts] * self._num_orders
-        for key in set(missing):  # only counted: the order of a set does not show
+        different = set(missing)  # only counted: the order of a set does not show
+        for key in different:
             by_order[key % self._num_orders] += 1
-        return RowCount(self._distinct.of(by_order), hits)
+        num_found = len(set(keys)) - len(different) if hits else 0
+        return RowCount(self._distinct.of(by_order), hits, num_found * self._heads)
 
     def _keys(self, batch: TokenBatch) -> list[int]:
         keys: list[int] = []

@@ -19,7 +19,7 @@ from tiercast_sim.overheads import LookupOverheads
 from tiercast_sim.page_cache import PartlyResident
 from tiercast_sim.storage import LatencyTail, pool_bandwidth, reads_per_s
 from tiercast_sim.table_choice import table_of_way
-from tiercast_sim.time_spread import ALWAYS_ALIKE, ratios_at
+from tiercast_sim.time_spread import ALWAYS_ALIKE, Cases
 from tiercast_sim.work import NO_LOOKUP, LookupWork
 
 TOKEN_ID_BYTES = 4
@@ -62,6 +62,7 @@ class LookupCosts:
             raise MissingCapability(f"{hardware.name!r} has no curve for {placement.tier}/{placement.path}")
         self.footprint_bytes = max(table_rows(engram)) * engram.stored_row_bytes(placement.row_layout) // self._tensor
         self._curve = CurveTimes(curve, bound, self.footprint_bytes)
+        self._cases = Cases({spread.num_rows: spread.time_ratios for spread in curve.spreads})
         self._overheads = LookupOverheads.of(resolved, bound)
         self._tier_times = PartlyResident(resolved, bound, self._curve, self.footprint_bytes)
         self.removes_duplicates = curve.removes_duplicates
@@ -92,7 +93,7 @@ class LookupCosts:
         return self._curve
 
     def lookup(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool = False) -> LookupWork:
-        """One layer's lookup: rows the tier delivers and rows a cache has, over all ranks.
+        """One layer's lookup: rows the tier delivers and rows it finds in a cache, over all ranks.
 
         ``num_tokens_of_ids`` is not zero on the first lookup of a step: the host then waits for that many token ids.
         ``is_behind`` where the worker comes to it right from another one.
@@ -130,7 +131,7 @@ class LookupCosts:
         taken_ns = wait_ns = 0
         if self._overheads is not None:
             tier_ns += self._overheads.lookup_ns(rows + hits)
-            if is_behind:
+            if is_behind and rows:  # what finds all its rows in a cache has no drive to wait for
                 tier_ns -= min(self._overheads.saved_ns(rows + hits), self._curve.fixed_ns)
             taken_ns = self._overheads.taken_ns(rows + hits)
             wait_ns = self._overheads.wait_ns(rows + hits, is_behind=is_behind)
@@ -151,7 +152,7 @@ class LookupCosts:
             usage.append((demand.resource, demand.num_ranks * per_rank))
         size = rows * self.row_bytes
         rate = size * NS_PER_S / duration_ns
-        ratios = ratios_at(self._curve.curve.spreads, rows) if rows else ALWAYS_ALIKE
+        ratios = self._cases.at(rows) if rows else ALWAYS_ALIKE
         return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns, wait_ns, ratios)
 
     def _rows_up_ns(self, num_rows: int) -> float:

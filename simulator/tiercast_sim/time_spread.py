@@ -1,15 +1,14 @@
-"""Lookups that take now longer and now less: how long a step stands still for them in the mean.
+"""Lookups and compute that take now longer and now less: how long a step stands still in the mean.
 
 A stall is what a lookup takes beyond its window. Where the two are about as long, a lookup of the mean length may just
-fit while every other one does not, so that the mean stall is more than that of the mean lookup.
+fit into the mean window while every other one does not, so that the mean stall is more than that of the means.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from tiercast_profiles.hardware import TimeSpread
 from tiercast_profiles.scenario import Prefetch
 from tiercast_sim.maxplus import step_columns
 from tiercast_sim.work import SPEED_ONE, StepWork
@@ -17,19 +16,31 @@ from tiercast_sim.work import SPEED_ONE, StepWork
 ALWAYS_ALIKE: tuple[float, ...] = ()
 
 
-@lru_cache(maxsize=4096)
-def ratios_at(spreads: tuple[TimeSpread, ...], num_rows: int) -> tuple[float, ...]:
-    """Times of lookups of so many rows over their mean, in equally likely cases; empty where nothing is known.
+class Cases:
+    """Times over their mean in equally likely cases, by size.
 
-    Straight lines over the logarithm of rows between the sizes that were timed, held outside. Their mean is 1.
+    Args:
+        by_size: size (rows or tokens) to ratios, equally many for all sizes; none: nothing is known.
     """
-    if not spreads:
-        return ALWAYS_ALIKE
-    known = sorted(spreads, key=lambda spread: spread.num_rows)
-    rows_log = np.log([spread.num_rows for spread in known])
-    columns = np.array([spread.time_ratios for spread in known])
-    found = np.array([np.interp(np.log(max(1, num_rows)), rows_log, column) for column in columns.T])
-    return tuple((found / found.mean()).tolist())
+
+    def __init__(self, by_size: Mapping[int, tuple[float, ...]]) -> None:
+        self._sizes_log = np.log(sorted(by_size))
+        self._columns = np.array([by_size[size] for size in sorted(by_size)]).T
+        self._found: dict[int, tuple[float, ...]] = {}
+
+    def at(self, size: int) -> tuple[float, ...]:
+        """Ratios at a size, with a mean of 1; empty where nothing is known.
+
+        Straight lines over the logarithm of the size between those that were timed, held outside.
+        """
+        if not len(self._columns):
+            return ALWAYS_ALIKE
+        known = self._found.get(size)
+        if known is None:
+            size_log = np.log(max(1, size))
+            ratios = np.array([np.interp(size_log, self._sizes_log, column) for column in self._columns])
+            known = self._found[size] = tuple((ratios / ratios.mean()).tolist())
+        return known
 
 
 def mean_stalls_ns(work: StepWork, prefetch: Prefetch, speed_beside: int = SPEED_ONE) -> tuple[int, ...]:
@@ -37,6 +48,9 @@ def mean_stalls_ns(work: StepWork, prefetch: Prefetch, speed_beside: int = SPEED
 
     Assumption A107: all lookups of a step take the same of the equally likely cases, the worker is free when they are
     handed over, and nobody else is on the drive. Lookups run at their speed beside compute throughout.
+
+    Assumption A109: all segments of a step take the same of theirs, whichever the lookups take; this counts where
+    lookups lie apart too.
 
     Args:
         work: the step; lookups without ``time_ratios`` never differ.
@@ -46,27 +60,27 @@ def mean_stalls_ns(work: StepWork, prefetch: Prefetch, speed_beside: int = SPEED
     lookups = work.lookups
     if prefetch == "off" or not any(lookup.time_ratios for lookup in lookups):
         return ()
+    of_compute = np.array(work.time_ratios or (1.0,))
     alone_ns = [lookup.duration_ns * SPEED_ONE / speed_beside for lookup in lookups]
-    latest_ns, window_ns = 0.0, 0
+    latest_ns, window_ns = 0.0, 0.0
     for lookup, duration_ns, segment_ns in zip(lookups, alone_ns, work.segments_ns, strict=False):
         latest_ns += lookup.wait_ns + duration_ns * max(lookup.time_ratios, default=1.0)
-        window_ns += segment_ns
+        window_ns += segment_ns * of_compute.min()
         if latest_ns > window_ns:
             break
     else:
         return ()
     num_cases = max(len(lookup.time_ratios) for lookup in lookups)
-    on_worker = np.array(
-        [
-            np.full(num_cases, lookup.wait_ns) + np.rint(duration_ns * _cases(lookup.time_ratios, num_cases))
-            for lookup, duration_ns in zip(lookups, alone_ns, strict=True)
-        ],
-        dtype=np.int64,
-    )
-    segments = np.repeat(np.array(work.segments_ns, dtype=np.int64)[:, np.newaxis], num_cases, axis=1)
-    steps = step_columns(np.zeros(num_cases, dtype=np.int64), segments, on_worker, prefetch)
+    on_worker = [
+        lookup.wait_ns + np.rint(duration_ns * np.array(lookup.time_ratios or (1.0,) * num_cases))
+        for lookup, duration_ns in zip(lookups, alone_ns, strict=True)
+    ]
+    # Every case of the lookups meets every case of compute.
+    lookups_ns = np.repeat(_whole(on_worker), len(of_compute), axis=1)
+    segments_ns = np.tile(_whole(np.rint(np.outer(work.segments_ns, of_compute))), num_cases)
+    steps = step_columns(np.zeros(lookups_ns.shape[1], dtype=np.int64), segments_ns, lookups_ns, prefetch)
     return tuple(np.rint(np.cumsum(steps.stall_ns, axis=0).mean(axis=1)).astype(int).tolist())
 
 
-def _cases(ratios: Sequence[float], num_cases: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    return np.array(ratios) if ratios else np.ones(num_cases)
+def _whole(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    return np.array(values, dtype=np.int64)

@@ -76,10 +76,15 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """Rows of one layer that the tier delivers, and rows that a cache in front of it has."""
+    """Rows of one layer that the tier delivers, and rows that a cache in front of it has.
+
+    ``hit`` counts a row as often as it was asked for, ``found`` as often as the cache is: once in a lookup where
+    duplicates are removed in front of it.
+    """
 
     read: int
     hit: int
+    found: int
 
 
 Usage = tuple[tuple[str, float], ...]
@@ -118,6 +123,7 @@ class StepWork:
     are Engram layers: segment i ends where Engram layer i needs its rows, the last one ends the step.
     ``lookups`` are this step's own, ``early_lookups`` those of prompt tokens of the next step (``prev_step``).
     ``gather_ns`` is the part of each segment that gathers rows on the device itself (path ``device``).
+    ``time_ratios`` are the segments over their mean in equally likely cases; empty: they never differ.
     """
 
     pre_ns: int
@@ -128,3 +134,4 @@ class StepWork:
     gather_bytes: tuple[int, ...] = ()
     num_rows: int = 0
     num_rows_gathered: int = 0
+    time_ratios: tuple[float, ...] = ()

@@ -8,7 +8,7 @@ from tiercast_cli.suite import scenarios
 from tiercast_profiles import store
 from tiercast_profiles.document import Quantity
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import HostCachePoint, LookupOverhead, ProbeResult, TimeSpread
+from tiercast_profiles.hardware import HostCachePoint, LookupOverhead, ProbeResult, StepSpread, TimeSpread
 from tiercast_profiles.pooling import UNSTABLE_OVER_TIME, pool
 from tiercast_sim.simulate import simulate
 
@@ -130,6 +130,16 @@ def test_how_far_lookups_lie_apart_is_pooled_case_by_case(profile):
 
     (found,) = pool([apart(1.5), apart(2.5), apart(1.9)]).lookups[0].spreads
     assert found == TimeSpread(num_rows=96, time_ratios=(0.9,) * 9 + (1.9,))
+
+
+def test_how_far_steps_lie_apart_is_pooled_case_by_case(profile):
+    def apart(last):
+        spread = StepSpread(num_tokens=8, time_ratios=(0.9,) * 9 + (last,))
+        tables = (profile.compute[0].model_copy(update={"spreads": (spread,)}), *profile.compute[1:])
+        return profile.model_copy(update={"compute": tables})
+
+    (found,) = pool([apart(1.5), apart(2.5), apart(1.9)]).compute[0].spreads
+    assert found == StepSpread(num_tokens=8, time_ratios=(0.9,) * 9 + (1.9,))
 
 
 def test_what_a_cache_takes_is_pooled_by_rows_and_row_size(profile):

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="the runtime extra is not installed"
 
 from tiercast_profiles.errors import MissingCapability  # noqa: E402
 from tiercast_profiles.units import MIB  # noqa: E402
-from tiercast_runtime.probes import drive, gather, storage  # noqa: E402
+from tiercast_runtime.probes import alike, drive, gather, storage  # noqa: E402
 from tiercast_runtime.probes.plan import QUICK  # noqa: E402
 from tiercast_runtime.probes.timing import Effort, Spread  # noqa: E402
 from tiercast_runtime.read_through import THROUGH_DEPTH  # noqa: E402
@@ -100,7 +100,7 @@ def test_what_holds_a_lookup_up_now_and_then_is_shared_by_those_that_take_as_lon
         spread(32, (5.0, 5.0, 5.0, 5.0)),
         spread(3072, (300.0,) * 4),
     )
-    means = drive.means_of_alike([held_up, short, long])
+    means = alike.means_of_alike([held_up, short, long])
     ratio = (7 + 2.5) / 8
     assert means[held_up.key] == pytest.approx(10 * ratio)
     assert means[short.key] == pytest.approx(5 * ratio)
@@ -111,12 +111,12 @@ def test_spreads_are_tenths_of_all_samples_that_take_about_as_long():
     near = Spread(("disk", 264, 32, 1 << 28), tuple(10.0 * x for x in (0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)))
     also = Spread(("disk", 264, 96, 1 << 28), tuple(20.0 * x for x in (0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 9.0)))  # held up
     few = Spread(("disk", 264, 3072, 1 << 28), (900.0, 901.0, 902.0))
-    both = drive.spreads_of_alike([near, also, few])
-    assert [spread.num_rows for spread in both] == [32, 96], "three samples are no ten cases"
+    both = alike.cases_of_alike([near, also, few], lambda key: key[2])
+    assert list(both) == [32, 96], "three samples are no ten cases"
     # fourteen ratios: four cases of two, ten numbers in all, the last 3 of 9; over their mean
     cases = [0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.1, 1.1, 1.2, 3.0]
-    assert both[0].time_ratios == pytest.approx([case / (sum(cases) / 10) for case in cases], rel=1e-4)
-    assert both[0].time_ratios == both[1].time_ratios
+    assert both[32] == pytest.approx([case / (sum(cases) / 10) for case in cases], rel=1e-4)
+    assert both[32] == both[96]
 
 
 def test_the_curve_of_a_drive_has_these_means():

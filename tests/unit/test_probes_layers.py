@@ -1,6 +1,7 @@
 """Component times of a small model: what is called, what the points mean, what the parts add up to."""
 
 import itertools
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
 from tiercast_profiles.errors import InfeasibleScenario, MissingCapability  # noqa: E402
-from tiercast_profiles.hardware import VERIFY_TOKENS  # noqa: E402
+from tiercast_profiles.hardware import VERIFY_TOKENS, StepSpread  # noqa: E402
 from tiercast_runtime.batch import CONTEXT_ALIGNMENT_TOKENS  # noqa: E402
 from tiercast_runtime.prefetch import LookupTiming  # noqa: E402
 from tiercast_runtime.probes.interference import (  # noqa: E402
@@ -81,13 +82,29 @@ def test_every_component_is_timed_at_every_point(bench):
     assert times.plain.engram_sha256 is None
     names = {f"layers.{c}" for c in MEASURED} | {f"layers.plain.{c}" for c in PLAIN_COMPONENTS}
     names |= {f"layers.plain_ratio.{c}" for c in PLAIN_COMPONENTS}
-    names |= {"layers.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp"}
+    names |= {"layers.settling", "layers.sum_of_parts", "layers.mlp", "layers.plain.mlp", "layers.step"}
     assert {probe.name for probe in times.probes} == names
     for table in (times.table, times.plain):
         assert table.settling.chunk_tokens == 20
         assert [point.num_sequences for point in table.settling.points] == [1, 3]
     behind = [probe for probe in times.probes if probe.name == "layers.settling"]
     assert [(probe.parameters["tokens"], len(probe.samples)) for probe in behind] == [(1, 10), (3, 10)]
+
+
+def test_whole_steps_say_how_far_they_lie_apart(bench):
+    times = measure_layers(bench, GRID, 1, ONCE)
+    steps = [probe for probe in times.probes if probe.name == "layers.step"]
+    of_batches = [(count, context - 1, 9 if context == 16 else 3) for count in (1, 3) for context in (16, 48)]
+    of_chunks = [(count, start, 3) for count in (4, 20) for start in (0, 16)]
+    found = [(probe.parameters["tokens"], probe.parameters["context"], len(probe.samples)) for probe in steps]
+    assert found == of_batches + of_chunks, "a batch takes turns at the typical context"
+    spreads = {spread.num_tokens: spread.time_ratios for spread in times.table.spreads}
+    assert {1, 3} <= set(spreads) <= {1, 3, 4, 20}, "a batch has twelve samples of its own"
+    assert all(sum(ratios) == pytest.approx(10, rel=1e-3) for ratios in spreads.values())
+    assert times.plain.spreads == ()
+    parts = {probe.name: min(probe.samples) for probe in times.probes if probe.parameters.get("tokens") == 1}
+    least_us = min(min(probe.samples) for probe in steps[:2])
+    assert least_us > bench.times_a_step("linear") * parts["layers.linear"] + parts["layers.head"]
 
 
 def test_steps_with_and_without_engram_take_turns(bench, monkeypatch):
@@ -238,6 +255,12 @@ def test_parts_of_a_grid_make_one_table(mini_model):
     assert [point.num_tokens for point in table.components["linear"]] == [1, 3, 4, 20]
     assert table.components["linear"][0] == parts[0].table.components["linear"][0]
     assert len(table.components["attention_decode"]) == 3
+    known = [
+        part.table.model_copy(update={"spreads": (StepSpread(num_tokens=size, time_ratios=(ratio,) * 10),)})
+        for part, size, ratio in zip(parts, (3, 1, 3), (1.0, 2.0, 3.0), strict=True)
+    ]
+    table = joined([replace(part, table=found) for part, found in zip(parts, known, strict=True)]).table
+    assert [(spread.num_tokens, spread.time_ratios[0]) for spread in table.spreads] == [(1, 2.0), (3, 1.0)]
 
 
 def test_models_that_cannot_run_or_fit_are_refused(mini_model):

@@ -184,7 +184,8 @@ def test_a_run_counts_rows_by_policy(sim_scenario, policy, cache):
         keys = ngrams.between(request, position, position + 1)
         hits = sum(key in cache for key in keys)
         cache.use(keys)
-        assert counter.count(TokenBatch([request], [position])) == RowCount((3 - hits) * heads, hits * heads)
+        wanted = RowCount((3 - hits) * heads, hits * heads, hits * heads)
+        assert counter.count(TokenBatch([request], [position])) == wanted
         all_hits += hits
     assert 0 < all_hits < 27
 
@@ -202,7 +203,7 @@ def test_static_hot_is_chosen_from_a_warm_up_that_is_not_the_run(sim_scenario):
     keys = ngrams.between(request, 0, 4)
     hits = sum(key in set(ngrams.hottest[:50]) for key in keys)
     heads = resolved.model.engram.num_heads_per_order
-    wanted = RowCount((len(keys) - hits) * heads, hits * heads)
+    wanted = RowCount((len(keys) - hits) * heads, hits * heads, hits * heads)
     assert [counter.count(batch), counter.count(batch)] == [wanted, wanted]
     served = sum(run(resolved, "nominal").samples.steps.rows_hit)
     big = sim_scenario({**placement, "cache_gib": 0.01})

@@ -114,6 +114,12 @@ def test_a_lookup_behind_another_takes_less_by_its_fixed_time_at_most(sim_scenar
     assert first.duration_ns - least.duration_ns == round(fixed_ns)
 
 
+def test_a_lookup_that_reads_nothing_saves_nothing_behind_another(sim_scenario):
+    costs = LookupCosts(resolved(sim_scenario, "step_entry", OVERHEAD | WORKER), "nominal", 0)
+    assert costs.lookup(0, 24, 0).duration_ns == costs.lookup(0, 24, 0, is_behind=True).duration_ns
+    assert costs.lookup(1, 23, 0).duration_ns > costs.lookup(1, 23, 0, is_behind=True).duration_ns
+
+
 @pytest.mark.parametrize("engine", ["events", "arithmetic"])
 def test_lookups_begin_when_the_worker_has_woken_up_and_turned(sim_scenario, engine):
     steps = tuple(run(resolved(sim_scenario, "step_entry", OVERHEAD | WORKER), "nominal", engine=engine).steps)

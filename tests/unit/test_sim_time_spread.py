@@ -1,13 +1,13 @@
-"""Lookups of one size that lie apart: mean stalls by hand, and where the simulator takes them."""
+"""Lookups and compute that lie apart: mean stalls by hand, and where the simulator takes them."""
 
 import pytest
 
 from tiercast_plan.estimate import Estimator
 from tiercast_profiles.errors import BadInput
-from tiercast_profiles.hardware import TimeSpread
+from tiercast_profiles.hardware import ComputeTable, StepSpread, TimeSpread
 from tiercast_sim.run import run
 from tiercast_sim.tiers import LookupCosts
-from tiercast_sim.time_spread import mean_stalls_ns, ratios_at
+from tiercast_sim.time_spread import Cases, mean_stalls_ns
 from tiercast_sim.work import SPEED_ONE, LookupWork, StepWork
 
 HALVES = (0.5,) * 5 + (1.5,) * 5
@@ -27,8 +27,8 @@ def lookup(duration_ns, ratios=HALVES, wait_ns=0):
     return LookupWork(duration_ns, (), 0.0, 1, 1, wait_ns=wait_ns, time_ratios=ratios)
 
 
-def step(segments_ns, *lookups):
-    return StepWork(7, segments_ns, lookups)
+def step(segments_ns, *lookups, ratios=()):
+    return StepWork(7, segments_ns, lookups, time_ratios=ratios)
 
 
 def test_a_mean_lookup_that_just_fits_stalls_in_half_of_the_cases():
@@ -53,19 +53,42 @@ def test_nothing_where_no_case_stalls_or_a_lookup_is_all_stall_anyway():
     assert mean_stalls_ns(step((0, 0), lookup(100, ())), "step_entry") == ()
 
 
-def test_ratios_go_by_the_logarithm_of_rows_and_have_a_mean_of_one():
-    wide, narrow = TimeSpread(num_rows=4, time_ratios=HALVES), TimeSpread(num_rows=64, time_ratios=(1.0,) * 10)
-    assert ratios_at((), 4) == ()
+def test_every_case_of_compute_meets_every_case_of_the_lookups():
+    # lookups of 50 and 150 meet windows of 50 and 150: 0, 0, 100, 0
+    assert mean_stalls_ns(step((100, 0), lookup(100), ratios=HALVES), "step_entry") == (25,)
+    # windows of 80 and 120 instead: 0, 0, 70, 30
+    assert mean_stalls_ns(step((100, 0), lookup(100), ratios=(0.8, 1.2)), "step_entry") == (25,)
+    # lookups of 45 and 135 meet windows of 50 and 150: 0, 0, 85, 0; the mean lookup's window is long enough
+    assert mean_stalls_ns(step((100, 0), lookup(90), ratios=HALVES), "step_entry") == (round(85 / 4),)
+    # windows of 100 and 300: a lookup of 150 stalls in the shorter one only
+    assert mean_stalls_ns(step((200, 0), lookup(100), ratios=HALVES), "step_entry") == (round(50 / 4),)
+    assert mean_stalls_ns(step((200, 0), lookup(100)), "step_entry") == ()
+
+
+def test_segments_of_a_step_are_slow_together():
+    # windows of 50 and 25 or 150 and 75, lookups of 50 or 150 each: (0, 25), (100, 125), (0, 0) and (0, 75)
+    found = mean_stalls_ns(step((100, 50, 9), lookup(100), lookup(100), ratios=HALVES), "step_entry")
+    assert found == (100 // 4, (25 + 225 + 75) // 4)
+
+
+def test_compute_that_lies_apart_beside_lookups_that_do_not_counts_by_its_mean():
+    assert mean_stalls_ns(step((100, 0), lookup(100, ()), ratios=HALVES), "step_entry") == ()
+
+
+def test_ratios_go_by_the_logarithm_of_the_size_and_have_a_mean_of_one():
+    cases = Cases({64: (1.0,) * 10, 4: HALVES})
+    assert Cases({}).at(4) == ()
     for rows, ratio in ((1, 0.5), (4, 0.5), (16, 0.75), (64, 1.0), (4096, 1.0)):
-        assert ratios_at((narrow, wide), rows) == pytest.approx((ratio,) * 5 + (2 - ratio,) * 5)
-    doubled = TimeSpread(num_rows=4, time_ratios=tuple(2 * ratio for ratio in HALVES))
-    assert ratios_at((doubled,), 4) == pytest.approx(HALVES)
+        assert cases.at(rows) == pytest.approx((ratio,) * 5 + (2 - ratio,) * 5)
+    assert Cases({4: tuple(2 * ratio for ratio in HALVES)}).at(4) == pytest.approx(HALVES)
 
 
 @pytest.mark.parametrize("bad", [(1.0,) * 9, (0.0,) + (1.0,) * 9, (1.1,) + (1.0,) * 9])
 def test_ten_ratios_above_zero_that_ascend(bad):
     with pytest.raises(ValueError, match="time_ratios"):
         TimeSpread(num_rows=1, time_ratios=bad)
+    with pytest.raises(ValueError, match="time_ratios"):
+        StepSpread(num_tokens=1, time_ratios=bad)
 
 
 def placed(sim_scenario, spreads, **placement):
@@ -85,6 +108,39 @@ def test_a_run_stalls_by_the_mean_over_cases_and_its_lookups_stay(sim_scenario):
     assert sum(apart.samples.steps.stall_ns) > sum(alike.samples.steps.stall_ns)
     assert apart.samples.steps.lookup_ns == alike.samples.steps.lookup_ns
     assert all(a >= b for a, b in zip(apart.samples.steps.stall_ns, alike.samples.steps.stall_ns, strict=True))
+
+
+def with_short_windows(resolved, *spreads):
+    """The same on a machine whose layers take a third more than a lookup by the first that needs its rows."""
+    first, *_ = resolved.model.engram.layer_ids
+    layer_us = LookupCosts(resolved, "nominal", 0).lookup(24, 0, 0).duration_ns / 750 / first
+    points = [{"num_tokens": 1, "context_tokens": 0, "time_us": layer_us, "low_us": layer_us, "high_us": layer_us}]
+    table = {
+        "model_name": "mini",
+        "shape_sha256": resolved.model.backbone.shape_sha256,
+        "engram_sha256": resolved.model.engram.shape_sha256,
+        "graph_mode": resolved.placement.graph_mode,
+        "context_statistic": "max",
+        "components": {"linear": points},
+        "spreads": spreads,
+    }
+    hardware = resolved.hardware.model_copy(update={"compute": (ComputeTable.model_validate(table),)})
+    return resolved.model_copy(update={"hardware": hardware})
+
+
+def test_a_run_takes_the_cases_of_its_tables_steps(sim_scenario):
+    apart = TimeSpread.model_validate(APART)
+    steps = StepSpread(num_tokens=2, time_ratios=HALVES)
+
+    def served(of_lookups, *of_steps):
+        return run(with_short_windows(placed(sim_scenario, of_lookups), *of_steps), "nominal").samples
+
+    both, lookups_alone = served((apart,), steps), served((apart,))
+    assert sum(both.steps.stall_ns) > sum(lookups_alone.steps.stall_ns) > 0
+    computed = [sum(found.steps.duration_ns) - sum(found.steps.stall_ns) for found in (both, lookups_alone)]
+    assert computed[0] == computed[1], "what a step computes stays its mean"
+    assert served((apart,), StepSpread(num_tokens=2, time_ratios=(1.0,) * 10)) == lookups_alone
+    assert served((), steps) == served(()), "they count where lookups lie apart too"
 
 
 def test_an_estimate_stands_still_for_the_mean_over_cases_too(sim_scenario):

@@ -10,20 +10,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from tiercast_profiles.hardware import NUM_SPREAD_CASES, ProbeResult, TimeSpread
+from tiercast_profiles.hardware import ProbeResult, TimeSpread
 from tiercast_profiles.model import Engram
-from tiercast_profiles.quantiles import MAX_MEDIANS, capped_mean, median
 from tiercast_runtime.probes import storage
+from tiercast_runtime.probes.alike import cases_of_alike, means_of_alike
 from tiercast_runtime.probes.gather import GatherKey
 from tiercast_runtime.probes.plan import ProbePlan
 from tiercast_runtime.probes.storage import ReadTimes, StorageFacts
-from tiercast_runtime.probes.timing import Spread, rounded
+from tiercast_runtime.probes.timing import Spread
 from tiercast_runtime.read_through import read_through
 from tiercast_runtime.table import FileTable
 
-ALIKE_RATIO = 4.0  # lookups take about as long where one takes no more of the other than this
 NUM_MOMENTS = 3  # once the files are made, between layers and lookups beside them, and at the end
 
 
@@ -76,13 +73,14 @@ class Drive:
 
     @property
     def means(self) -> dict[GatherKey, float]:
-        """Mean time of each lookup in µs; see :func:`means_of_alike`."""
+        """Mean time of each lookup in µs; see :func:`~tiercast_runtime.probes.alike.means_of_alike`."""
         return means_of_alike(self.lookups)
 
     @property
     def spreads(self) -> tuple[TimeSpread, ...]:
-        """How far lookups of one size lie apart; see :func:`spreads_of_alike`."""
-        return spreads_of_alike(self.lookups)
+        """How far lookups of one size lie apart."""
+        by_rows = cases_of_alike(self.lookups, lambda key: key[2])
+        return tuple(TimeSpread(num_rows=num_rows, time_ratios=ratios) for num_rows, ratios in by_rows.items())
 
     @property
     def facts(self) -> StorageFacts:
@@ -90,39 +88,6 @@ class Drive:
         assert self._reads is not None, "the drive is timed before it is described"
         found = storage.storage_facts(next(iter(self.files.values())).path, self._reads)
         return replace(found, probes=(*found.probes, *self._said))
-
-
-def means_of_alike(spreads: Sequence[Spread[GatherKey]]) -> dict[GatherKey, float]:
-    """Means of lookups by key: the median of its samples, times mean over median of all that take about as long.
-
-    On a virtual drive one lookup in twenty takes two or three times as long as the others. The few samples of one size
-    have two of those or none, and their mean would say which.
-    """
-    return {spread.key: spread.value * capped_mean(_ratios_of_alike(spreads, spread.value)) for spread in spreads}
-
-
-def spreads_of_alike(spreads: Sequence[Spread[GatherKey]]) -> tuple[TimeSpread, ...]:
-    """By rows, how far lookups lie apart: samples over their median, of all that take about as long.
-
-    A tenth of them is a case, and its mean the case's time; as in the means of lookups no sample counts for more than
-    three medians. Sizes whose alike have fewer samples than cases are left out.
-    """
-    medians: dict[int, list[float]] = {}
-    for spread in spreads:
-        medians.setdefault(spread.key[2], []).append(spread.value)
-    found = []
-    for num_rows, values in sorted(medians.items()):
-        ratios = np.sort(np.minimum(_ratios_of_alike(spreads, median(values)), MAX_MEDIANS))
-        if len(ratios) < NUM_SPREAD_CASES:
-            continue
-        cases = np.array([case.mean() for case in np.array_split(ratios, NUM_SPREAD_CASES)])
-        found.append(TimeSpread(num_rows=num_rows, time_ratios=tuple(map(rounded, (cases / cases.mean()).tolist()))))
-    return tuple(found)
-
-
-def _ratios_of_alike(spreads: Sequence[Spread[GatherKey]], value_us: float) -> list[float]:
-    alike = [other for other in spreads if 1 / ALIKE_RATIO <= other.value / value_us <= ALIKE_RATIO]
-    return [sample / other.value for other in alike for sample in other.samples]
 
 
 @contextmanager

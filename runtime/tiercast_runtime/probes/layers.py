@@ -14,11 +14,13 @@ from tiercast_profiles.hardware import (
     ComputePoint,
     ComputeTable,
     ProbeResult,
+    StepSpread,
 )
 from tiercast_profiles.model import ModelSpec
 from tiercast_profiles.quantiles import median
 from tiercast_profiles.units import NS_PER_US
 from tiercast_runtime.memory import available_host_bytes
+from tiercast_runtime.probes.alike import cases_of_alike
 from tiercast_runtime.probes.settling import (
     MAX_CHUNK_TOKENS,
     NUM_SETTLING_STEPS,
@@ -49,12 +51,14 @@ DECODE_CACHE_RATIO = 0.6  # of free memory, for the cache of a decode batch; wei
 PLAIN_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "head", "step_overhead")  # that Engram layers change
 PLAIN_PARTS: tuple[Part, ...] = (*PLAIN_COMPONENTS, "mlp")  # what is kept of a walk without Engram
 SETTLING_COMPONENTS: tuple[Component, ...] = ("embed", "linear", "attention_decode", "engram_module", "head")
+STEP_COMPONENTS: tuple[Component, ...] = (*SETTLING_COMPONENTS, "attention_prefill")
 
 WholeKey = tuple[Literal["whole"], int, int]
 PlainKey = tuple[Literal["plain"], Part, int]
 RatioKey = tuple[Literal["ratio"], Part, int]  # without Engram over with it
 SettlingKey = tuple[Literal["settling"], int, int]  # sequences, steps behind a chunk
-LayerKey = PartKey | HostKey | WholeKey | PlainKey | RatioKey | SettlingKey
+StepKey = tuple[Literal["step"], int, int]  # tokens, context: compute of a whole step that was walked through
+LayerKey = PartKey | HostKey | WholeKey | PlainKey | RatioKey | SettlingKey | StepKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,12 @@ def _one_table(parts: Sequence[ComputeTable]) -> ComputeTable:
                 points.setdefault((point.num_tokens, point.context_tokens), point)
         if points:
             components[name] = tuple(points[key] for key in sorted(points))
-    return parts[0].model_copy(update={"components": components})
+    spreads: dict[int, StepSpread] = {}
+    for part in parts:
+        for spread in part.spreads:
+            spreads.setdefault(spread.num_tokens, spread)
+    in_order = tuple(spreads[count] for count in sorted(spreads))
+    return parts[0].model_copy(update={"components": components, "spreads": in_order})
 
 
 def measure_layers(
@@ -238,6 +247,8 @@ def measure_layers(
     plain = _plain_components(components, spreads)
     probes += _plain_probes(bench.model.name, spreads)
     probes += _mlp_probes(bench.model.name, spreads)
+    steps = [spread for spread in measured if spread.key[0] == "step"]
+    probes += _step_probes(bench.model.name, steps)
     rows_us = _settling_rows(spreads)
     settling = without_settling = None
     if rows_us:
@@ -256,8 +267,10 @@ def measure_layers(
         context_statistic="max" if bench.device.type == "cpu" else "mean",
         components=components,
         settling=settling,
+        spreads=_step_spreads(steps),
     )
-    without = table.model_copy(update={"engram_sha256": None, "components": plain, "settling": without_settling})
+    changes = {"engram_sha256": None, "components": plain, "settling": without_settling, "spreads": ()}
+    without = table.model_copy(update=changes)
     checks = [_whole_probe(bench, step, spreads) for step in wholes]
     return LayerTimes(table, without, times, (*probes, *checks))
 
@@ -292,6 +305,28 @@ def _mlp_probes(model: str, spreads: dict[LayerKey, Spread[LayerKey]]) -> list[P
 
 def _is_component(key: LayerKey) -> TypeGuard[ComponentKey]:
     return key[0] in COMPONENT_ORDER
+
+
+def _step_spreads(steps: Sequence[Spread[LayerKey]]) -> tuple[StepSpread, ...]:
+    """How far steps of so many tokens lie apart in what they compute.
+
+    Parts of a step are slow together or not, so that the sum of each walk counts.
+    """
+    by_tokens = cases_of_alike(steps, lambda key: int(key[1]))
+    return tuple(StepSpread(num_tokens=count, time_ratios=ratios) for count, ratios in by_tokens.items())
+
+
+def _step_probes(model: str, steps: Sequence[Spread[LayerKey]]) -> list[ProbeResult]:
+    """Compute of whole steps that were walked through, in µs."""
+    return [
+        probe_result(
+            "layers.step",
+            spread.scaled(1 / NS_PER_US),
+            "us",
+            {"model": model, "tokens": spread.key[1], "context": spread.key[2]},
+        )
+        for spread in sorted(steps, key=lambda spread: spread.key)
+    ]
 
 
 def _settling_rows(spreads: dict[LayerKey, Spread[LayerKey]]) -> dict[int, list[tuple[float, ...]]]:
@@ -398,6 +433,7 @@ def _chunk_case(bench: StepBench, steps: list[BenchStep], most_sequences: int) -
                 found += [pair for pair in compared if is_kept(pair[0][1], count)]
             else:
                 walked = _walked(bench, step)
+            found.append(_step_time(bench, step, walked))
             found += [(key, value) for key, value in walked if is_kept(_part(key), count)]
         return found
 
@@ -482,12 +518,13 @@ def _settled_case(
         found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed)]
         for step in steps:
             bench.walk(step)
-            found += _walked(bench, step)
+            walked = _walked(bench, step)
+            found += [*walked, _step_time(bench, step, walked)]
             if any(step is whole for whole in wholes):
                 found.append((_whole_key(step), bench.whole(step)))
         for _ in range(NUM_TURNS):
             walked, compared = _between(bench, typical, num_settling=1)
-            found += [*walked, *compared]
+            found += [*walked, *compared, _step_time(bench, typical, walked)]
         return found
 
     return case
@@ -506,9 +543,20 @@ def _in_a_row(bench: StepBench, step: BenchStep, mixed: BenchStep | None) -> lis
     return [(("settling", count, number), time_ns) for number, time_ns in enumerate(times)]
 
 
-def _compute_ns(bench: StepBench, walked: list[tuple[PartKey, float]]) -> float:
-    """Compute of a whole step that was walked through."""
-    return sum(bench.times_a_step(key[0]) * value for key, value in walked if key[0] in SETTLING_COMPONENTS)
+def _compute_ns(bench: StepBench, walked: Sequence[tuple[PartKey | HostKey, float]]) -> float:
+    """Compute of a whole step that was walked through, on the device."""
+    return sum(
+        bench.times_a_step(key[0]) * value for key, value in walked if key[0] != "host" and key[0] in STEP_COMPONENTS
+    )
+
+
+def _step_time(
+    bench: StepBench, step: BenchStep, walked: Sequence[tuple[PartKey | HostKey, float]]
+) -> tuple[StepKey, float]:
+    """The same, as the time of a step of so many tokens behind so long a context."""
+    plan = step.plan
+    starts = [*(decode.decode_position for decode in plan.decodes), *(chunk.start for chunk in plan.chunks)]
+    return ("step", plan.num_tokens, max(starts)), _compute_ns(bench, walked)
 
 
 def _settled_us(bench: StepBench, components: dict[Component, tuple[ComputePoint, ...]], count: int) -> float:
@@ -555,10 +603,9 @@ def _whole_probe(bench: StepBench, step: BenchStep, spreads: dict[LayerKey, Spre
     Where the host issues beside the device, the larger of their two sums counts; the head runs behind its issue.
     """
     walked = {key[0]: key for key, _ in bench.walk(step)}
-    parts: tuple[Component, ...] = (*SETTLING_COMPONENTS, "attention_prefill")
     sum_ns = issued_ns = 0.0
     for name, key in walked.items():
-        if name in parts:
+        if name in STEP_COMPONENTS:
             sum_ns += bench.times_a_step(name) * spreads[key].value
             host = spreads.get(("host", *key))
             issued_ns += 0.0 if host is None else bench.times_a_step(name) * host.value
