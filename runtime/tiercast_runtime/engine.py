@@ -212,7 +212,9 @@ class Engine:
             )
             self._steps = StepRunner(network, self.builder, device, clock)
             backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
-            self._steps.use_graphs(graph_mode, graph_reason, self.kv.num_slots, backend)
+            # A step decodes no more sequences than it has tokens, and buffers have no more rows.
+            most_rows = min(self.kv.num_slots, self.kv.max_step_tokens)
+            self._steps.use_graphs(graph_mode, graph_reason, most_rows, backend)
             self._held = held.pop_all()
 
     def __enter__(self) -> Self:
@@ -320,8 +322,8 @@ class Engine:
         prompt = max(1, min(longest_prompt, 2 * budget // self.kv.num_slots))
         # A slot may be longer than the blocks that the longest request takes, and than those there are.
         longest = min(self.kv.max_context_tokens - self._speculative.draft_tokens, self.kv.room_tokens)
-        output = min(WARM_UP_OUTPUT_TOKENS, longest - prompt)
-        requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i in range(self.kv.num_slots))
+        outputs = warm_up_outputs(self.kv.num_slots, longest - prompt)
+        requests = tuple(Request(FIRST_WARM_UP_ID + i, 0, prompt, output) for i, output in enumerate(outputs))
         tokens = prepare_tokens(
             requests, self.text, self.resolved.model, self.resolved.scenario.seed, self._speculative
         )
@@ -390,6 +392,18 @@ class Engine:
                 origin += resumed - now
                 recorder.origin_ns, now = origin, resumed
         return outputs
+
+
+def warm_up_outputs(num_sequences: int, most: int) -> tuple[int, ...]:
+    """Output tokens of the requests of a warm-up, at most ``most`` each.
+
+    Half of those that still decode end at a time, so that batches of all orders of size are run: kernels are compiled
+    for some of them apart.
+    """
+    return tuple(
+        min(most, WARM_UP_OUTPUT_TOKENS + (num_sequences // (index + 1)).bit_length() - 1)
+        for index in range(num_sequences)
+    )
 
 
 def _wait_for(device: torch.device) -> None:

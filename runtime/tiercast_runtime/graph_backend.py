@@ -82,9 +82,14 @@ class CudaGraphs:
             work()  # compiles kernels, makes constants and library handles
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: a lookup thread may allocate meanwhile, which a global capture would forbid
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._main, capture_error_mode="thread_local"):
-            work()
+        before = torch.cuda.current_stream(self._device)
+        try:
+            # thread_local: a lookup thread may allocate meanwhile, which a global capture would forbid
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._main, capture_error_mode="thread_local"):
+                work()
+        except BaseException:
+            torch.cuda.set_stream(before)  # torch leaves the capture's stream current where ending it fails too
+            raise
         torch.cuda.synchronize(self._device)
         return graph
 

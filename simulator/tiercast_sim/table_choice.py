@@ -77,14 +77,16 @@ def table_of_way(resolved: ResolvedScenario) -> ComputeTable | None:
 
 
 def graph_sizes(resolved: ResolvedScenario) -> tuple[int, ...]:
-    """Batch sizes that an engine captures, ascending: it has no more slots than the workload has requests at once.
+    """Batch sizes that an engine captures, ascending.
+
+    It has no more slots than the workload has requests at once, and decodes no more of them than a step has tokens.
 
     Larger batches, which are asked for where a load is only being estimated, have the sizes of a full engine.
     """
     engine, workload = resolved.scenario.engine, resolved.scenario.workload
     at_once = [count for count in (workload.concurrency, workload.num_requests) if count is not None]
-    num_slots = min((engine.max_num_seqs, MAX_GRAPH_ROWS, *at_once))
-    return tuple(sorted({*bucket_sizes(engine.max_num_seqs), num_slots}))
+    most = min((engine.max_num_seqs, engine.max_num_batched_tokens, MAX_GRAPH_ROWS, *at_once))
+    return tuple(sorted({*bucket_sizes(engine.max_num_seqs), most}))
 
 
 def measured_components(table: ComputeTable, engram: Engram) -> frozenset[Component]:

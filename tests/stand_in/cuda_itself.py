@@ -164,3 +164,4 @@ def test_a_capture_refuses_what_cuda_refuses(what):
     with pytest.raises(RuntimeError, match=r"capturing|unjoined"):
         backend.capture(work)
     assert cuda_stand_in.GPU.capture is None
+    assert cuda_stand_in.GPU.current() is cuda_stand_in.GPU.default, "what comes next runs where it ran before"

@@ -603,15 +603,21 @@ class CUDAGraph:
 
 @contextmanager
 def _graph(graph: CUDAGraph, pool: object = None, stream: Stream | None = None, **_: object) -> Iterator[None]:
+    """As torch's: a capture that cannot be ended leaves its stream the current one."""
     GPU.synchronize()
-    stream = Stream() if stream is None else stream
-    with _stream(stream):
-        GPU.capture = graph.capture = Capture(stream)
-        try:
-            yield
-            graph.capture.end()
-        finally:
-            GPU.capture = None
+    before, stream = GPU.current(), Stream() if stream is None else stream
+    _set_stream(stream)
+    GPU.capture = graph.capture = Capture(stream)
+    try:
+        yield
+        graph.capture.end()
+    finally:
+        GPU.capture = None
+    _set_stream(before)
+
+
+def _set_stream(stream: Stream) -> None:
+    GPU.local.stream = stream
 
 
 @contextmanager
@@ -759,6 +765,7 @@ def install() -> None:
         "graph_pool_handle": lambda: (0, 1),
         "stream": _stream,
         "current_stream": lambda device=None: GPU.current(),
+        "set_stream": _set_stream,
         "default_stream": lambda device=None: GPU.default,
         "synchronize": GPU.synchronize,
         "is_available": lambda: True,

@@ -16,7 +16,7 @@ from tiercast_profiles.errors import FileProblem, InfeasibleScenario, MissingCap
 from tiercast_profiles.workload import Request, draw_requests  # noqa: E402
 from tiercast_runtime import engine as engine_module  # noqa: E402
 from tiercast_runtime.batch import BatchBuilder  # noqa: E402
-from tiercast_runtime.engine import Engine, serving  # noqa: E402
+from tiercast_runtime.engine import Engine, serving, warm_up_outputs  # noqa: E402
 from tiercast_runtime.network import Network  # noqa: E402
 from tiercast_runtime.scheduler import Limits, Scheduler  # noqa: E402
 from tiercast_runtime.step_runner import StepRunner  # noqa: E402
@@ -325,6 +325,18 @@ def test_warm_up_is_not_counted_and_the_collector_is_given_back(mini_scenario, t
     assert gc.get_freeze_count() == 0
     assert result.num_warm_up_steps >= 2
     assert len(result.overhead_ns) == len(result.samples.steps.start_ns)
+
+
+def test_a_warm_up_decodes_batches_of_all_orders_of_size():
+    def sizes(num_sequences, most=99):
+        outputs = warm_up_outputs(num_sequences, most)
+        found = [sum(output > step for output in outputs) for step in range(max(outputs))]
+        return found[engine_module.WARM_UP_OUTPUT_TOKENS - 1 :]
+
+    assert sizes(1) == [1]
+    assert sizes(6) == [6, 3, 1]
+    assert sizes(8) == [8, 4, 2, 1]
+    assert warm_up_outputs(8, 3) == (3,) * 8, "no more than there is room for"
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])
