@@ -213,8 +213,7 @@ class Engine:
             self._steps = StepRunner(network, self.builder, device, clock)
             backend = CudaGraphs(device, clock) if num_pad_slots and graphs is None else graphs
             # A step decodes no more sequences than it has tokens, and buffers have no more rows.
-            most_rows = min(self.kv.num_slots, self.kv.max_step_tokens)
-            self._steps.use_graphs(graph_mode, graph_reason, most_rows, backend)
+            self._steps.use_graphs(graph_mode, graph_reason, min(self.kv.num_slots, self.kv.max_step_tokens), backend)
             self._held = held.pop_all()
 
     def __enter__(self) -> Self:
