@@ -177,7 +177,8 @@ def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small
             assert all((point.host_us is not None) == (component in HELD) for point in points), component
             assert component not in HELD - {"engram_chunk"} or all(point.host_us > 0 for point in points)
     chunk = times.table.components["engram_chunk"]
-    assert [(point.num_tokens, point.host_us > 0) for point in chunk] == [(4, True)], "four chunks of four tokens"
+    # What the host needs for them is a difference of two times, which on a busy machine may be nothing.
+    assert [point.num_tokens for point in chunk] == [4], "four chunks of four tokens"
     assert "engram_chunk" not in times.plain.components
     names = {probe.name for probe in times.probes}
     assert {f"layers.host.{component}" for component in HELD} <= names
