@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tiercast_cli.case_scores import AT_PACE
-from tiercast_cli.suite_result import SuiteResult
+from tiercast_cli.suite_result import Order, SuiteResult
 from tiercast_profiles import store
 from tiercast_profiles.document import Strict
 from tiercast_profiles.errors import TiercastError
@@ -26,7 +26,8 @@ class OtherRun(Strict):
     """Scores over all cases, as they are and at the machine's pace.
 
     ``pace`` is the median over the cases of how long reference steps took around the runs beside the profile, and
-    ``throughput_errors`` are predicted ÷ measured − 1 by case.
+    ``throughput_errors`` are predicted ÷ measured − 1 by case. ``orders`` are those in which the measurement decided a
+    pair; runs that were kept before they were have none.
     """
 
     hardware_name: str
@@ -36,6 +37,7 @@ class OtherRun(Strict):
     pace: float
     scores: dict[str, tuple[Score, ...]]
     throughput_errors: dict[str, float]
+    orders: tuple[Order, ...] = ()
 
     def score_of(self, metric: str, group: str) -> Score:
         """The score of one metric over the cases as they are (``all``) or ``at pace``."""
@@ -67,6 +69,7 @@ def shortened(result: SuiteResult) -> OtherRun:
             for group in ("all", AT_PACE)
         },
         throughput_errors={name: round(error, 4) for name, error in errors.items()},
+        orders=tuple(order for order in result.orders if order.num_decided),
     )
 
 

@@ -136,24 +136,14 @@ def _drive_alone(hardware: HardwareProfile) -> HardwareProfile:
     return hardware.model_copy(update={"nvme": nvme.model_copy(update={"host_read_us": None})})
 
 
-def _mean_context(hardware: HardwareProfile) -> HardwareProfile:
-    tables = tuple(table.model_copy(update={"context_statistic": "mean"}) for table in hardware.compute)
+def _tables(hardware: HardwareProfile, **changes: object) -> HardwareProfile:
+    tables = tuple(table.model_copy(update=changes) for table in hardware.compute)
     return hardware.model_copy(update={"compute": tables})
 
 
 def _one_table(hardware: HardwareProfile) -> HardwareProfile:
     with_engram = tuple(table for table in hardware.compute if table.engram_sha256 is not None)
     return hardware.model_copy(update={"compute": with_engram})
-
-
-def _settled(hardware: HardwareProfile) -> HardwareProfile:
-    tables = tuple(table.model_copy(update={"settling": None}) for table in hardware.compute)
-    return hardware.model_copy(update={"compute": tables})
-
-
-def _steady(hardware: HardwareProfile) -> HardwareProfile:
-    tables = tuple(table.model_copy(update={"spreads": ()}) for table in hardware.compute)
-    return hardware.model_copy(update={"compute": tables})
 
 
 def _waits_at_layers(prediction: Prediction) -> Prediction:
@@ -201,10 +191,12 @@ ABLATIONS: tuple[Without, ...] = (
         hardware=lambda it: _curves(it, lambda curve: curve.model_copy(update={"points": ()})),
     ),
     Without("A38", "ids and staged rows cross the link in no time", hardware=_instant_hops),
-    Without("A39", "decode attention follows the mean context", hardware=_mean_context),
+    Without(
+        "A39", "decode attention follows the mean context", hardware=lambda it: _tables(it, context_statistic="mean")
+    ),
     Without("A85", "a serial read takes the drive's time alone", hardware=_drive_alone),
     Without("A97", "a decoder without Engram layers takes what it takes between them", hardware=_one_table),
-    Without("A98", "decode batches are settled right behind a prompt", hardware=_settled),
+    Without("A98", "decode batches are settled right behind a prompt", hardware=lambda it: _tables(it, settling=None)),
     Without("A100", "lookups take nothing from compute beside its waiting", hardware=_unburdened),
     Without("A106", "the worker begins at once, and all lookups of a step alike", hardware=_awake),
     Without(
@@ -212,7 +204,7 @@ ABLATIONS: tuple[Without, ...] = (
         "every lookup takes its mean",
         hardware=lambda it: _curves(it, lambda curve: curve.model_copy(update={"spreads": ()})),
     ),
-    Without("A109", "every step computes for its mean time", hardware=_steady),
+    Without("A109", "every step computes for its mean time", hardware=lambda it: _tables(it, spreads=())),
     Without("A86", "staged rows are wanted at their layer only", prediction=_waits_at_layers),
 )
 

@@ -92,18 +92,18 @@ class LookupCosts:
         """The times these costs are taken from."""
         return self._curve
 
-    def lookup(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool = False) -> LookupWork:
+    def lookup(self, rows_read: int, rows_found: int, num_tokens_of_ids: int, *, is_behind: bool = False) -> LookupWork:
         """One layer's lookup: rows the tier delivers and rows it finds in a cache, over all ranks.
 
         ``num_tokens_of_ids`` is not zero on the first lookup of a step: the host then waits for that many token ids.
         ``is_behind`` where the worker comes to it right from another one.
         """
-        if rows_read == 0 and rows_hit == 0:
+        if rows_read == 0 and rows_found == 0:
             return NO_LOOKUP
-        key = (rows_read, rows_hit, num_tokens_of_ids, is_behind)
+        key = (rows_read, rows_found, num_tokens_of_ids, is_behind)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._price(rows_read, rows_hit, num_tokens_of_ids, is_behind=is_behind)
+            known = self._known[key] = self._price(rows_read, rows_found, num_tokens_of_ids, is_behind=is_behind)
         if self._tail is None or rows_read == 0:
             return known
         num_reads = self._on_slowest_rank(rows_read) * len(self._pieces)
@@ -116,8 +116,8 @@ class LookupCosts:
         """True where two lookups of the same rows may take different times."""
         return self._tail is not None
 
-    def _price(self, rows_read: int, rows_hit: int, num_tokens_of_ids: int, *, is_behind: bool) -> LookupWork:
-        rows, hits = self._on_slowest_rank(rows_read), self._on_slowest_rank(rows_hit)
+    def _price(self, rows_read: int, rows_found: int, num_tokens_of_ids: int, *, is_behind: bool) -> LookupWork:
+        rows, hits = self._on_slowest_rank(rows_read), self._on_slowest_rank(rows_found)
         self.largest_rows_per_rank = max(self.largest_rows_per_rank, rows)
         tier_ns = 0.0
         if rows:
@@ -153,7 +153,7 @@ class LookupCosts:
         size = rows * self.row_bytes
         rate = size * NS_PER_S / duration_ns
         ratios = self._cases.at(rows) if rows else ALWAYS_ALIKE
-        return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_hit, taken_ns, wait_ns, ratios)
+        return LookupWork(duration_ns, tuple(usage), rate, rows_read, size, rows_found, taken_ns, wait_ns, ratios)
 
     def _rows_up_ns(self, num_rows: int) -> float:
         latency_ns, ns_per_byte = self._copy_ns

@@ -60,16 +60,17 @@ def mean_stalls_ns(work: StepWork, prefetch: Prefetch, speed_beside: int = SPEED
     lookups = work.lookups
     if prefetch == "off" or not any(lookup.time_ratios for lookup in lookups):
         return ()
-    of_compute = np.array(work.time_ratios or (1.0,))
+    shortest = min(work.time_ratios, default=1.0)
     alone_ns = [lookup.duration_ns * SPEED_ONE / speed_beside for lookup in lookups]
     latest_ns, window_ns = 0.0, 0.0
     for lookup, duration_ns, segment_ns in zip(lookups, alone_ns, work.segments_ns, strict=False):
         latest_ns += lookup.wait_ns + duration_ns * max(lookup.time_ratios, default=1.0)
-        window_ns += segment_ns * of_compute.min()
+        window_ns += segment_ns * shortest
         if latest_ns > window_ns:
             break
     else:
         return ()
+    of_compute = np.array(work.time_ratios or (1.0,))
     num_cases = max(len(lookup.time_ratios) for lookup in lookups)
     on_worker = [
         lookup.wait_ns + np.rint(duration_ns * np.array(lookup.time_ratios or (1.0,) * num_cases))

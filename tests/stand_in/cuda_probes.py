@@ -170,6 +170,11 @@ def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small
             shown = len(launched)
             bench.walk(bench.step([8], []))
             walked = [launch.what for launch in launched[shown:]]
+            counts = []
+            for chunks in ([(0, 16)], [(0, 4)] * 4):
+                shown = len(launched)
+                bench.walk(bench.step([], chunks))
+                counts.append(len(launched) - shown)
     finally:
         GPU.launched = None
     for table in (times.table, times.plain):
@@ -177,8 +182,8 @@ def test_single_calls_have_a_time_of_the_host_and_one_of_the_device(model, small
             assert all((point.host_us is not None) == (component in HELD) for point in points), component
             assert component not in HELD - {"engram_chunk"} or all(point.host_us > 0 for point in points)
     chunk = times.table.components["engram_chunk"]
-    # What the host needs for them is a difference of two times, which on a busy machine may be nothing.
     assert [point.num_tokens for point in chunk] == [4], "four chunks of four tokens"
+    assert counts[1] > counts[0], "what several chunks take more are launches"
     assert "engram_chunk" not in times.plain.components
     names = {probe.name for probe in times.probes}
     assert {f"layers.host.{component}" for component in HELD} <= names
