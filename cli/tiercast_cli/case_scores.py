@@ -9,7 +9,8 @@ from tiercast_profiles.document import Strict
 from tiercast_profiles.record import Metric
 from tiercast_profiles.scores import Pair, Score, score
 
-RELATIVE = ("output_tokens_per_s", "ttft_ms.p50", "tpot_ms.p50", "step_ms.p50")
+LATENCIES = tuple(f"{name}.{share}" for name in ("ttft_ms", "tpot_ms", "step_ms") for share in ("p50", "p90"))
+RELATIVE = ("output_tokens_per_s", *LATENCIES)
 DIFFERENCES = (("stall_ms_per_step", "ms"), ("hidden_ratio", "points"), ("penalty", "points"))
 POINTS = 100.0
 AT_PACE = "at pace"

@@ -12,8 +12,11 @@ COLUMNS = ("error of", "cases", "median", "p90", "worst", "mean", "bias", "r", "
 TITLES = {
     "output_tokens_per_s": "throughput",
     "ttft_ms.p50": "TTFT p50",
+    "ttft_ms.p90": "TTFT p90",
     "tpot_ms.p50": "TPOT p50",
+    "tpot_ms.p90": "TPOT p90",
     "step_ms.p50": "step p50",
+    "step_ms.p90": "step p90",
     "stall_ms_per_step": "stall",
     "hidden_ratio": "hidden",
     "penalty": "penalty",

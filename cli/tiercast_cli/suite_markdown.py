@@ -10,8 +10,11 @@ from tiercast_profiles.scores import Score
 TITLES = {
     "output_tokens_per_s": "throughput",
     "ttft_ms.p50": "TTFT, median",
+    "ttft_ms.p90": "TTFT, p90",
     "tpot_ms.p50": "TPOT, median",
+    "tpot_ms.p90": "TPOT, p90",
     "step_ms.p50": "step time, median",
+    "step_ms.p90": "step time, p90",
     "stall_ms_per_step": "stall per step",
     "hidden_ratio": "hidden share",
     "penalty": "throughput lost against no Engram",

@@ -238,6 +238,7 @@ FIXED: dict[str, str] = {
     "A103": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A104": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
     "A105": f"{NOT_IN_THE_CASES}: shipped profiles hold no layer times",
+    "A110": "moves percentiles of steps alone, which no case reports",
     "A96": f"{NOT_IN_THE_CASES}: shipped profiles hold no gather sweep",
     "A101": "how the table of A97 is measured: goes with it",
     "A99": "a curve holds what a lookup takes from its start, hand-over included: nothing to leave out",

@@ -59,11 +59,16 @@ def _between(ordered: dict[int, float], count: int, ratio: float) -> float:
 class SampleStatistics:
     """The metrics that follow from samples alone.
 
+    Args:
+        samples: of a run.
+        lengths_ns: of what its steps stand for, equally many of each, to take percentiles of steps from; None: a step
+            stands for itself.
+
     Raises:
         ValueError: when the samples hold no finished request or no step.
     """
 
-    def __init__(self, samples: Samples | SampleColumns | SampleTotals) -> None:
+    def __init__(self, samples: Samples | SampleColumns | SampleTotals, lengths_ns: Numbers | None = None) -> None:
         requests = samples.requests
         steps = samples.steps if isinstance(samples, SampleTotals) else _totals(samples.steps)
         num_steps = len(steps.duration_ns)
@@ -78,7 +83,7 @@ class SampleStatistics:
         has_more = tokens > 1
         tpot = (finish - first)[has_more] / (tokens[has_more] - 1)
         self.tpot_ms: Percentiles | None = percentiles(tpot) if len(tpot) else None
-        self.step_ms = percentiles(steps.duration_ns)
+        self.step_ms = percentiles(steps.duration_ns if lengths_ns is None else lengths_ns)
         stall, lookup = steps.stall_ns, steps.lookup_ns
         self.stall_ms_per_step = stall / num_steps / NS_PER_MS
         self.lookup_ms_per_step = lookup / num_steps / NS_PER_MS

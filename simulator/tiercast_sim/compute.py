@@ -80,6 +80,7 @@ class ComputeModel:
     """Compute times of steps at one bound.
 
     ``single`` prices steps of single calls, ``captured`` those that run as graphs; None without a table of graphs.
+    ``cases`` say by tokens how far steps lie apart.
     """
 
     def __init__(self, resolved: ResolvedScenario, bound: Bound) -> None:
@@ -138,7 +139,7 @@ class ComputeModel:
         self.largest_step_tokens = 0
         # Assumption A75: drafts are drafted before the step that verifies them, one after another for the whole batch.
         self._draft_step_ns = (resolved.scenario.speculative.draft_step_us or 0.0) * NS_PER_US
-        self._cases = _cases_of(tables)
+        self.cases = _cases_of(tables)
         self.ledger = Ledger()
 
     def _lanes(self, table: ComputeTable, engram: Engram, bound: Bound) -> Lanes:
@@ -291,10 +292,6 @@ class ComputeModel:
         if self._overheads is None:
             return lane.tokenwise_ns("lookup_issue", num_tokens)
         return self._overheads.issue_ns(num_tokens * self._rows_per_token)
-
-    def ratios_of(self, num_tokens: int) -> tuple[float, ...]:
-        """Compute of a step of so many tokens over its mean in equally likely cases; empty where that is not known."""
-        return self._cases.at(num_tokens)
 
     def note_tokens(self, num_tokens: int) -> None:
         """Remember the largest step, for the warning that it lies beyond what was measured."""

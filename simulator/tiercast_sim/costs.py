@@ -97,7 +97,7 @@ class StepCosts:
         for lookups in (own, early):
             for index, lookup in enumerate(lookups):
                 segments[index + 1] += lookup.taken_ns
-        ratios = self.compute.ratios_of(plan.num_tokens) if any(lookup.time_ratios for lookup in own) else ALWAYS_ALIKE
+        ratios = self.compute.cases.at(plan.num_tokens) if any(lookup.time_ratios for lookup in own) else ALWAYS_ALIKE
         return StepWork(pre_ns, tuple(segments), own, early, num_rows=num_rows, time_ratios=ratios)
 
     def _not_yet_fetched(self, plan: StepPlan) -> TokenBatch:

@@ -1,7 +1,7 @@
 """A priced run that keeps no steps: added up block by block as it goes, priced again where somebody looks at a step.
 
-What grows with the run is the plan, eight numbers a request, and while it is added up three times a request and one
-length a step, of which exact percentiles are taken; what is left then does not grow.
+What grows with the run is the plan, eight numbers a request, and while it is added up three times a request and the
+lengths of each step, one or one for each case, of which exact percentiles are taken; what is left then does not grow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,10 +130,15 @@ class RequestTimes:
 
 @dataclass(frozen=True, slots=True)
 class AddedUp:
-    """One replica's run and its sums; ``is_decode`` ``[num_steps] bool`` marks the steps that only decode."""
+    """One replica's run and its sums.
+
+    ``lengths_ns`` are those of its steps in every case, or None where steps never differ; ``is_decode``
+    ``[num_steps] bool`` marks the steps that only decode.
+    """
 
     run: PricedRun
     totals: SampleTotals
+    lengths_ns: Column | None
     is_decode: npt.NDArray[np.bool_]
     stalls_ns: Column
     decoding_ns: int
@@ -153,6 +158,7 @@ def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> AddedUp | 
     durations = np.empty(num_steps, dtype=np.int64)
     is_decode = np.empty(num_steps, dtype=np.bool_)
     starts_ns: list[int] = []
+    lengths: list[Column] = []
     now_ns = lookup_ns = rows = rows_read = decoding_ns = 0
     stalls = np.zeros(pricer.num_layers, dtype=np.int64)
     for first, last in schedule.blocks():
@@ -166,6 +172,8 @@ def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> AddedUp | 
         pricer.count(table)
         times.book(first, table)
         durations[first:last] = table.duration_ns
+        if (lengths_ns := pricer.lengths_ns(table)) is not None:
+            lengths.append(lengths_ns)
         is_decode[first:last] = table.prefill_tokens == 0
         stalls += table.layers.stall_ns.sum(axis=1)
         lookup_ns += int(table.layers.service_ns.sum())
@@ -177,6 +185,7 @@ def add_up(schedule: Schedule, pricer: StepPricer, ledger: Ledger) -> AddedUp | 
     return AddedUp(
         run=PricedRun(schedule, pricer, tuple(starts_ns)),
         totals=SampleTotals(times.columns(), totals),
+        lengths_ns=np.concatenate(lengths) if lengths else None,
         is_decode=is_decode,
         stalls_ns=stalls,
         decoding_ns=decoding_ns,

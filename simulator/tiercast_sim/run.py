@@ -196,12 +196,13 @@ def _by_events(
         (step for replica in replicas for step in replica.steps), key=lambda step: (step.start_ns, step.replica)
     )
     samples = _samples(source, steps, has_cache=resolved.placement.cache_gib > 0)
+    compute, tokens_per_decode = costs[0].compute, 1 + resolved.scenario.speculative.draft_tokens
     return RunResult(
         samples,
         tuple(steps),
-        summary_of(samples, steps, len(costs[0].compute.layers_by_segment) - 1),
+        summary_of(samples, steps, len(compute.layers_by_segment) - 1, compute.cases, tokens_per_decode),
         memory,
-        costs[0].compute,
+        compute,
         costs[0].lookups,
         _shared(network.used_units, capacities, kinds),
         resolved.placement.path == "device",

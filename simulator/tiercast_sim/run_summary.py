@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tiercast_profiles.record import Samples
 from tiercast_profiles.stats import SampleStatistics
 from tiercast_sim.step import StepLog
+from tiercast_sim.time_spread import Cases, Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,10 @@ class RunSummary:
         return self.decoding_ns / self.elapsed_ns
 
 
-def summary_of(samples: Samples, steps: Sequence[StepLog], num_layers: int) -> RunSummary:
-    """The sums over steps that were kept, of all replicas."""
+def summary_of(
+    samples: Samples, steps: Sequence[StepLog], num_layers: int, cases: Cases, tokens_per_decode: int
+) -> RunSummary:
+    """The sums over steps that were kept, of all replicas; ``cases`` say how far their compute lies apart."""
     requests, columns = samples.requests, samples.steps
     stalls = [0] * num_layers
     busy: dict[int, tuple[int, int]] = {}
@@ -48,7 +53,7 @@ def summary_of(samples: Samples, steps: Sequence[StepLog], num_layers: int) -> R
         busy[step.replica] = (compute_ns + step.duration_ns - step.stall_ns, lookup_ns + step.lookup_ns)
     decoding = zip(columns.decode_sequences, columns.duration_ns, strict=True)
     return RunSummary(
-        statistics=SampleStatistics(samples),
+        statistics=SampleStatistics(samples, _lengths_ns(steps, cases, tokens_per_decode)),
         num_requests=len(requests.finish_ns),
         prompt_tokens=sum(requests.prompt_tokens),
         output_tokens=sum(requests.output_tokens),
@@ -60,6 +65,14 @@ def summary_of(samples: Samples, steps: Sequence[StepLog], num_layers: int) -> R
         busy_ns=dict(sorted(busy.items())),
         median_decode=median_decode_step(steps),
     )
+
+
+def _lengths_ns(steps: Sequence[StepLog], cases: Cases, tokens_per_decode: int) -> Column | None:
+    if not cases.are_known:
+        return None
+    num_tokens = np.array([step.prefill_tokens + step.decode_sequences * tokens_per_decode for step in steps])
+    else_ns = np.array([step.pre_ns + step.stall_ns for step in steps])
+    return cases.lengths_ns(num_tokens, np.array([step.duration_ns for step in steps]) - else_ns, else_ns)
 
 
 def median_decode_step(steps: Sequence[StepLog]) -> StepLog:

@@ -93,9 +93,10 @@ def summary_of_replicas(parts: Sequence[AddedUp]) -> RunSummary:
         rows_read=sum(one.rows_read for one in each),
         rows_hit=None,
     )
+    lengths = [part.lengths_ns for part in parts if part.lengths_ns is not None]
     busy = {replica: (int(one.duration_ns.sum()) - one.stall_ns, one.lookup_ns) for replica, one in enumerate(each)}
     return RunSummary(
-        statistics=SampleStatistics(SampleTotals(requests, totals)),
+        statistics=SampleStatistics(SampleTotals(requests, totals), np.concatenate(lengths) if lengths else None),
         num_requests=len(requests.finish_ns),
         prompt_tokens=int(requests.prompt_tokens.sum()),
         output_tokens=int(requests.output_tokens.sum()),

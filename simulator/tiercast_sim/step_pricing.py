@@ -134,6 +134,12 @@ class StepPricer:
         """Units of each shared resource that the lookups of a run take, by how often each token count comes."""
         return {} if self._lookups is None else self._lookups.used_units(self.num_layers)
 
+    def lengths_ns(self, table: StepTable) -> Column | None:
+        """How long these steps are in every case; None where steps never differ."""
+        else_ns = table.pre_ns + table.layers.stall_ns.sum(axis=0)
+        num_tokens = table.prefill_tokens + table.decode_sequences
+        return self._prices.compute.cases.lengths_ns(num_tokens, table.duration_ns - else_ns, else_ns)
+
     def count(self, table: StepTable) -> None:
         """Note that these steps are part of the run, for :meth:`used_units`."""
         if self._lookups is not None:

@@ -1,4 +1,4 @@
-"""Lookups and compute that take now longer and now less: how long a step stands still in the mean.
+"""Lookups and compute that take now longer and now less: how long steps are, and stand still in the mean.
 
 A stall is what a lookup takes beyond its window. Where the two are about as long, a lookup of the mean length may just
 fit into the mean window while every other one does not, so that the mean stall is more than that of the means.
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from tiercast_profiles.scenario import Prefetch
 from tiercast_sim.maxplus import step_columns
 from tiercast_sim.work import SPEED_ONE, StepWork
+
+Column = npt.NDArray[np.int64]
 
 ALWAYS_ALIKE: tuple[float, ...] = ()
 
@@ -33,7 +35,7 @@ class Cases:
 
         Straight lines over the logarithm of the size between those that were timed, held outside.
         """
-        if not len(self._columns):
+        if not self.are_known:
             return ALWAYS_ALIKE
         known = self._found.get(size)
         if known is None:
@@ -41,6 +43,31 @@ class Cases:
             ratios = np.array([np.interp(size_log, self._sizes_log, column) for column in self._columns])
             known = self._found[size] = tuple((ratios / ratios.mean()).tolist())
         return known
+
+    @property
+    def are_known(self) -> bool:
+        """True where any size was timed."""
+        return len(self._columns) > 0
+
+    def lengths_ns(self, num_tokens: Column, computing_ns: Column, else_ns: Column) -> Column | None:
+        """Steps as long as they are in every case, which percentiles are taken from; None where nothing is known.
+
+        Assumption A110: what a step computes has the cases of A109, one step's independent of the next one's; what it
+        does else, host work in front of its lookups and standing still, is as long as in the mean.
+
+        Args:
+            num_tokens: ``[num_steps] int64``, of each step.
+            computing_ns: ``[num_steps] int64``, what it computes.
+            else_ns: ``[num_steps] int64``, the rest of its length.
+
+        Returns:
+            ``[num_steps * num_cases] int64``.
+        """
+        if not self.are_known:
+            return None
+        sizes, places = np.unique(num_tokens, return_inverse=True)
+        ratios = np.array([self.at(size) for size in sizes.tolist()])[places]
+        return (np.rint(ratios * computing_ns[:, None]).astype(np.int64) + else_ns[:, None]).ravel()
 
 
 def mean_stalls_ns(work: StepWork, prefetch: Prefetch, speed_beside: int = SPEED_ONE) -> tuple[int, ...]:

@@ -1,10 +1,12 @@
 """Lookups and compute that lie apart: mean stalls by hand, and where the simulator takes them."""
 
+import numpy as np
 import pytest
 
 from tiercast_plan.estimate import Estimator
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import ComputeTable, StepSpread, TimeSpread
+from tiercast_profiles.stats import SampleStatistics, percentiles
 from tiercast_sim.run import run
 from tiercast_sim.tiers import LookupCosts
 from tiercast_sim.time_spread import Cases, mean_stalls_ns
@@ -141,6 +143,29 @@ def test_a_run_takes_the_cases_of_its_tables_steps(sim_scenario):
     assert computed[0] == computed[1], "what a step computes stays its mean"
     assert served((apart,), StepSpread(num_tokens=2, time_ratios=(1.0,) * 10)) == lookups_alone
     assert served((), steps) == served(()), "they count where lookups lie apart too"
+
+
+def test_percentiles_of_steps_are_those_of_their_cases(sim_scenario):
+    """By hand: each step in each case, what it computes times the ratio; the mean of all is that of the steps."""
+    ratios = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.8)
+    resolved = with_short_windows(placed(sim_scenario, ()), StepSpread(num_tokens=2, time_ratios=ratios))
+    for tier in ("nvme", "none"):
+        case = resolved.model_copy(update={"placement": resolved.placement.model_copy(update={"tier": tier})})
+        found = run(case, "nominal")
+        lengths_ns = []
+        for made in found.steps:
+            else_ns = made.pre_ns + made.stall_ns
+            lengths_ns += [round((made.duration_ns - else_ns) * ratio) + else_ns for ratio in ratios]
+        statistics = found.summary.statistics
+        assert statistics.step_ms == percentiles(lengths_ns)
+        assert statistics.step_ms.p90.value > percentiles(found.samples.steps.duration_ns).p90.value
+        assert statistics.ttft_ms == SampleStatistics(found.samples).ttft_ms, "requests take their steps' means"
+
+
+def test_steps_of_unknown_cases_stand_for_themselves():
+    columns = [np.array(values) for values in ([1, 2], [100, 200], [5, 7])]
+    assert Cases({}).lengths_ns(*columns) is None
+    assert Cases({2: (0.5, 1.5)}).lengths_ns(*columns).tolist() == [55, 155, 107, 307]
 
 
 def test_an_estimate_stands_still_for_the_mean_over_cases_too(sim_scenario):
