@@ -87,13 +87,32 @@ def other_runs(machine: str) -> str:
     for file in other_run.files(machine):
         found = other_run.load(file)
         scores = [found.score_of(metric, group) for group in ("all", AT_PACE) for metric in other_run.METRICS]
-        rows.append([file.stem, f"{found.pace:.2f}", *(" / ".join(suite_markdown.errors(score)) for score in scores)])
+        errors = [" / ".join(suite_markdown.errors(score)) for score in scores]
+        rows.append([file.stem, found.recorded[-5:], f"{found.pace:.2f}", *errors, found.lacks])
     if not rows:
         return ""
-    head = ("run", "reference steps around the runs, times the profile's", "throughput", "penalty")
-    columns = (*head, *(f"{name} {AT_PACE}" for name in head[2:]))
-    intro = "The same suite there at other times, each from its own probes (median / p90 / worst):"
+    head = ("run", "kept at (UTC)", "reference steps around the runs, times the profile's", "throughput", "penalty")
+    lacks = "what the next newer run has and this one has not"
+    columns = (*head, *(f"{name} {AT_PACE}" for name in head[3:]), lacks)
+    intro = "The same suite there at other times, each from its own probes (median / p90 / worst), the latest first:"
     return f"{intro}\n\n{suite_markdown.table(columns, rows)}"
+
+
+def other_runs_line(machine: str) -> str:
+    """The same in a line: the medians from the best to the worst."""
+    kept = [other_run.load(file) for file in other_run.files(machine)]
+    if not kept:
+        return ""
+    ends = []
+    for metric in other_run.METRICS:
+        scores = [found.score_of(metric, "all") for found in kept]
+        medians = [suite_markdown.errors(score)[0] for score in sorted(scores, key=lambda score: score.median_absolute)]
+        ends.append(" to ".join(dict.fromkeys((medians[0], medians[-1]))))
+    times = "one other time" if len(kept) == 1 else f"{len(kept)} other times"
+    return (
+        f"The same suite there at {times}, with the code of then: throughput {ends[0]} and penalty {ends[1]} in the "
+        "median ([each, and what it lacked](docs/validation.md))."
+    )
 
 
 def validation_places(record: Path) -> dict[str, str]:
@@ -110,7 +129,7 @@ def accuracy() -> str:
     for machine, folder in suites().items():
         result = load(folder / "suite.json")
         title = f"{machine} ({len(result.cases)} cases, {result.repeats} runs each, from its probes alone):"
-        parts += [f"{title}\n\n{suite_markdown.short_table(result)}", *filter(None, [other_runs(machine)])]
+        parts += [f"{title}\n\n{suite_markdown.short_table(result)}", *filter(None, [other_runs_line(machine)])]
     return "\n\n".join(parts) or NO_SUITE
 
 

@@ -1,14 +1,18 @@
 """Keep what a run of the suite gave at another time than the committed one, a line per case, beside it.
 
-``python docs/other_run.py FOLDER MACHINE NAME`` reads the ``suite.json`` that ``tiercast validate --suite --folder``
-left and writes ``validation/MACHINE/other-runs/NAME.json``, of which ``generate.py`` makes a row of the pages. The
-records of the runs, some megabytes, are not kept.
+``python docs/other_run.py FOLDER MACHINE NAME LACKS`` reads the ``suite.json`` that ``tiercast validate --suite
+--folder`` left and writes ``validation/MACHINE/other-runs/NAME.json``, of which ``generate.py`` makes a row of the
+pages. LACKS says what the next newer run has and this one has not. The records of the runs, some megabytes, are not
+kept.
 """
 
 import argparse
 import json
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
+
+from pydantic import Field
 
 from tiercast_cli.case_scores import AT_PACE
 from tiercast_cli.suite_result import Order, SuiteResult
@@ -27,9 +31,12 @@ class OtherRun(Strict):
 
     ``pace`` is the median over the cases of how long reference steps took around the runs beside the profile, and
     ``throughput_errors`` are predicted ÷ measured − 1 by case. ``orders`` are those in which the measurement decided a
-    pair; runs that were kept before they were have none.
+    pair; runs that were kept before they were have none. ``recorded`` is when it was kept, in UTC, of the oldest when
+    the next one was; ``lacks`` what the next newer run has and this one has not.
     """
 
+    recorded: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d$")
+    lacks: str
     hardware_name: str
     profile_sha256: str
     repeats: int
@@ -45,8 +52,9 @@ class OtherRun(Strict):
 
 
 def files(machine: str) -> list[Path]:
-    """What is kept of a machine."""
-    return sorted(ROOT.glob(f"validation/{machine}/other-runs/*.json"))
+    """What is kept of a machine, the latest first."""
+    kept = ROOT.glob(f"validation/{machine}/other-runs/*.json")
+    return sorted(kept, key=lambda file: load(file).recorded, reverse=True)
 
 
 def load(file: Path) -> OtherRun:
@@ -54,11 +62,13 @@ def load(file: Path) -> OtherRun:
     return store.parse(OtherRun, store.read_mapping(file), str(file))
 
 
-def shortened(result: SuiteResult) -> OtherRun:
+def shortened(result: SuiteResult, recorded: str, lacks: str) -> OtherRun:
     """What is kept of a result."""
     found = {case.name: case.metrics["output_tokens_per_s"] for case in result.cases}
     errors = {name: pair.predicted.value / pair.measured.value - 1 for name, pair in found.items()}
     return OtherRun(
+        recorded=recorded,
+        lacks=lacks,
         hardware_name=result.hardware_name,
         profile_sha256=result.profile_sha256,
         repeats=result.repeats,
@@ -79,6 +89,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the suite's run")
     parser.add_argument("machine", help="a folder of validation/")
     parser.add_argument("name", help="of the run, such as its day")
+    parser.add_argument("lacks", help="what the next newer run has and this one has not")
     options = parser.parse_args()
     source, target = options.folder / "suite.json", ROOT / "validation" / options.machine / "other-runs"
     try:
@@ -88,7 +99,8 @@ def main() -> None:
     if AT_PACE not in result.scores:
         sys.exit(f"{source}: no pace was timed around its runs, which is what such a row is for")
     target.mkdir(exist_ok=True)
-    text = json.dumps(shortened(result).model_dump(mode="json"), indent=1)
+    recorded = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    text = json.dumps(shortened(result, recorded, options.lacks).model_dump(mode="json"), indent=1)
     store.write_text(target / f"{options.name}.json", text + "\n")
 
 

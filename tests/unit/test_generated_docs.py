@@ -59,7 +59,7 @@ def test_a_run_at_another_time_is_kept_as_its_scores_and_errors(monkeypatch: pyt
     monkeypatch.syspath_prepend(ROOT / "docs")
     other_run = importlib.import_module("other_run")
     result = store.parse(SuiteResult, store.read_mapping(RECORD / "suite" / "suite.json"), "suite")
-    kept = other_run.shortened(result)
+    kept = other_run.shortened(result, "2026-12-01 07:28", "nothing")
     for group in ("all", "at pace"):
         for metric in other_run.METRICS:
             assert kept.score_of(metric, group) == result.score_of(metric, group)
@@ -69,7 +69,7 @@ def test_a_run_at_another_time_is_kept_as_its_scores_and_errors(monkeypatch: pyt
 
 
 def test_keeping_what_is_not_there_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "docs" / "other_run.py", tmp_path, "two-core-xeon", "today"]
+    command = [sys.executable, ROOT / "docs" / "other_run.py", tmp_path, "two-core-xeon", "today", "nothing"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.strip() == f"{tmp_path / 'suite.json'}: no such file"
