@@ -9,7 +9,7 @@ kept.
 import argparse
 import json
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import Field
@@ -99,7 +99,7 @@ def main() -> None:
     if AT_PACE not in result.scores:
         sys.exit(f"{source}: no pace was timed around its runs, which is what such a row is for")
     target.mkdir(exist_ok=True)
-    recorded = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    recorded = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     text = json.dumps(shortened(result, recorded, options.lacks).model_dump(mode="json"), indent=1)
     store.write_text(target / f"{options.name}.json", text + "\n")
 

@@ -36,8 +36,9 @@ STAGES: dict[str, Callable[[Context], list[Case]]] = {
     "environment": stage_environment.cases,
     "probe": stage_probe.probe_cases,
     "arms": stage_arms.arm_cases,
-    "disk": stage_arms.disk_cases,
     "lookups": stage_lookups.cases,
+    "probe-full": stage_probe.full_cases,
+    "disk": stage_arms.disk_cases,
     "sweep": stage_sweep.cases,
     "predict": stage_predict.cases,
     "publish": stage_publish.cases,
@@ -54,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_evidence", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="the same stages on the CPU with the tiny model")
     parser.add_argument("--out", type=Path, default=None, help="where everything is kept (out/gpu, out/rehearsal)")
-    parser.add_argument("--budget-s", type=float, default=500.0, help="seconds this call may take")
+    parser.add_argument("--budget-s", type=float, default=450.0, help="seconds this call may take")
     parser.add_argument("--table-gib", type=float, default=None, help="size of the table, instead of what fits")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"only these, in order: {', '.join(STAGES)}")
     parser.add_argument("--collect", type=Path, default=None, help="copy summary and packed records here at the end")
@@ -83,8 +84,7 @@ def run_stage(
     state = context.state
     try:
         for case in cases:
-            expected = case.seconds + (context.tables_seconds if case.needs_tables else 0.0)
-            if not state.is_pending(case.key) or clock() + expected > until:
+            if not state.is_pending(case.key) or not _fits(context, case, until, clock):
                 continue
             print(f"{case.key} …", flush=True)
             begin = clock()
@@ -106,6 +106,12 @@ def run_stage(
         context.close()
 
 
+def _fits(context: Context, case: Case, until: float, clock: Callable[[], float]) -> bool:
+    """Whether a case is expected to end in time in this process."""
+    expected = case.seconds + (context.tables_seconds if case.needs_tables else 0.0)
+    return clock() + expected <= until
+
+
 def _is_context_lost(message: str) -> bool:
     """Whether a CUDA error has made every later call of this process fail too."""
     lasting = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
@@ -121,10 +127,11 @@ def run(options: argparse.Namespace) -> int:
         before = None
         while until - time.monotonic() > LEAST_SECONDS:
             context = context_of(options)
-            pending = [case.key for case in STAGES[stage](context) if context.state.is_pending(case.key)]
-            if not pending or pending == before:
+            pending = [case for case in STAGES[stage](context) if context.state.is_pending(case.key)]
+            keys = [case.key for case in pending]
+            if keys == before or not any(_fits(context, case, until, time.monotonic) for case in pending):
                 break
-            before = pending
+            before = keys
             command = [sys.executable, "-m", "gpu_evidence", *sys.argv[1:], "--out", str(options.out)]
             command += ["--child", stage, "--until", str(until)]
             try:

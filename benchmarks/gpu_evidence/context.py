@@ -102,9 +102,13 @@ class Context:
         """The same backbone with a table that fits the drive."""
         if self.is_rehearsal:
             return load_model("tiny")
+        return paper_model("paper-4b-100b", self.disk_table_bytes)
+
+    @property
+    def disk_table_bytes(self) -> int:
+        """Size of the table on the drive, as an earlier call chose it."""
         known = self.state.numbers("environment/machine")
-        size = disk_table_bytes(self.room, self.table_bytes) if known is None else int(known["disk_table_bytes"])
-        return paper_model("paper-4b-100b", size)
+        return disk_table_bytes(self.room, self.table_bytes) if known is None else int(known["disk_table_bytes"])
 
     @property
     def profile_name(self) -> str | None:

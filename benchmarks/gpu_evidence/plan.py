@@ -18,7 +18,7 @@ HOST_RESERVE_BYTES = 14 * GIB  # process, staging, page cache, and what the syst
 HOST_TO_ASK_BYTES = 8 * GIB  # beside the table: of the reserve this much is asked for, the rest is what runs already
 DEVICE_RESERVE_BYTES = 20 * GIB  # weights of the 4B backbone, work buffers, context and a least KV cache
 DISK_RESERVE_BYTES = 6 * GIB
-LARGEST_DISK_TABLE_BYTES = 24 * GIB
+LARGEST_DISK_TABLE_BYTES = 8 * GIB  # written by one thread, and direct reads meet no cache of the host's
 
 
 @dataclass(frozen=True, slots=True)

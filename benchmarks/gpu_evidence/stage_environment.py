@@ -23,7 +23,7 @@ from tiercast_runtime.memory import available_host_bytes
 from tiercast_runtime.probes.host import read_host
 
 ROOT = Path(__file__).resolve().parents[2]
-TEST_SECONDS = 150
+TEST_SECONDS = 90
 SYSTEM_FILES = (
     "/sys/kernel/mm/transparent_hugepage/enabled",
     "/proc/meminfo",
@@ -38,7 +38,7 @@ def cases(context: Context) -> list[Case]:
     """The machine, then one case per file of GPU tests."""
     files = TEST_FILES[:1] if context.is_rehearsal else TEST_FILES
     return [
-        *(() if context.is_rehearsal else (Case("environment", "memory", 120, memory),)),
+        *(() if context.is_rehearsal else (Case("environment", "memory", 180, memory),)),
         Case("environment", "machine", 15, machine),
         *(Case("environment", name, TEST_SECONDS, gpu_tests(name)) for name in files),
     ]
@@ -103,7 +103,7 @@ def gpu_tests(name: str) -> Any:
             capture_output=True,
             text=True,
             check=False,
-            timeout=TEST_SECONDS * 2,
+            timeout=TEST_SECONDS * 3,
         )
         context.write(f"logs/{name}.txt", done.stdout[-20_000:] + done.stderr[-5_000:])
         last = (done.stdout.strip().splitlines() or ["no output"])[-1]

@@ -1,4 +1,4 @@
-"""Stage ``probe``: the hardware profile of this machine."""
+"""Stages ``probe`` and ``probe-full``: the hardware profile of this machine."""
 
 import dataclasses
 import datetime
@@ -30,10 +30,19 @@ GPU_GRID = LayerGrid(
 
 
 def probe_cases(context: Context) -> list[Case]:
-    """A quick profile, so that the arms can start early, then the full one; a rehearsal has one brief one."""
+    """A quick profile, so that the arms can start early; a rehearsal has a brief one."""
+    _forget_lost(context, "probe/profile-quick")
     if context.is_rehearsal:
         return [Case("probe", "profile-quick", 20, profile_case("profile-quick", rehearsal_plan(), ["tiny"]))]
     quick = dataclasses.replace(QUICK, grid=GPU_GRID, tokens=(1, 8, 64, 256, 512, 8192))
+    return [Case("probe", "profile-quick", 180, profile_case("profile-quick", quick, ["paper-4b-100b"]))]
+
+
+def full_cases(context: Context) -> list[Case]:
+    """The full profile, which takes most of a call and so comes behind the arms; a rehearsal has none."""
+    _forget_lost(context, "probe-full/profile-full")
+    if context.is_rehearsal:
+        return []
     tokens = (1, 4, 16, 64, 128, 256, 512, 8192)
     full = dataclasses.replace(
         FULL,
@@ -47,10 +56,14 @@ def probe_cases(context: Context) -> list[Case]:
         gather=Effort(seconds(4), num_warm_ups=1, min_rounds=9, max_rounds=60),
         interference=Effort(seconds(4), num_warm_ups=1, min_rounds=7, max_rounds=60),
     )
-    return [
-        Case("probe", "profile-quick", 180, profile_case("profile-quick", quick, ["paper-4b-100b"])),
-        Case("probe", "profile-full", 340, profile_case("profile-full", full, ["paper-4b-100b", "paper-8b-100b"])),
-    ]
+    models = ["paper-4b-100b", "paper-8b-100b"]
+    return [Case("probe-full", "profile-full", 400, profile_case("profile-full", full, models))]
+
+
+def _forget_lost(context: Context, key: str) -> None:
+    """A profile that another machine made and that did not come along is probed again: nothing runs without one."""
+    if context.state.numbers(key) is not None and not (context.out / f"{key.split('/')[1]}.yaml").exists():
+        del context.state.cases[key]
 
 
 def rehearsal_plan() -> ProbePlan:

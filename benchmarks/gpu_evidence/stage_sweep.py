@@ -32,6 +32,7 @@ from tiercast_runtime.table import HostTable
 BLOCK_BYTES = 16 * GIB  # of the sweeps beside that of the arms' table: past the reach of a GPU's address translation
 TABLE_EFFORT = Effort(seconds(60), num_warm_ups=0, min_rounds=5, max_rounds=9)
 EFFORT = Effort(seconds(25), num_warm_ups=0, min_rounds=5, max_rounds=9)
+LEAST_HUGE_RATIO = 0.5  # of a table that was to be in huge pages, to be called so
 BRIEF_PLAN = SweepPlan(
     payloads=((64,), (256,), (264,), (256, 8)),
     few_payloads=((64,), (264,)),
@@ -68,7 +69,10 @@ def sweep_table(context: Context) -> dict[str, Any]:
     tables = [table for table in context.host_tables() if isinstance(table, HostTable)]
     largest = max(tables, key=lambda table: table.parts[0].numel())
     block = largest.parts[0].reshape(-1)
-    found = _sweep(context, block, DeviceArm("uva", "thp"), RowSource("random"), is_long=True)
+    huge_ratio = None if largest.obtained is None else largest.obtained.huge_ratio
+    pages: Pages = "4k" if huge_ratio is not None and huge_ratio < LEAST_HUGE_RATIO else "thp"
+    arm = DeviceArm("uva", pages, huge_page_ratio=huge_ratio)
+    found = _sweep(context, block, arm, RowSource("random"), is_long=True)
     return keep(context, "table", [found])
 
 
@@ -89,7 +93,7 @@ def host_case(pages: Pages, orders: tuple[RowOrder, ...], *, is_remote: bool = F
                 except (MissingCapability, BadInput) as error:
                     lacking.append(f"{order}: {error}")
                     continue
-                arm = DeviceArm("uva", pages, place, is_full=False)
+                arm = DeviceArm("uva", pages, place, is_full=False, huge_page_ratio=block.huge_page_ratio())
                 found.append(_sweep(context, content, arm, source, is_long=False))
             with _by(context) as by:
                 trip = device_round_trip_ns(block.array, context.device, by.timed, _chase(context))

@@ -11,7 +11,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the runtime extra is not installed")
 
-from gpu_evidence import plan, stage_arms, stage_predict, stage_publish, summary  # noqa: E402
+from gpu_evidence import (  # noqa: E402
+    plan,
+    stage_arms,
+    stage_lookups,
+    stage_predict,
+    stage_probe,
+    stage_publish,
+    summary,
+)
 from gpu_evidence.__main__ import STAGES, _run_child, main, parse, run_stage  # noqa: E402
 from gpu_evidence.context import ASSUMED_FILL_BYTES_PER_S, LEAST_USE_SECONDS, Context, _copied  # noqa: E402
 from gpu_evidence.plan import Case, Room  # noqa: E402
@@ -38,7 +46,7 @@ def test_the_paper_s_table_fits_an_h200_and_is_cut_where_the_host_is_smaller():
     assert plan.host_table_bytes(Room(40 * GIB, 139 * GIB, 60 * GIB)) == 26 * GIB
     assert plan.host_table_bytes(Room(4 * GIB, 16 * GIB, 60 * GIB)) == 64 * MIB
     assert plan.host_table_bytes(H200, 93 * GIB) == 93 * GIB
-    assert plan.disk_table_bytes(H200, full) == 24 * GIB
+    assert plan.disk_table_bytes(H200, full) == 8 * GIB
     assert plan.disk_table_bytes(Room(1, 1, 10 * GIB), full) == 4 * GIB
 
 
@@ -161,6 +169,41 @@ def test_what_another_profile_predicted_is_predicted_anew(context):
     context.state.end("predict/arms/decode-8/uva", "done", 1.0, "", {"profile": "profile-full"})
     pending = [case.key for case in stage_predict.cases(context) if context.state.is_pending(case.key)]
     assert pending == ["predict/arms/decode-64/uva"]
+
+
+def test_a_profile_that_did_not_come_along_is_probed_again(tmp_path):
+    """Only the state came to a fresh machine: arms would wait for a profile for ever, and nothing would say so."""
+    context = Context(tmp_path, False, None, State(tmp_path / "state.json"))
+    for case in (*stage_probe.probe_cases(context), *stage_probe.full_cases(context)):
+        context.state.begin(case.key)
+        context.state.end(case.key, "done", 1.0, "", {})
+        assert context.state.is_pending(case.key) is False
+    context.write("profile-full.yaml", "name: x")
+    (quick,), (full,) = stage_probe.probe_cases(context), stage_probe.full_cases(context)
+    assert context.state.is_pending(quick.key)
+    assert not context.state.is_pending(full.key)
+
+
+def test_the_floor_of_a_step_waits_for_its_arm(context):
+    assert stage_lookups.cases(context) == []
+    context.state.begin("arms/tiny-2/no_engram")
+    context.state.end("arms/tiny-2/no_engram", "done", 1.0, "", {"step_ms": 1.0})
+    assert [case.key for case in stage_lookups.cases(context)] == ["lookups/decode-floor"]
+
+
+def test_a_table_file_of_another_machine_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(Context, "room", H200)
+    context = Context(tmp_path, False, None, State(tmp_path / "state.json"))
+    context.write("profile-quick.yaml", to_yaml(load_hardware("h200-sxm")))
+    for is_there in (True, False):
+        context.state.begin("disk/table-file")
+        context.state.end("disk/table-file", "done", 1.0, "", {})
+        for file in context.tables_folder.glob("*"):
+            file.unlink()
+        if is_there:
+            (context.tables_folder / "engram-x.safetensors").touch()
+        first = stage_arms.disk_cases(context)[0]
+        assert (first.key, context.state.is_pending(first.key)) == ("disk/table-file", not is_there)
 
 
 def test_arithmetic_needs_no_gpu(tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from tiercast_runtime.probes.timing import Spread
 from tiercast_runtime.read_through import read_through
 from tiercast_runtime.table import FileTable
 
+MOST_ROWS = 16_384  # of one lookup: far behind the queue's depth its time grows in a straight line
 NUM_MOMENTS = 3  # once the files are made, between layers and lookups beside them, and at the end
 
 
@@ -57,7 +58,7 @@ class Drive:
         rounds = -(-plan.disk.min_rounds // NUM_MOMENTS)
         effort = replace(plan.disk.shared(NUM_MOMENTS), min_rounds=rounds)
         for file in self.files.values():
-            largest = file.engram.num_rows_per_token * plan.tokens[-1]
+            largest = min(file.engram.num_rows_per_token * plan.tokens[-1], MOST_ROWS)
             counts = [count for count in sorted({*storage.DISK_ROWS, largest}) if count <= file.num_rows]
             spreads, self.granularity_bytes, facts = storage.measure_disk_lookups(file, counts, effort, moment=moment)
             for spread in spreads:

@@ -13,6 +13,7 @@ from tiercast_runtime.probes.hold import LEAST_HOLD_NS, MOST_HOLD_NS, hold
 from tiercast_runtime.probes.timing import Clock, Stopwatch
 
 HOLD_MARGIN = 1.5
+FIRST_HOLD_NS = 30_000_000  # of a kind of walk that nobody has timed yet: longer than any host takes to issue one
 LEAST_LAP_NS = 1.0  # what an event takes varies: less of a part than of an empty lap is not nothing
 
 
@@ -24,7 +25,7 @@ class Holds:
 
     def of(self, kind: Hashable) -> int:
         """Time to hold, ns."""
-        return self._hold_ns.get(kind, LEAST_HOLD_NS)
+        return self._hold_ns.get(kind, FIRST_HOLD_NS)
 
     def learn(self, kind: Hashable, issued_ns: int) -> None:
         """The host took so long to issue a walk of this kind."""

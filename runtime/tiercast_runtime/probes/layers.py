@@ -515,7 +515,7 @@ def _settled_case(
     """
 
     def case() -> list[tuple[LayerKey, float]]:
-        found: list[tuple[LayerKey, float]] = [*_in_a_row(bench, typical, mixed)]
+        found: list[tuple[LayerKey, float]] = [*in_a_row(bench, typical, mixed)]
         for step in steps:
             bench.walk(step)
             walked = _walked(bench, step)
@@ -530,8 +530,8 @@ def _settled_case(
     return case
 
 
-def _in_a_row(bench: StepBench, step: BenchStep, mixed: BenchStep | None) -> list[tuple[SettlingKey, float]]:
-    """Compute of the steps in which a batch settles behind ``mixed``; nothing is kept of them where there is none."""
+def in_a_row(bench: StepBench, step: BenchStep, mixed: BenchStep | None) -> list[tuple[SettlingKey, float]]:
+    """Compute in ns of the steps in which a batch settles behind ``mixed``; nothing is kept where there is none."""
     if mixed is None:
         # A GPU's cache holds no model: one step like it will do.
         for _ in range(1 if bench.device.type == "cuda" else settling_steps(step)):

@@ -355,17 +355,22 @@ class _Survey:
         if not is_gpu:
             self._attempt(found, "lookup.dram.uva", lambda: require_uva(self._device))
             return
-        free = min(int(torch.cuda.mem_get_info(self._device)[0]), available_host_bytes()) // 4
-        sizes = tuple(size for size in self._plan.gpu_footprints_bytes if size <= free) or (base,)
-        plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
         link = found.device_copies.rates["host_to_device"].value if found.device_copies is not None else _memory(found)
-        on_device: tuple[tuple[LookupPath, Tier, float], ...] = (
-            ("device", "hbm", found.memory_gb_per_s),
-            ("uva", "dram", link),
+        free = int(torch.cuda.mem_get_info(self._device)[0])
+        on_device: tuple[tuple[LookupPath, Tier, float, int], ...] = (
+            ("device", "hbm", found.memory_gb_per_s, free),
+            ("uva", "dram", link, available_host_bytes()),
         )
-        for path, tier, fastest in on_device:
+        for path, tier, fastest, room in on_device:
+            sizes = tuple(size for size in self._plan.gpu_footprints_bytes if size <= room // 4) or (base,)
+            plans = gather.gather_plans(engrams, self._plan.row_bytes, self._plan.tokens, sizes)
 
-            def stage(path: LookupPath = path, tier: Tier = tier, fastest: float = fastest) -> None:
+            def stage(
+                path: LookupPath = path,
+                tier: Tier = tier,
+                fastest: float = fastest,
+                plans: Sequence[gather.GatherPlan] = plans,
+            ) -> None:
                 measured: list[Spread[gather.GatherKey]] = []
                 for plan in plans:
                     measured += gather.measure_device_gather(plan, path, self._device, self._plan.gather)

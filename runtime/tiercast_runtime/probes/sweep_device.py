@@ -41,12 +41,16 @@ NUM_HOPS, NUM_CHASES = 2000, 7
 
 @dataclass(frozen=True, slots=True)
 class DeviceArm:
-    """One way to gather: whose memory, in which pages, at which node; with all payloads or the few."""
+    """One way to gather: whose memory, in which pages, at which node; with all payloads or the few.
+
+    ``huge_page_ratio`` is the share of the memory that really is in huge pages; None where the kernel does not say.
+    """
 
     path: Literal["device", "uva"]
     pages: PageKind
     place: MemoryPlace = "local"
     is_full: bool = True
+    huge_page_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def sweep_device(
         pages=arm.pages,
         order=source.order,
         place=arm.place,
+        huge_page_ratio=arm.huge_page_ratio,
         unique_row_ratio=unique[spots[-1]],
         points=(as_point(spots[0], times[spots[0]], is_out=False),),
     )
