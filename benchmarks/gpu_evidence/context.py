@@ -12,10 +12,11 @@ import torch
 
 from gpu_evidence.plan import Room, disk_table_bytes, host_table_bytes, paper_model
 from gpu_evidence.state import State
+from tiercast_profiles.anchors import matching_preset
 from tiercast_profiles.errors import MissingCapability
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.model import ModelSpec
-from tiercast_profiles.store import load_hardware, load_model, write_text
+from tiercast_profiles.store import load_hardware, load_model, shipped_names, write_text
 from tiercast_runtime.device import pick_device
 from tiercast_runtime.memory import PIN_CHUNK_BYTES, available_host_bytes
 from tiercast_runtime.table import HostTable, MemoryTable
@@ -176,6 +177,16 @@ class Context:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         return path
+
+
+def preset_of(profile: HardwareProfile) -> HardwareProfile:
+    """The datasheet of a measured machine.
+
+    Raises:
+        BadInput: none or several shipped presets are of its device.
+    """
+    presets = [load_hardware(name) for name in shipped_names("hardware")]
+    return matching_preset(profile, [preset for preset in presets if preset.calibration == "datasheet"])
 
 
 def environment_of(root: Path) -> dict[str, str]:

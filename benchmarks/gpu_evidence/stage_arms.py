@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_evidence.context import Context
+from gpu_evidence.context import Context, preset_of
 from gpu_evidence.plan import Case
 from gpu_evidence.stage_sweep import table_case
+from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.scenario import Engine, Placement, ResolvedScenario, Scenario, combine
 from tiercast_profiles.store import load_prices
 from tiercast_profiles.timeline import chrome_trace
@@ -163,9 +164,18 @@ def rehearsal_work() -> Work:
 
 
 def resolve(
-    context: Context, arm: Arm, work: Work, *, is_disk: bool, max_num_seqs: int | None = None
+    context: Context,
+    arm: Arm,
+    work: Work,
+    *,
+    is_disk: bool,
+    max_num_seqs: int | None = None,
+    hardware: HardwareProfile | None = None,
 ) -> ResolvedScenario:
-    """The scenario of one case on the profile measured here; ``max_num_seqs`` where the work would run more at once."""
+    """The scenario of one case on the profile measured here, or on ``hardware``.
+
+    ``max_num_seqs`` where the work would run more at once.
+    """
     engine = Engine()
     if max_num_seqs is not None and max_num_seqs < work.workload["concurrency"]:
         engine = engine.model_copy(update={"max_num_seqs": max_num_seqs})
@@ -178,7 +188,20 @@ def resolve(
         workload=Workload.model_validate(work.workload),
         engine=engine,
     )
-    return combine(scenario, context.profile(), model, load_prices("default"))
+    return combine(scenario, hardware or context.profile(), model, load_prices("default"))
+
+
+def with_every_curve(profile: HardwareProfile) -> HardwareProfile:
+    """The profile with the curves it lacks out of the datasheet's: what is measured is not to wait for a prediction.
+
+    A probe whose link made an error, or whose clocks were held down, leaves no curve; the arm is measured all the same,
+    and its prediction says that the curve is lacking.
+    """
+    if profile.device.kind == "cpu":
+        return profile
+    known = {(curve.tier, curve.path) for curve in profile.lookups}
+    lacking = tuple(curve for curve in preset_of(profile).lookups if (curve.tier, curve.path) not in known)
+    return profile.model_copy(update={"lookups": (*profile.lookups, *lacking)}) if lacking else profile
 
 
 def _tables(context: Context, arm: Arm, *, is_disk: bool) -> list[Table] | None:
@@ -199,7 +222,7 @@ def _case(stage: str, arm: Arm, work: Work, *, is_disk: bool = False) -> Case:
 
 def _run(arm: Arm, work: Work, *, is_disk: bool) -> Callable[[Context], dict[str, Any]]:
     def run(context: Context) -> dict[str, Any]:
-        resolved = resolve(context, arm, work, is_disk=is_disk)
+        resolved = resolve(context, arm, work, is_disk=is_disk, hardware=with_every_curve(context.profile()))
         tables = _tables(context, arm, is_disk=is_disk)
         try:
             record = bench(resolved, repeats=work.repeats, folder=context.tables_folder, tables=tables)
@@ -267,7 +290,8 @@ def check_rows(context: Context) -> dict[str, Any]:
         assert np.array_equal(rows, expected), f"rows of table {index} in host memory are not what was written"
         checked[f"table_{index}_rows"] = len(ids)
         if context.device.type == "cuda":
-            path = open_path(resolve(context, UVA, WORKS[TRACED], is_disk=False), tables, context.device)
+            resolved = resolve(context, UVA, WORKS[TRACED], is_disk=False, hardware=with_every_curve(context.profile()))
+            path = open_path(resolved, tables, context.device)
             staged = path.fetch(index, torch.from_numpy(ids)[None].to(context.device))
             torch.cuda.synchronize()
             path.check()

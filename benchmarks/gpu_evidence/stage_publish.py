@@ -3,15 +3,14 @@
 import json
 from typing import Any
 
-from gpu_evidence.context import Context
+from gpu_evidence.context import Context, preset_of
 from gpu_evidence.plan import Case
 from gpu_evidence.stage_sweep import kept_sweeps
 from tiercast_plan.ledger_predictions import predict
-from tiercast_profiles.anchors import matching_preset
 from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.published import SimulatedRatio
-from tiercast_profiles.store import load_hardware, load_published, shipped_names, to_yaml
+from tiercast_profiles.store import load_hardware, load_published, to_yaml
 from tiercast_profiles.transfer import transfer
 
 PAPER_CASE, PAPER_MACHINE = "case-01-paper-table-4", "h800-sxm"
@@ -76,9 +75,8 @@ def table_4(context: Context) -> dict[str, Any]:
 
 
 def _preset(profile: HardwareProfile) -> HardwareProfile:
-    presets = [load_hardware(name) for name in shipped_names("hardware")]
     try:
-        return matching_preset(profile, [preset for preset in presets if preset.calibration == "datasheet"])
+        return preset_of(profile)
     except BadInput:
         if profile.name == REHEARSED:
             return load_hardware(REHEARSED)

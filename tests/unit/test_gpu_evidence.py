@@ -24,6 +24,7 @@ from gpu_evidence.__main__ import STAGES, _run_child, main, parse, run_stage  # 
 from gpu_evidence.context import ASSUMED_FILL_BYTES_PER_S, LEAST_USE_SECONDS, Context, _copied  # noqa: E402
 from gpu_evidence.plan import Case, Room  # noqa: E402
 from gpu_evidence.state import State  # noqa: E402
+from tiercast_profiles.errors import MissingCapability  # noqa: E402
 from tiercast_profiles.gather import GatherSweep  # noqa: E402
 from tiercast_profiles.head_sizes import table_rows  # noqa: E402
 from tiercast_profiles.store import load_hardware, to_yaml  # noqa: E402
@@ -153,6 +154,20 @@ def test_a_prediction_has_the_slots_of_the_engine_only_where_those_are_fewer(con
         stage_arms.resolve(context, stage_arms.UVA, work, is_disk=False, max_num_seqs=slots) for slots in (512, 67)
     )
     assert (free.scenario.engine.max_num_seqs, cut.scenario.engine.max_num_seqs) == (512, 67)
+
+
+def test_an_arm_whose_curve_no_probe_left_is_measured_all_the_same(context):
+    known = load_hardware("h200-sxm")
+    kept = tuple(curve for curve in known.lookups if curve.path != "uva")
+    profile = known.model_copy(update={"lookups": kept})
+    context.write("profile-quick.yaml", to_yaml(profile))
+    work = stage_arms.WORKS["decode-64"]
+    with pytest.raises(MissingCapability, match="no curve"):
+        stage_arms.resolve(context, stage_arms.UVA, work, is_disk=False)
+    filled = stage_arms.with_every_curve(profile)
+    assert filled.lookups[: len(kept)] == kept
+    assert stage_arms.resolve(context, stage_arms.UVA, work, is_disk=False, hardware=filled).placement.path == "uva"
+    assert stage_arms.with_every_curve(known) is known
 
 
 def test_what_another_profile_predicted_is_predicted_anew(context):
