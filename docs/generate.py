@@ -26,7 +26,7 @@ from tiercast_profiles import store
 from tiercast_profiles.scores import Score
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "validation" / "two-core-epyc"  # the demo of the present code
+RECORD = ROOT / "validation" / "two-core-epyc-avx2"  # the demo of the present code
 BENCHMARK_RECORDS = ROOT / "benchmarks" / "records"
 GPU_RECORD = ROOT / "validation" / "h200-sxm"
 PAGE_WIDTH = 110

@@ -15,6 +15,7 @@ import torch
 from gpu_evidence.context import Context, preset_of
 from gpu_evidence.plan import Case
 from gpu_evidence.stage_sweep import table_case
+from tiercast_profiles.errors import BadInput
 from tiercast_profiles.hardware import HardwareProfile
 from tiercast_profiles.scenario import Engine, Placement, ResolvedScenario, Scenario, combine
 from tiercast_profiles.store import load_prices
@@ -197,10 +198,12 @@ def with_every_curve(profile: HardwareProfile) -> HardwareProfile:
     A probe whose link made an error, or whose clocks were held down, leaves no curve; the arm is measured all the same,
     and its prediction says that the curve is lacking.
     """
-    if profile.device.kind == "cpu":
+    try:
+        preset = preset_of(profile)
+    except BadInput:  # of a CPU, or a GPU that no preset is of
         return profile
     known = {(curve.tier, curve.path) for curve in profile.lookups}
-    lacking = tuple(curve for curve in preset_of(profile).lookups if (curve.tier, curve.path) not in known)
+    lacking = tuple(curve for curve in preset.lookups if (curve.tier, curve.path) not in known)
     return profile.model_copy(update={"lookups": (*profile.lookups, *lacking)}) if lacking else profile
 
 

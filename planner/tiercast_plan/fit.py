@@ -107,7 +107,11 @@ def fit_lower_bound(
     """From headers alone: weights split evenly over ranks, tables, the reserve; nothing for KV or activations."""
     rows = []
     for hardware in machines:
-        capacity = gb_to_bytes(hardware.device.memory_capacity_gb.value)
+        device = hardware.device
+        most_gb, least_reserve_gb = device.memory_capacity_gb.high, device.memory_reserve_gb.low
+        # the ends at which most fits: what does not fit then does not fit
+        capacity = gb_to_bytes(device.memory_capacity_gb.value if most_gb is None else most_gb)
+        reserve = gb_to_bytes(device.memory_reserve_gb.value if least_reserve_gb is None else least_reserve_gb)
         usable = int(capacity * memory_utilization_ratio)
         for tensor in tensor_sizes(hardware):
             for tier, replication in _placements(tiers, replications):
@@ -119,7 +123,7 @@ def fit_lower_bound(
                     continue
                 hbm = {
                     "weights": -(-sizes.weight_bytes // tensor),
-                    "reserve": gb_to_bytes(hardware.device.memory_reserve_gb.value),
+                    "reserve": reserve,
                     "tables": -(-sizes.table_bytes // tensor) if tier == "hbm" else 0,
                 }
                 copies = {

@@ -3,7 +3,7 @@
 Both vary one thing at a time over the contenders, the families that the closed forms rank first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
@@ -362,6 +362,34 @@ def _of_device(name: str) -> tuple[Read, Write]:
     return read, write
 
 
+def _of_overhead(name: str) -> tuple[Read, Write]:
+    """An overhead of the graph mode that is asked for."""
+
+    def read(resolved: ResolvedScenario) -> Quantity | None:
+        found: Mapping[str, Quantity] = getattr(resolved.hardware.device, name)
+        return found.get(resolved.placement.graph_mode)
+
+    def write(resolved: ResolvedScenario, quantity: Quantity) -> ResolvedScenario:
+        device = resolved.hardware.device
+        table = {**getattr(device, name), resolved.placement.graph_mode: quantity}
+        hardware = resolved.hardware.model_copy(update={"device": device.model_copy(update={name: table})})
+        return resolved.model_copy(update={"hardware": hardware})
+
+    return read, write
+
+
+def _read_collective(resolved: ResolvedScenario) -> Quantity | None:
+    collective = resolved.hardware.device.collective
+    return None if collective is None or resolved.scenario.parallel.tensor == 1 else collective.latency_us
+
+
+def _write_collective(resolved: ResolvedScenario, quantity: Quantity) -> ResolvedScenario:
+    device = resolved.hardware.device
+    assert device.collective is not None, "what was read is there"
+    changed = device.model_copy(update={"collective": device.collective.model_copy(update={"latency_us": quantity})})
+    return resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"device": changed})})
+
+
 def _of_curve(name: str) -> tuple[Read, Write]:
     def read(resolved: ResolvedScenario) -> Quantity | None:
         placement = resolved.placement
@@ -394,6 +422,9 @@ _BANDED: tuple[tuple[str, Read, Write], ...] = (
     ("matmul efficiency", *_of_device("matmul_efficiency_ratio")),
     ("memory efficiency", *_of_device("memory_efficiency_ratio")),
     ("device memory bandwidth, GB/s", *_of_device("memory_bandwidth_gb_per_s")),
+    ("overhead of a step, us", *_of_overhead("step_overhead_us")),
+    ("overhead of a layer, us", *_of_overhead("layer_overhead_us")),
+    ("latency of a collective, us", _read_collective, _write_collective),
     ("lookup bandwidth of the path, GB/s", *_of_curve("bandwidth_gb_per_s")),
     ("lookup time per row, ns", *_of_curve("row_ns")),
     ("fixed time of a lookup, us", *_of_curve("fixed_us")),

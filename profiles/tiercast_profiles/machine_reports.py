@@ -9,6 +9,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -101,7 +102,9 @@ def _nvbandwidth(body: Any, label: str) -> Iterable[Stated]:  # Any: what the to
 def _fio(data: dict[str, Any], label: str) -> Iterable[Stated]:  # Any: what the tool wrote
     """Random reads past the page cache: the rate of the deepest queue, the median time of a single read."""
     common = data.get("global options", {})
-    best_rate, best_reads, single_us, block = 0.0, 0.0, None, None
+    rates: dict[str, float] = defaultdict(float)
+    reads: dict[str, float] = defaultdict(float)
+    single_us, block = None, None
     for job in data.get("jobs", []):
         options = {**common, **job.get("job options", {})}
         name = f"{label}: fio job {job.get('jobname', '?')!r}"
@@ -110,14 +113,17 @@ def _fio(data: dict[str, Any], label: str) -> Iterable[Stated]:  # Any: what the
         if str(options.get("direct", "0")) != "1":
             raise BadInput(f"{name}: read through the page cache, so memory was measured; run it with direct=1")
         read = job.get("read", {})
-        best_rate = max(best_rate, _number(read.get("bw_bytes"), f"{name}: bw_bytes"))
+        # without group_reporting every process of a job has an entry; those of one group ran at once
+        together = f"{job.get('groupid')} {job.get('jobname')}"
+        rates[together] += _number(read.get("bw_bytes"), f"{name}: bw_bytes")
         if options["rw"] != "randread":
             continue
-        best_reads = max(best_reads, _number(read.get("iops"), f"{name}: iops"))
+        reads[together] += _number(read.get("iops"), f"{name}: iops")
         block = min(block or 1 << 62, _size(options.get("bs", "4k"), name))
         if int(options.get("iodepth", 1)) * int(options.get("numjobs", 1)) == 1:
             middle = read.get("clat_ns", {}).get("percentile", {}).get("50.000000")
             single_us = _number(middle, f"{name}: clat_ns.percentile.50") / NS_PER_US
+    best_rate, best_reads = max(rates.values(), default=0.0), max(reads.values(), default=0.0)
     if best_rate:
         yield Stated("nvme.read_bandwidth_gb_per_s", bytes_to_gb(best_rate), "fio bw_bytes, fastest job")
     if best_reads and block is not None:

@@ -14,7 +14,7 @@ from tiercast_profiles import store
 from tiercast_sim.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "validation" / "two-core-epyc"
+RECORD = ROOT / "validation" / "two-core-epyc-avx2"
 
 
 def test_the_generated_places_are_fresh() -> None:

@@ -152,6 +152,18 @@ def test_a_profile_of_five_tools_says_of_each_number_where_it_is_from(tmp_path):
     assert set(profile.sources) == set(profile.evidence.values())
 
 
+def test_processes_of_one_fio_job_read_at_once_and_jobs_one_after_another(tmp_path):
+    """Without group_reporting every process has an entry of its own."""
+    entry = {"jobname": "deep", "groupid": 0, "job options": {"rw": "randread", "iodepth": "64", "numjobs": "4"}}
+    jobs = [entry | {"read": {"bw_bytes": 10**9, "iops": 200_000}}] * 4
+    jobs.append(entry | {"groupid": 1, "read": {"bw_bytes": 3 * 10**9, "iops": 700_000}})
+    report = json.dumps({**FIO, "jobs": jobs})
+    paths = put(tmp_path, "fio.json", fio=report)
+    profile = build_profile(read_reports(paths, DAY), load_hardware("h100-sxm"), "my-box")
+    assert profile.nvme.max_reads_per_s.value == 800_000
+    assert profile.nvme.read_bandwidth_gb_per_s.value == 4.0
+
+
 def test_mlc_gives_memory_and_the_other_socket(tmp_path):
     host = build(tmp_path, "mlc.txt").host
     assert host.memory_bandwidth_gb_per_s.value == 498.112

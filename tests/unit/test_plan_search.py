@@ -122,6 +122,14 @@ def test_the_tornado_is_sorted_and_utilisation_halves_the_cost(found):
     assert float(use.usd_per_mtok_at_low / use.usd_per_mtok_at_high) == pytest.approx(0.7 / 0.3)
 
 
+def test_the_tornado_holds_the_overheads_of_the_graph_mode_and_collectives(found):
+    names = {row.name for row in tornado(QUESTION, found.families)}
+    assert {"overhead of a step, us", "overhead of a layer, us"} <= names
+    many = replace(QUESTION, hardware=(store.load_hardware("h200-sxm"),))
+    ranks = [family for family in search(many).families if family.resolved.scenario.parallel.tensor > 1]
+    assert "latency of a collective, us" in {row.name for row in tornado(many, ranks)}
+
+
 def test_no_machine_is_no_question():
     with pytest.raises(BadInput, match="no hardware"):
         search(replace(QUESTION, hardware=()))

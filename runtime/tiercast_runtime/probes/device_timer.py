@@ -9,7 +9,8 @@ from tiercast_runtime.probes.timing import cuda_event
 
 Timed = Callable[[Callable[[], object]], float]
 FILL_BYTES = GIB  # many times the cache
-MOST_PASSES = 64  # over the buffer: some 30 ms, behind which no host is late with a lookup
+MOST_RETRIES = 6
+MOST_PASSES = 1 << MOST_RETRIES  # over the buffer: some 30 ms, behind which no host is late with a lookup
 
 
 class DeviceTimer:

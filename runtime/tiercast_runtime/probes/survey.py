@@ -569,7 +569,9 @@ class _Survey:
                     elif name == "cpu_gather":
                         path = CpuGatherPath([bench.table] * num_tables, device)
                     else:
-                        pinned = HostTable(engram, 0, "packed", is_pinned=True, num_rows=bench.table.num_rows)
+                        # larger than a server's last cache: from there rows would come as no large table's do
+                        num_rows = self._plan.gpu_footprints_bytes[0] // engram.row_bytes
+                        pinned = HostTable(engram, 0, "packed", is_pinned=True, num_rows=num_rows)
                         stack.callback(pinned.close)
                         table, path = pinned, UvaPath([pinned] * num_tables, device)
                     stack.callback(path.close)

@@ -18,7 +18,7 @@ from tiercast_profiles.gather import GatherSweep, MemoryPlace, PageKind
 from tiercast_profiles.units import GIB, MIB
 from tiercast_runtime.paths.uva import require_uva, rows_per_program
 from tiercast_runtime.probes.block_content import WrongRows
-from tiercast_runtime.probes.device_timer import DeviceTimer, Timed
+from tiercast_runtime.probes.device_timer import MOST_RETRIES, DeviceTimer, Timed
 from tiercast_runtime.probes.round_trip import lay_ring
 from tiercast_runtime.probes.sweep_grid import Spot, SweepPlan, as_point
 from tiercast_runtime.probes.sweep_host import assemble_sweep, measure_spots, parts_of
@@ -136,7 +136,8 @@ def device_round_trip_ns(block: Bytes, device: torch.device, timed: Timed, chase
         chase: ``launch_chase`` of ``chase_kernel``.
     """
     usable = len(block) // 8 * 8
-    first = lay_ring(block[:usable].view(np.int64), NUM_HOPS * (NUM_CHASES + 1))
+    # never the same place twice, also where the host was late
+    first = lay_ring(block[:usable].view(np.int64), NUM_HOPS * (NUM_CHASES + 1 + MOST_RETRIES))
     place = torch.full((1,), first, dtype=torch.int64, device=device)
     words = torch.from_numpy(block[:usable].view(np.int64))  # pinned: the GPU reads it where it lies
     samples = sorted(timed(lambda: chase(words, place, NUM_HOPS)) / NUM_HOPS for _ in range(NUM_CHASES + 1))
