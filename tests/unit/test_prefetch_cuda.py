@@ -185,6 +185,8 @@ def test_lookups_made_ahead_follow_those_of_the_step_on_the_same_side_stream(gpu
         assert [(t.layer_index, t.is_early) for t in timings if t.is_early] == ([(0, True), (1, True)] if step else [])
         for timing in timings:
             assert timing.issued_ns <= timing.started_ns < timing.ready_ns
+    for layer in (0, 1):  # the last ones made ahead may still be on a worker's list
+        lane.early_rows_for(layer)
     fetches = [entry for entry in gpu.log if entry[1] == "fetches"]
     assert [(stream, layer) for stream, _, layer, _ in fetches] == [("side", 0), ("side", 1)] * 4
     prefetcher.close()
