@@ -150,7 +150,7 @@ def disk_cases(context: Context) -> list[Case]:
     if context.profile_name is None:
         return []
     if not list(context.tables_folder.glob("*.safetensors")):
-        context.state.cases.pop("disk/table-file", None)  # done on a machine that is gone
+        context.state.forget("disk/table-file")  # done on a machine that is gone
     file = Case("disk", "table-file", context.disk_table_bytes / ASSUMED_FILE_BYTES_PER_S, make_files)
     # A chunk of 8,192 tokens reads 131,072 rows a layer, whatever the drive: last, and given time.
     prefill = replace(PREFILL, seconds=4 * PREFILL.seconds)

@@ -16,7 +16,7 @@ def cases(context: Context) -> list[Case]:
     for key in [key for key in state.cases if key.startswith("predict/")]:
         numbers = state.numbers(key)
         if numbers is not None and numbers["profile"] != context.profile_name:
-            del state.cases[key]
+            state.forget(key)
     keys = [key for key in state.cases if key.startswith(("arms/", "disk/")) and key.count("/") == 2]
     return [Case("predict", key, 15, _predict(key)) for key in keys if state.numbers(key) is not None]
 

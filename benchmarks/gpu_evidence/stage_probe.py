@@ -63,7 +63,7 @@ def full_cases(context: Context) -> list[Case]:
 def _forget_lost(context: Context, key: str) -> None:
     """A profile that another machine made and that did not come along is probed again: nothing runs without one."""
     if context.state.numbers(key) is not None and not (context.out / f"{key.split('/')[1]}.yaml").exists():
-        del context.state.cases[key]
+        context.state.forget(key)
 
 
 def rehearsal_plan() -> ProbePlan:

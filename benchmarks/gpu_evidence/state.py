@@ -49,6 +49,10 @@ class State:
         self.cases = {key: entry for key, entry in self.cases.items() if entry["status"] == "done"}
         self._write()
 
+    def forget(self, key: str) -> None:
+        """Let a case run again, whatever it ended as."""
+        self.cases.pop(key, None)
+
     def numbers(self, key: str) -> dict[str, Any] | None:
         """What a case found, if it is done."""
         entry = self.cases.get(key)

@@ -102,8 +102,8 @@ def _nvbandwidth(body: Any, label: str) -> Iterable[Stated]:  # Any: what the to
 def _fio(data: dict[str, Any], label: str) -> Iterable[Stated]:  # Any: what the tool wrote
     """Random reads past the page cache: the rate of the deepest queue, the median time of a single read."""
     common = data.get("global options", {})
-    rates: dict[str, float] = defaultdict(float)
-    reads: dict[str, float] = defaultdict(float)
+    rates: dict[tuple[object, object], float] = defaultdict(float)  # by group and name
+    reads: dict[tuple[object, object], float] = defaultdict(float)
     single_us, block = None, None
     for job in data.get("jobs", []):
         options = {**common, **job.get("job options", {})}
@@ -114,7 +114,7 @@ def _fio(data: dict[str, Any], label: str) -> Iterable[Stated]:  # Any: what the
             raise BadInput(f"{name}: read through the page cache, so memory was measured; run it with direct=1")
         read = job.get("read", {})
         # without group_reporting every process of a job has an entry; those of one group ran at once
-        together = f"{job.get('groupid')} {job.get('jobname')}"
+        together = job.get("groupid"), job.get("jobname")
         rates[together] += _number(read.get("bw_bytes"), f"{name}: bw_bytes")
         if options["rw"] != "randread":
             continue

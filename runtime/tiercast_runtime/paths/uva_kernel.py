@@ -42,9 +42,8 @@ def _gather_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # a kernel's
         target = out + places.to(tl.int64)[:, None] * out_stride
         body = tl.arange(0, MAIN_WORDS)[None, :]
         words = tl.load(source + body, mask=is_valid[:, None])
-        if (
-            TAIL_WORDS > 0
-        ):  # read before the body is stored: no compiler moves a load past a store that may be its source
+        # The tail is read before the body is stored: no compiler moves a load past a store that may be its source.
+        if TAIL_WORDS > 0:
             tail = MAIN_WORDS + tl.arange(0, TAIL_WORDS)[None, :]
             is_tail = is_valid[:, None] & (tail < NUM_WORDS)
             tail_words = tl.load(source + tail, mask=is_tail)

@@ -18,8 +18,10 @@ NUM_SETTLING_STEPS = 10
 DECAY_RATIO = 0.67
 """Of what a step behind a chunk takes more, the part that the next one still does.
 
-Two machines with other caches gave 0.56 and 0.64 to 0.78 over many rows. A few rows do not say it: fitted to three of
-each batch it was anything, and the largest took whatever the machine slowed down by within a row for settling.
+Fitted, over the rounds of a suite, it was 0.68 to 0.78 on one machine, where batches take long to settle, and 0.36 and
+0.56 on another, where they hardly do (``settling`` of the profiles in validation/two-core-xeon/suite and
+validation/two-core-epyc/suite). A few rows do not say it: fitted to three of each batch it was anything, and the
+largest took whatever the machine slowed down by within a row for settling.
 """
 MAX_CHUNK_TOKENS = 257  # a larger chunk of a grid takes long and disturbs little more
 
